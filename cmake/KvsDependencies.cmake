@@ -1,0 +1,19 @@
+# Outside libraries, all from distribution packages; nothing is downloaded. Each has one door in the house
+# (docs/ARCHITECTURE.md); tools/check_layering.py holds it.
+find_package(PkgConfig REQUIRED)
+find_package(Threads REQUIRED)
+find_package(OpenSSL REQUIRED COMPONENTS Crypto)          # libkvshare/core/hash.cc
+find_package(absl REQUIRED)                               # .cc files only: flat_hash_map, StrFormat
+find_package(FlatBuffers CONFIG REQUIRED)                 # protocol, libkvshare/codec
+find_package(cppzmq REQUIRED)                             # libkvshare/client, agentd/server
+find_package(nlohmann_json REQUIRED)                      # runtime, tools
+find_package(CLI11 REQUIRED)                              # tools, agentd/main.cc
+find_package(dnnl REQUIRED)                               # kernels/cpu/linear.cc
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)  # runtime/tokenizer.cc
+pkg_check_modules(ZLIB REQUIRED IMPORTED_TARGET zlib)     # tools: .gz traces
+if(KVS_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+if(KVS_BENCH)
+  find_package(benchmark REQUIRED)
+endif()

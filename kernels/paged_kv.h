@@ -1,0 +1,76 @@
+// Paged KV: how keys and values lie in memory (DESIGN.md §3, KV format version 1).
+//
+// One page holds 64 tokens of every layer, contiguous, so that a page is one copy and one blob:
+//
+//   [layer][K|V][kv_head][64 tokens][head_dim]
+//
+// K is stored RoPE-rotated at the position where it was produced ("base"); it is never rotated again. Where a
+// run of pages stands elsewhere, the query is rotated by its position minus `shift` instead.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/tensor.h"
+
+namespace kvshare::kernels {
+
+inline constexpr int kPageTokens = 64;
+
+using PageIndex = std::uint32_t;
+
+struct KvLayout {
+  int num_layers = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  DType dtype = DType::kBf16;
+
+  // One (layer, K|V, head) slab: [64 tokens][head_dim].
+  constexpr std::size_t slab_bytes() const {
+    return std::size_t{kPageTokens} * static_cast<std::size_t>(head_dim) * DTypeBytes(dtype);
+  }
+  constexpr std::size_t page_bytes() const {
+    return slab_bytes() * 2 * static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_kv_heads);
+  }
+  // Byte offset of a slab within its page. `value` is 0 for K, 1 for V.
+  constexpr std::size_t slab_offset(int layer, int value, int kv_head) const {
+    return ((static_cast<std::size_t>(layer) * 2 + static_cast<std::size_t>(value)) *
+                static_cast<std::size_t>(num_kv_heads) +
+            static_cast<std::size_t>(kv_head)) *
+           slab_bytes();
+  }
+  bool operator==(const KvLayout&) const = default;
+};
+
+// All pages of a pool: page p starts at base + p * layout.page_bytes().
+struct KvPages {
+  std::byte* base = nullptr;
+  PageIndex num_pages = 0;
+  KvLayout layout;
+
+  std::byte* slab(PageIndex page, int layer, int value, int kv_head) const {
+    return base + static_cast<std::size_t>(page) * layout.page_bytes() + layout.slab_offset(layer, value, kv_head);
+  }
+};
+
+// Where one row's fresh K and V go.
+struct KvSlot {
+  PageIndex page = 0;
+  int offset = 0;  // token within the page, 0..63
+};
+
+// A run of stored keys as one attention operand. Token t of the segment lies in pages[t / 64], row t % 64, and
+// stands at absolute position start + t. Rows [row_begin, row_end) of the batch see it; of its keys, row i sees
+// those whose position is <= positions[i].
+struct KvSegment {
+  std::span<const PageIndex> pages;
+  std::int64_t start = 0;              // absolute position of the first token where it is placed
+  std::int64_t length = 0;             // tokens; the last page may be partly filled
+  std::int64_t shift = 0;              // placed - base: the query is rotated by position - shift
+  std::int64_t row_begin = 0;
+  std::int64_t row_end = 0;
+  std::span<const std::uint64_t> skip;  // per page: bit t set = token t is not seen; empty = all are seen
+};
+
+}  // namespace kvshare::kernels
