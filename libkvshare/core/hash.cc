@@ -70,6 +70,12 @@ Digest DigestBuilder::Finish() {
   return digest;
 }
 
+Digest PlainSha256(std::span<const std::byte> bytes) {
+  Digest digest;
+  KVS_CHECK(EVP_Digest(bytes.data(), bytes.size(), digest.bytes.data(), nullptr, Sha256(), nullptr) == 1);
+  return digest;
+}
+
 Digest ContentDigest(std::span<const TokenId> tokens) { return DigestBuilder("content").Tokens(tokens).Finish(); }
 
 Digest RootContext(const Digest& space, const Digest& scope) {

@@ -57,6 +57,9 @@ class DigestBuilder {
   std::unique_ptr<State> state_;
 };
 
+// SHA-256 of the bytes as they are: for fingerprints that other tools check, never as a name of KV.
+Digest PlainSha256(std::span<const std::byte> bytes);
+
 // Name of a piece of content, wherever it stands: domain "content", one Tokens field.
 Digest ContentDigest(std::span<const TokenId> tokens);
 
