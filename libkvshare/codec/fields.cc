@@ -1,0 +1,83 @@
+#include "libkvshare/codec/fields.h"
+
+#include <cstring>
+
+namespace kvshare::codec::internal {
+
+Status TooMuch(std::string_view field, std::size_t size, std::size_t limit) {
+  return InvalidArgument(std::string(field) + " is " + std::to_string(size) + ", more than the wire's limit of " +
+                         std::to_string(limit));
+}
+
+Status CheckFinite(std::string_view field, double value) {
+  return std::isfinite(value) ? OkStatus() : InvalidArgument(std::string(field) + " is not a finite number");
+}
+
+Status ReadString(std::string_view field, const flatbuffers::String* in, std::size_t limit, std::string* out) {
+  out->clear();
+  if (in == nullptr) return OkStatus();
+  KVS_RETURN_IF_ERROR(CheckSize(field, in->size(), limit));
+  out->assign(in->c_str(), in->size());
+  return OkStatus();
+}
+
+Status ReadTokens(std::string_view field, const flatbuffers::Vector<std::int32_t>* in, std::vector<TokenId>* out) {
+  out->clear();
+  if (in == nullptr) return OkStatus();
+  KVS_RETURN_IF_ERROR(CheckSize(field, in->size(), wire::kMaxTokens));
+  out->assign(in->data(), in->data() + in->size());
+  return OkStatus();
+}
+
+Status ReadReuse(wire::Reuse in, std::optional<ReuseMode>* out) {
+  switch (in) {
+    case wire::Reuse::Default: out->reset(); return OkStatus();
+    case wire::Reuse::Off: *out = ReuseMode::kOff; return OkStatus();
+    case wire::Reuse::Exact: *out = ReuseMode::kExact; return OkStatus();
+  }
+  return InvalidArgument("reuse mode " + std::to_string(static_cast<int>(in)) + " is not known to this version");
+}
+
+flatbuffers::Offset<flatbuffers::String> WriteString(flatbuffers::FlatBufferBuilder& builder, std::string_view text) {
+  if (text.empty()) return 0;
+  return builder.CreateString(text.data(), text.size());
+}
+
+flatbuffers::Offset<flatbuffers::Vector<std::int32_t>> WriteTokens(flatbuffers::FlatBufferBuilder& builder,
+                                                                   const std::vector<TokenId>& ids) {
+  if (ids.empty()) return 0;
+  return builder.CreateVector(ids);
+}
+
+wire::Reuse WriteReuse(std::optional<ReuseMode> mode) {
+  if (!mode.has_value()) return wire::Reuse::Default;
+  return *mode == ReuseMode::kOff ? wire::Reuse::Off : wire::Reuse::Exact;
+}
+
+Result<Frame> MakeFrame(wire::FrameKind kind, std::uint64_t correlation,
+                        const flatbuffers::FlatBufferBuilder& builder) {
+  const std::size_t body_bytes = builder.GetSize();
+  KVS_RETURN_IF_ERROR(CheckSize("the message's size in bytes", wire::kHeaderBytes + body_bytes, wire::kMaxFrameBytes));
+  Frame frame(wire::kHeaderBytes + body_bytes);
+  wire::WriteHeader({.kind = kind, .correlation = correlation, .body_bytes = static_cast<std::uint32_t>(body_bytes)},
+                    frame.data());
+  std::memcpy(frame.data() + wire::kHeaderBytes, builder.GetBufferPointer(), body_bytes);
+  return frame;
+}
+
+}  // namespace kvshare::codec::internal
+
+namespace kvshare::codec {
+
+Status FaultStatus(wire::FrameFault fault, const wire::FrameHeader& header, std::string_view peer) {
+  if (fault == wire::FrameFault::kOtherVersion) {
+    const std::string other(peer);
+    const std::string self = peer == "client" ? "daemon" : "client";
+    return FailedPrecondition("the " + other + " speaks protocol version " + std::to_string(header.version) +
+                              ", this " + self + " version " + std::to_string(wire::kProtocolVersion) +
+                              "; install the same kvshare on both sides");
+  }
+  return InvalidArgument("the frame is " + std::string(wire::FrameFaultName(fault)));
+}
+
+}  // namespace kvshare::codec

@@ -1,0 +1,45 @@
+// Checked reading and writing of single fields; shared by the two codecs, included by nobody else.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kvshare/status.h"
+#include "kvshare/types.h"
+#include "libkvshare/codec/codec.h"
+#include "libkvshare/core/status_macros.h"
+#include "protocol/kvshare_generated.h"
+#include "protocol/limits.h"
+
+namespace kvshare::codec::internal {
+
+// "field is N, more than the limit of M"
+Status TooMuch(std::string_view field, std::size_t size, std::size_t limit);
+
+inline Status CheckSize(std::string_view field, std::size_t size, std::size_t limit) {
+  return size <= limit ? OkStatus() : TooMuch(field, size, limit);
+}
+Status CheckFinite(std::string_view field, double value);
+
+// ---- reading ----
+
+Status ReadString(std::string_view field, const flatbuffers::String* in, std::size_t limit, std::string* out);
+Status ReadTokens(std::string_view field, const flatbuffers::Vector<std::int32_t>* in, std::vector<TokenId>* out);
+Status ReadReuse(wire::Reuse in, std::optional<ReuseMode>* out);
+
+// ---- writing ----
+
+// Fields that are empty are left out of the frame.
+flatbuffers::Offset<flatbuffers::String> WriteString(flatbuffers::FlatBufferBuilder& builder, std::string_view text);
+flatbuffers::Offset<flatbuffers::Vector<std::int32_t>> WriteTokens(flatbuffers::FlatBufferBuilder& builder,
+                                                                   const std::vector<TokenId>& ids);
+wire::Reuse WriteReuse(std::optional<ReuseMode> mode);
+
+// The header and the finished buffer in one piece. InvalidArgument when they are more than a frame.
+Result<Frame> MakeFrame(wire::FrameKind kind, std::uint64_t correlation, const flatbuffers::FlatBufferBuilder& builder);
+
+}  // namespace kvshare::codec::internal

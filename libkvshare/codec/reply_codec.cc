@@ -1,0 +1,403 @@
+// Replies: structs <-> frames.
+#include <string>
+#include <utility>
+
+#include "libkvshare/codec/codec.h"
+#include "libkvshare/codec/fields.h"
+#include "libkvshare/core/check.h"
+
+namespace kvshare::codec {
+namespace {
+
+using flatbuffers::FlatBufferBuilder;
+using flatbuffers::Offset;
+using flatbuffers::Vector;
+using internal::CheckFinite;
+using internal::CheckSize;
+using internal::ReadReuse;
+using internal::ReadString;
+using internal::ReadTokens;
+using internal::WriteReuse;
+using internal::WriteString;
+using internal::WriteTokens;
+
+// ---- parts, written and read ----
+
+Status CheckName(std::string_view field, const std::string& name) {
+  return CheckSize(std::string(field) + "'s size in bytes", name.size(), wire::kMaxNameBytes);
+}
+
+Status ReadName(std::string_view field, const flatbuffers::String* in, std::string* out) {
+  return ReadString(field, in, wire::kMaxNameBytes, out);
+}
+
+Result<Offset<wire::ServerInfo>> WriteInfo(FlatBufferBuilder& builder, const ServerInfo& info) {
+  for (const std::string* name : {&info.version, &info.model, &info.space, &info.dtype, &info.isa}) {
+    KVS_RETURN_IF_ERROR(CheckName("a name in the server's description", *name));
+  }
+  const auto version = WriteString(builder, info.version);
+  const auto model = WriteString(builder, info.model);
+  const auto space = WriteString(builder, info.space);
+  const auto dtype = WriteString(builder, info.dtype);
+  const auto isa = WriteString(builder, info.isa);
+  return wire::CreateServerInfo(builder, version, model, space, dtype, isa, WriteReuse(info.reuse),
+                                info.max_context_tokens, info.vocab_size);
+}
+
+Status ReadInfo(const wire::ServerInfo& in, ServerInfo* out) {
+  KVS_RETURN_IF_ERROR(ReadName("version", in.version(), &out->version));
+  KVS_RETURN_IF_ERROR(ReadName("model", in.model(), &out->model));
+  KVS_RETURN_IF_ERROR(ReadName("space", in.space(), &out->space));
+  KVS_RETURN_IF_ERROR(ReadName("dtype", in.dtype(), &out->dtype));
+  KVS_RETURN_IF_ERROR(ReadName("isa", in.isa(), &out->isa));
+  std::optional<ReuseMode> reuse;
+  KVS_RETURN_IF_ERROR(ReadReuse(in.reuse(), &reuse));
+  if (!reuse.has_value()) return InvalidArgument("the server's reuse mode is missing");
+  out->reuse = *reuse;
+  out->max_context_tokens = in.max_context_tokens();
+  out->vocab_size = in.vocab_size();
+  return OkStatus();
+}
+
+Result<Offset<Vector<Offset<wire::MissReason>>>> WriteMissReasons(FlatBufferBuilder& builder,
+                                                                  const std::vector<MissReason>& reasons) {
+  KVS_RETURN_IF_ERROR(CheckSize("number of miss reasons", reasons.size(), wire::kMaxMissReasons));
+  std::vector<Offset<wire::MissReason>> offsets;
+  for (const MissReason& reason : reasons) {
+    KVS_RETURN_IF_ERROR(CheckName("a miss reason", reason.reason));
+    const auto name = WriteString(builder, reason.reason);
+    offsets.push_back(wire::CreateMissReason(builder, name, reason.tokens));
+  }
+  return builder.CreateVector(offsets);
+}
+
+Status ReadMissReasons(const Vector<Offset<wire::MissReason>>* in, std::vector<MissReason>* out) {
+  if (in == nullptr) return OkStatus();
+  KVS_RETURN_IF_ERROR(CheckSize("number of miss reasons", in->size(), wire::kMaxMissReasons));
+  for (const wire::MissReason* reason : *in) {
+    MissReason& read = out->emplace_back();
+    KVS_RETURN_IF_ERROR(ReadName("miss reason", reason->reason(), &read.reason));
+    read.tokens = reason->tokens();
+  }
+  return OkStatus();
+}
+
+Offset<wire::Totals> WriteTotals(FlatBufferBuilder& builder, const ReuseTotals& totals) {
+  return wire::CreateTotals(builder, totals.requests, totals.prompt_tokens, totals.prefix_tokens, totals.moved_tokens,
+                            totals.recomputed_tokens, totals.fresh_tokens, totals.generated_tokens);
+}
+
+ReuseTotals ReadTotals(const wire::Totals* in) {
+  if (in == nullptr) return {};
+  return {.requests = in->requests(),
+          .prompt_tokens = in->prompt_tokens(),
+          .prefix_tokens = in->prefix_tokens(),
+          .moved_tokens = in->moved_tokens(),
+          .recomputed_tokens = in->recomputed_tokens(),
+          .fresh_tokens = in->fresh_tokens(),
+          .generated_tokens = in->generated_tokens()};
+}
+
+Status CheckTimings(const Timings& timings) {
+  KVS_RETURN_IF_ERROR(CheckFinite("queue_ms", timings.queue_ms));
+  KVS_RETURN_IF_ERROR(CheckFinite("ttft_ms", timings.ttft_ms));
+  KVS_RETURN_IF_ERROR(CheckFinite("prompt_ms", timings.prompt_ms));
+  return CheckFinite("predicted_ms", timings.predicted_ms);
+}
+
+// ---- messages, written ----
+
+struct Writer {
+  FlatBufferBuilder& builder;
+  wire::ReplyBody type = wire::ReplyBody::NONE;
+  Offset<void> body = 0;
+
+  template <typename T>
+  Status Put(wire::ReplyBody body_type, Offset<T> offset) {
+    type = body_type;
+    body = offset.Union();
+    return OkStatus();
+  }
+
+  Status operator()(const HelloAck& ack) {
+    KVS_ASSIGN_OR_RETURN(const auto info, WriteInfo(builder, ack.info));
+    return Put(wire::ReplyBody::HelloAck, wire::CreateHelloAck(builder, info, ack.max_frame_bytes));
+  }
+  Status operator()(const Pong& pong) {
+    Offset<wire::ServerInfo> info = 0;
+    if (pong.info.has_value()) {
+      KVS_ASSIGN_OR_RETURN(info, WriteInfo(builder, *pong.info));
+    }
+    return Put(wire::ReplyBody::Pong, wire::CreatePong(builder, info));
+  }
+  Status operator()(const Tokens& tokens) {
+    KVS_RETURN_IF_ERROR(CheckSize("number of tokens", tokens.ids.size(), wire::kMaxTokens));
+    const auto ids = WriteTokens(builder, tokens.ids);
+    return Put(wire::ReplyBody::Tokens, wire::CreateTokens(builder, ids));
+  }
+  Status operator()(const Text& text) {
+    KVS_RETURN_IF_ERROR(CheckSize("text's size in bytes", text.text.size(), wire::kMaxTextBytes));
+    const auto offset = WriteString(builder, text.text);
+    return Put(wire::ReplyBody::Text, wire::CreateText(builder, offset));
+  }
+  Status operator()(const RenderReply& rendered) {
+    KVS_RETURN_IF_ERROR(CheckSize("prompt's size in bytes", rendered.prompt.size(), wire::kMaxTextBytes));
+    KVS_RETURN_IF_ERROR(CheckSize("prompt's number of tokens", rendered.ids.size(), wire::kMaxTokens));
+    const auto prompt = WriteString(builder, rendered.prompt);
+    const auto ids = WriteTokens(builder, rendered.ids);
+    return Put(wire::ReplyBody::Rendered, wire::CreateRendered(builder, prompt, ids));
+  }
+  Status operator()(const Accepted& accepted) {
+    return Put(wire::ReplyBody::Accepted, wire::CreateAccepted(builder, accepted.request_id));
+  }
+  Status operator()(const TokenChunk& chunk) {
+    KVS_RETURN_IF_ERROR(CheckSize("chunk's number of tokens", chunk.ids.size(), wire::kMaxTokens));
+    KVS_RETURN_IF_ERROR(CheckSize("chunk's size in bytes", chunk.text.size(), wire::kMaxTextBytes));
+    const auto ids = WriteTokens(builder, chunk.ids);
+    const auto text = WriteString(builder, chunk.text);
+    return Put(wire::ReplyBody::TokenChunk, wire::CreateTokenChunk(builder, ids, text));
+  }
+  Status operator()(const GenerateReply& reply) {
+    KVS_RETURN_IF_ERROR(CheckSize("reply's number of tokens", reply.ids.size(), wire::kMaxTokens));
+    KVS_RETURN_IF_ERROR(CheckSize("reply's size in bytes", reply.text.size(), wire::kMaxTextBytes));
+    KVS_RETURN_IF_ERROR(CheckTimings(reply.timings));
+    const auto ids = WriteTokens(builder, reply.ids);
+    const auto text = WriteString(builder, reply.text);
+    const ReuseReport& reuse = reply.reuse;
+    KVS_ASSIGN_OR_RETURN(const auto reasons, WriteMissReasons(builder, reuse.miss_reasons));
+    const auto report =
+        wire::CreateReuseReport(builder, reuse.prefix_tokens, reuse.moved_tokens, reuse.recomputed_tokens,
+                                reuse.fresh_tokens, reuse.approximate, reasons);
+    const Timings& t = reply.timings;
+    const auto timings = wire::CreateTimings(builder, t.queue_ms, t.ttft_ms, t.prompt_ms, t.predicted_ms);
+    const auto finish = reply.finish_reason == FinishReason::kStop ? wire::Finish::Stop : wire::Finish::Length;
+    return Put(wire::ReplyBody::Done,
+               wire::CreateDone(builder, reply.request_id, ids, text, finish, reply.prompt_tokens, report, timings));
+  }
+  Status operator()(const Explanation& explanation) {
+    KVS_RETURN_IF_ERROR(CheckSize("number of spans", explanation.spans.size(), wire::kMaxSpans));
+    std::vector<Offset<wire::Span>> offsets;
+    offsets.reserve(explanation.spans.size());
+    for (const ExplainSpan& span : explanation.spans) {
+      for (const std::string* name : {&span.kind, &span.source, &span.tier, &span.repair, &span.miss_reason}) {
+        KVS_RETURN_IF_ERROR(CheckName("a name in a span", *name));
+      }
+      // Kinds, tiers and reasons repeat; shared strings keep long explanations small.
+      const auto shared = [this](const std::string& name) {
+        return name.empty() ? Offset<flatbuffers::String>(0) : builder.CreateSharedString(name);
+      };
+      const auto kind = shared(span.kind);
+      const auto source = shared(span.source);
+      const auto tier = shared(span.tier);
+      const auto repair = shared(span.repair);
+      const auto miss_reason = shared(span.miss_reason);
+      offsets.push_back(wire::CreateSpan(builder, kind, span.start, span.length, source, tier, repair, miss_reason));
+    }
+    const auto spans = builder.CreateVector(offsets);
+    return Put(wire::ReplyBody::Explanation, wire::CreateExplanation(builder, spans));
+  }
+  Status operator()(const Stats& stats) {
+    KVS_RETURN_IF_ERROR(CheckSize("number of agents", stats.agents.size(), wire::kMaxAgents));
+    std::vector<MissReason> reasons;
+    for (const auto& [reason, tokens] : stats.miss_reasons) reasons.push_back({reason, tokens});
+    KVS_ASSIGN_OR_RETURN(const auto miss_reasons, WriteMissReasons(builder, reasons));
+    std::vector<Offset<wire::AgentTotals>> offsets;
+    offsets.reserve(stats.agents.size());
+    for (const auto& [agent, totals] : stats.agents) {
+      KVS_RETURN_IF_ERROR(CheckName("an agent name", agent));
+      const auto name = WriteString(builder, agent);
+      const auto agent_totals = WriteTotals(builder, totals);
+      offsets.push_back(wire::CreateAgentTotals(builder, name, agent_totals));
+    }
+    const auto agents = builder.CreateVector(offsets);
+    const auto totals = WriteTotals(builder, stats.totals);
+    const PoolStats& p = stats.pool;
+    const auto pool = wire::CreatePool(builder, p.capacity_bytes, p.used_bytes, p.pages, p.leases, p.evictions);
+    const ColdStats& c = stats.cold;
+    const auto cold = wire::CreateCold(builder, c.entries, c.bytes, c.hits, c.misses, c.integrity_errors);
+    return Put(wire::ReplyBody::Stats,
+               wire::CreateStats(builder, totals, pool, cold, stats.requests_running, stats.requests_waiting,
+                                 stats.requests_failed, miss_reasons, agents));
+  }
+  Status operator()(const Status& status) {
+    KVS_CHECK(!status.ok());
+    std::string_view text = status.message();
+    if (text.size() > wire::kMaxErrorBytes) {
+      text = text.substr(0, wire::kMaxErrorBytes);
+      // Not within a UTF-8 character: back to before its first byte.
+      std::size_t end = text.size();
+      while (end > 0 && (static_cast<unsigned char>(status.message()[end]) & 0xC0) == 0x80) --end;
+      text = text.substr(0, end);
+    }
+    const auto message = WriteString(builder, text);
+    return Put(wire::ReplyBody::Error, wire::CreateError(builder, static_cast<int>(status.code()), message));
+  }
+};
+
+// ---- messages, read ----
+
+Result<Reply> ReadDone(const wire::Done& in) {
+  GenerateReply reply;
+  reply.request_id = in.request_id();
+  KVS_RETURN_IF_ERROR(ReadTokens("reply's number of tokens", in.ids(), &reply.ids));
+  KVS_RETURN_IF_ERROR(ReadString("reply's size in bytes", in.text(), wire::kMaxTextBytes, &reply.text));
+  switch (in.finish_reason()) {
+    case wire::Finish::Stop: reply.finish_reason = FinishReason::kStop; break;
+    case wire::Finish::Length: reply.finish_reason = FinishReason::kLength; break;
+    default: return InvalidArgument("the finish reason is not known to this version");
+  }
+  reply.prompt_tokens = in.prompt_tokens();
+  if (in.reuse() == nullptr || in.timings() == nullptr) return InvalidArgument("a reply without its reuse or timings");
+  reply.reuse.prefix_tokens = in.reuse()->prefix_tokens();
+  reply.reuse.moved_tokens = in.reuse()->moved_tokens();
+  reply.reuse.recomputed_tokens = in.reuse()->recomputed_tokens();
+  reply.reuse.fresh_tokens = in.reuse()->fresh_tokens();
+  reply.reuse.approximate = in.reuse()->approximate();
+  KVS_RETURN_IF_ERROR(ReadMissReasons(in.reuse()->miss_reasons(), &reply.reuse.miss_reasons));
+  reply.timings = {.queue_ms = in.timings()->queue_ms(),
+                   .ttft_ms = in.timings()->ttft_ms(),
+                   .prompt_ms = in.timings()->prompt_ms(),
+                   .predicted_ms = in.timings()->predicted_ms()};
+  KVS_RETURN_IF_ERROR(CheckTimings(reply.timings));
+  return Reply(std::move(reply));
+}
+
+Result<Reply> ReadExplanation(const wire::Explanation& in) {
+  Explanation explanation;
+  if (in.spans() == nullptr) return Reply(std::move(explanation));
+  KVS_RETURN_IF_ERROR(CheckSize("number of spans", in.spans()->size(), wire::kMaxSpans));
+  explanation.spans.reserve(in.spans()->size());
+  for (const wire::Span* span : *in.spans()) {
+    ExplainSpan& read = explanation.spans.emplace_back();
+    KVS_RETURN_IF_ERROR(ReadName("span's kind", span->kind(), &read.kind));
+    read.start = span->start();
+    read.length = span->length();
+    KVS_RETURN_IF_ERROR(ReadName("span's source", span->source(), &read.source));
+    KVS_RETURN_IF_ERROR(ReadName("span's tier", span->tier(), &read.tier));
+    KVS_RETURN_IF_ERROR(ReadName("span's repair", span->repair(), &read.repair));
+    KVS_RETURN_IF_ERROR(ReadName("span's miss reason", span->miss_reason(), &read.miss_reason));
+  }
+  return Reply(std::move(explanation));
+}
+
+Result<Reply> ReadStats(const wire::Stats& in) {
+  Stats stats;
+  stats.totals = ReadTotals(in.totals());
+  if (const wire::Pool* pool = in.pool()) {
+    stats.pool = {.capacity_bytes = pool->capacity_bytes(),
+                  .used_bytes = pool->used_bytes(),
+                  .pages = pool->pages(),
+                  .leases = pool->leases(),
+                  .evictions = pool->evictions()};
+  }
+  if (const wire::Cold* cold = in.cold()) {
+    stats.cold = {.entries = cold->entries(),
+                  .bytes = cold->bytes(),
+                  .hits = cold->hits(),
+                  .misses = cold->misses(),
+                  .integrity_errors = cold->integrity_errors()};
+  }
+  stats.requests_running = in.requests_running();
+  stats.requests_waiting = in.requests_waiting();
+  stats.requests_failed = in.requests_failed();
+  std::vector<MissReason> reasons;
+  KVS_RETURN_IF_ERROR(ReadMissReasons(in.miss_reasons(), &reasons));
+  for (MissReason& reason : reasons) {
+    if (!stats.miss_reasons.emplace(std::move(reason.reason), reason.tokens).second) {
+      return InvalidArgument("a miss reason stands twice in the statistics");
+    }
+  }
+  if (in.agents() != nullptr) {
+    KVS_RETURN_IF_ERROR(CheckSize("number of agents", in.agents()->size(), wire::kMaxAgents));
+    for (const wire::AgentTotals* agent : *in.agents()) {
+      std::string name;
+      KVS_RETURN_IF_ERROR(ReadName("agent name", agent->agent(), &name));
+      if (!stats.agents.emplace(std::move(name), ReadTotals(agent->totals())).second) {
+        return InvalidArgument("an agent stands twice in the statistics");
+      }
+    }
+  }
+  return Reply(std::move(stats));
+}
+
+Result<Reply> ReadError(const wire::Error& in) {
+  std::string message;
+  KVS_RETURN_IF_ERROR(ReadString("error's size in bytes", in.message(), wire::kMaxErrorBytes, &message));
+  if (in.code() < static_cast<int>(StatusCode::kInvalidArgument) ||
+      in.code() > static_cast<int>(StatusCode::kInternal)) {
+    return InvalidArgument("error code " + std::to_string(in.code()) + " is not known to this version");
+  }
+  return Reply(std::in_place_type<Status>, static_cast<StatusCode>(in.code()), std::move(message));
+}
+
+}  // namespace
+
+Result<Frame> EncodeReply(std::uint64_t correlation, const Reply& reply) {
+  FlatBufferBuilder builder(1024);
+  Writer writer{builder};
+  const Status written = std::visit(writer, reply);
+  if (!written.ok()) return ResourceExhausted("the answer does not fit the wire: " + written.message());
+  builder.Finish(wire::CreateReply(builder, writer.type, writer.body));
+  return internal::MakeFrame(wire::FrameKind::kReply, correlation, builder);
+}
+
+Frame EncodeError(std::uint64_t correlation, const Status& status) {
+  Result<Frame> frame = EncodeReply(correlation, Reply(status));
+  KVS_CHECK(frame.ok());
+  return *std::move(frame);
+}
+
+Result<Reply> DecodeReply(const wire::Reply& reply) {
+  if (reply.body() == nullptr) return InvalidArgument("the reply's body is missing");
+  switch (reply.body_type()) {
+    case wire::ReplyBody::HelloAck: {
+      HelloAck ack;
+      if (reply.body_as_HelloAck()->info() == nullptr) return InvalidArgument("a greeting without its content");
+      KVS_RETURN_IF_ERROR(ReadInfo(*reply.body_as_HelloAck()->info(), &ack.info));
+      ack.max_frame_bytes = reply.body_as_HelloAck()->max_frame_bytes();
+      return Reply(std::move(ack));
+    }
+    case wire::ReplyBody::Pong: {
+      Pong pong;
+      if (const wire::ServerInfo* info = reply.body_as_Pong()->info()) {
+        KVS_RETURN_IF_ERROR(ReadInfo(*info, &pong.info.emplace()));
+      }
+      return Reply(std::move(pong));
+    }
+    case wire::ReplyBody::Tokens: {
+      Tokens tokens;
+      KVS_RETURN_IF_ERROR(ReadTokens("number of tokens", reply.body_as_Tokens()->ids(), &tokens.ids));
+      return Reply(std::move(tokens));
+    }
+    case wire::ReplyBody::Text: {
+      Text text;
+      KVS_RETURN_IF_ERROR(
+          ReadString("text's size in bytes", reply.body_as_Text()->text(), wire::kMaxTextBytes, &text.text));
+      return Reply(std::move(text));
+    }
+    case wire::ReplyBody::Rendered: {
+      RenderReply rendered;
+      const wire::Rendered& in = *reply.body_as_Rendered();
+      KVS_RETURN_IF_ERROR(ReadString("prompt's size in bytes", in.prompt(), wire::kMaxTextBytes, &rendered.prompt));
+      KVS_RETURN_IF_ERROR(ReadTokens("prompt's number of tokens", in.ids(), &rendered.ids));
+      return Reply(std::move(rendered));
+    }
+    case wire::ReplyBody::Accepted: return Reply(Accepted{.request_id = reply.body_as_Accepted()->request_id()});
+    case wire::ReplyBody::TokenChunk: {
+      TokenChunk chunk;
+      const wire::TokenChunk& in = *reply.body_as_TokenChunk();
+      KVS_RETURN_IF_ERROR(ReadTokens("chunk's number of tokens", in.ids(), &chunk.ids));
+      KVS_RETURN_IF_ERROR(ReadString("chunk's size in bytes", in.text(), wire::kMaxTextBytes, &chunk.text));
+      return Reply(std::move(chunk));
+    }
+    case wire::ReplyBody::Done: return ReadDone(*reply.body_as_Done());
+    case wire::ReplyBody::Explanation: return ReadExplanation(*reply.body_as_Explanation());
+    case wire::ReplyBody::Stats: return ReadStats(*reply.body_as_Stats());
+    case wire::ReplyBody::Error: return ReadError(*reply.body_as_Error());
+    case wire::ReplyBody::NONE: return InvalidArgument("the reply's body is missing");
+  }
+  return Unimplemented("reply type " + std::to_string(static_cast<int>(reply.body_type())) +
+                       " is not known to this version");
+}
+
+}  // namespace kvshare::codec
