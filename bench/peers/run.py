@@ -26,7 +26,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 WORK = os.path.join(ROOT, "build", "peers")
 PYTHON = os.path.join(WORK, "venv", "bin", "python")
-WHEELS = ["openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "gguf==0.19.0", "numpy"]
+WHEELS = ["openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "gguf==0.19.0",
+          "numpy"]
 LLAMA = "llama-cpp-python==0.3.36"
 LLAMA_CMAKE = "-DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF"
 DEFAULT_MODEL = os.path.expanduser("~/.cache/kvshare/models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -172,7 +173,7 @@ def summary(samples, args):
 def show(results, tests, ours, ceilings, continuations):
     baseline = {test: max((results[name][test]["median"] for name in results if name != ours and "16-bit" in name),
                           default=None) for test in tests}
-    print(f"{'tokens/s (median)':38}" + "".join(f"{t:>18}" for t in tests) + ("   ours / faster 16-bit peer" if ours in results else ""))
+    print(f"{'tokens/s (median)':38}" + "".join(f"{t:>17} " for t in tests))
     for name, row in results.items():
         cells = "".join(f"{row[t]['median']:>17.1f}{' ' if row[t]['quiet'] else '*'}" for t in tests)
         print(f"{name:38}{cells}")

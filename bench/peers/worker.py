@@ -142,7 +142,8 @@ class Ceilings:
         best = min(self.timed(lambda: self.request.infer([self.input])) for _ in range(10))
         with concurrent.futures.ThreadPoolExecutor(len(self.memory)) as pool:
             read = min(self.timed(lambda: list(pool.map(np.max, self.memory))) for _ in range(10))
-        return {"bf16_gflops": self.flops / best / 1e9, "read_gb_per_s": sum(a.nbytes for a in self.memory) / read / 1e9}
+        read_bytes = sum(a.nbytes for a in self.memory)
+        return {"bf16_gflops": self.flops / best / 1e9, "read_gb_per_s": read_bytes / read / 1e9}
 
     @staticmethod
     def timed(call):
