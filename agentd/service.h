@@ -19,9 +19,9 @@ namespace kvshare::agentd {
 
 struct ServiceOptions {
   ReuseMode reuse = ReuseMode::kExact;
-  std::int64_t kv_pool_bytes = 0;       // 0: a quarter of the machine's free memory, at least one full context
-  std::int64_t max_running = 64;        // sequences decoded side by side
-  std::int64_t max_waiting = 1024;      // beyond it ResourceExhausted at once
+  std::int64_t kv_pool_bytes = 0;   // 0: a quarter of the machine's free memory, at least one full context
+  std::int64_t max_running = 64;    // sequences decoded side by side
+  std::int64_t max_waiting = 1024;  // beyond it ResourceExhausted at once
   std::int64_t prefill_chunk_tokens = 512;
 };
 
@@ -44,9 +44,9 @@ class Service {
   virtual Result<std::string> Detokenize(std::span<const TokenId> ids) const = 0;
   virtual Result<RenderReply> Render(const RenderRequest& request) const = 0;
 
-  // Checks the request (window, ids, parameters), then queues it. Returns its id; the sink is then called until OnDone or
-  // OnError. Returns InvalidArgument (naming the limit), ResourceExhausted (queue full) or Unavailable (draining), and then
-  // the sink is never called.
+  // Checks the request (window, ids, parameters), then queues it. Returns its id; the sink is then called until OnDone
+  // or OnError. Returns InvalidArgument (naming the limit), ResourceExhausted (queue full) or Unavailable (draining),
+  // and then the sink is never called.
   virtual Result<std::uint64_t> Generate(const GenerateRequest& request, std::shared_ptr<GenerateSink> sink) = 0;
   virtual void Cancel(std::uint64_t request_id) = 0;  // of an unknown or finished request: nothing happens
 

@@ -1,0 +1,50 @@
+// StatsBook: what the daemon has done since it started, in total, per agent and per miss reason.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "kvshare/types.h"
+
+namespace kvshare::agentd {
+
+// An agent's number: small, so that every stored page can say who stored it.
+using AgentId = std::uint32_t;
+
+// Names come from outside, so their number is bounded: agents beyond it are counted together.
+inline constexpr std::size_t kMaxAgents = 1024;
+inline constexpr std::string_view kOtherAgents = "(other)";
+
+// Thread-safe. The lock is held for the time of a few additions, never during a forward step, so readers do not wait
+// for the engine.
+class StatsBook {
+ public:
+  StatsBook();
+
+  // "" is "default".
+  AgentId Intern(std::string_view agent);
+  std::string AgentName(AgentId agent) const;
+
+  // A request that ended well.
+  void Completed(AgentId agent, const GenerateReply& reply);
+  void Failed();
+  void SetLoad(std::int64_t running, std::int64_t waiting, const PoolStats& pool);
+
+  Stats Snapshot() const;
+
+ private:
+  static void Add(ReuseTotals& totals, const GenerateReply& reply);
+
+  mutable std::mutex mutex_;
+  std::vector<std::string> names_;         // guarded by mutex_, as all below
+  std::vector<ReuseTotals> agent_totals_;  // by AgentId
+  std::unordered_map<std::string, AgentId> ids_;
+  Stats stats_;  // all but `agents`
+};
+
+}  // namespace kvshare::agentd

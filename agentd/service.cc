@@ -1,0 +1,232 @@
+#include "agentd/service.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "agentd/engine/engine.h"
+#include "agentd/engine/stats_book.h"
+#include "agentd/pool/kv_pool.h"
+#include "agentd/pool/page_arena.h"
+#include "agentd/system_memory.h"
+#include "libkvshare/core/status_macros.h"
+
+namespace kvshare::agentd {
+namespace {
+
+// Bounds on what a request may carry besides its prompt; far above any honest use.
+constexpr std::size_t kMaxNameBytes = 256;
+constexpr std::size_t kMaxStops = 64;
+constexpr std::size_t kMaxStopBytes = 1024;
+
+// Of the memory that is free at start, the part the pool takes when nobody says how much.
+constexpr std::int64_t kDefaultPoolDivisor = 4;
+
+// All requests share one scope until a daemon serves several tenants.
+Digest DefaultScope() { return DigestBuilder("scope").Text("default").Finish(); }
+
+Status CheckParameters(const GenerateRequest& request) {
+  const SamplingParams& s = request.sampling;
+  if (request.max_tokens < 1) {
+    return InvalidArgument("max_tokens is " + std::to_string(request.max_tokens) + "; it must be at least 1");
+  }
+  if (!std::isfinite(s.temperature) || s.temperature < 0) {
+    return InvalidArgument("temperature must be a number of at least 0");
+  }
+  if (s.top_k < 0) return InvalidArgument("top_k is " + std::to_string(s.top_k) + "; it must be at least 0 (no limit)");
+  if (!(s.top_p > 0 && s.top_p <= 1)) return InvalidArgument("top_p must be over 0 and at most 1");
+  if (request.timeout <= std::chrono::milliseconds::zero()) return InvalidArgument("timeout must be over 0");
+  if (request.stop.size() > kMaxStops) {
+    return InvalidArgument("there are " + std::to_string(request.stop.size()) + " stop strings; at most " +
+                           std::to_string(kMaxStops) + " are allowed");
+  }
+  for (const std::string& stop : request.stop) {
+    if (stop.empty()) return InvalidArgument("a stop string is empty");
+    if (stop.size() > kMaxStopBytes) {
+      return InvalidArgument("a stop string is longer than " + std::to_string(kMaxStopBytes) + " bytes");
+    }
+  }
+  for (const auto& [field, name] : {std::pair("agent", &request.agent), std::pair("session", &request.session)}) {
+    if (name->size() > kMaxNameBytes) {
+      return InvalidArgument(std::string("the name in `") + field + "` is longer than " +
+                             std::to_string(kMaxNameBytes) + " bytes");
+    }
+  }
+  return OkStatus();
+}
+
+class ServiceImpl final : public Service {
+ public:
+  ServiceImpl(std::unique_ptr<runtime::Model> model, std::unique_ptr<PageArena> arena, const ServiceOptions& options)
+      : model_(std::move(model)),
+        reuse_(options.reuse),
+        arena_(std::move(arena)),
+        pool_(arena_->pages().num_pages, RootContext(model_->space(), DefaultScope())),
+        engine_(model_.get(), &pool_, arena_.get(), &stats_,
+                {.max_running = std::min(options.max_running, model_->max_batch_rows()),
+                 .max_waiting = options.max_waiting,
+                 .prefill_chunk_tokens = options.prefill_chunk_tokens}) {}
+
+  ServerInfo Info() const override {
+    ServerInfo info;
+    info.version = KVSHARE_VERSION;
+    info.model = model_->config().name;
+    info.space = model_->space().Hex();
+    info.dtype = kernels::DTypeName(model_->kv_layout().dtype);
+    info.isa = model_->backend().capabilities().isa;
+    info.reuse = reuse_;
+    info.max_context_tokens = model_->config().max_positions;
+    info.vocab_size = model_->config().vocab_size;
+    return info;
+  }
+
+  Result<std::vector<TokenId>> Tokenize(std::string_view text) const override {
+    if (model_->tokenizer() == nullptr) return NoTokenizer();
+    return model_->tokenizer()->Encode(text);
+  }
+
+  Result<std::string> Detokenize(std::span<const TokenId> ids) const override {
+    if (model_->tokenizer() == nullptr) return NoTokenizer();
+    KVS_RETURN_IF_ERROR(CheckIds(ids, model_->tokenizer()->vocab_size()));
+    return model_->tokenizer()->Decode(ids);
+  }
+
+  Result<RenderReply> Render(const RenderRequest& request) const override {
+    if (model_->tokenizer() == nullptr) return NoTokenizer();
+    if (model_->chat_template() == nullptr) {
+      return InvalidArgument("the model " + model_->config().name +
+                             " has no chat template; send the prompt as text or as ids");
+    }
+    RenderReply reply;
+    KVS_ASSIGN_OR_RETURN(reply.prompt,
+                         model_->chat_template()->Render(request.chat.messages_json, request.chat.tools_json,
+                                                         request.chat.add_generation_prompt));
+    reply.ids = model_->tokenizer()->Encode(reply.prompt);
+    return reply;
+  }
+
+  Result<std::uint64_t> Generate(const GenerateRequest& request, std::shared_ptr<GenerateSink> sink) override {
+    EngineRequest admitted;
+    admitted.arrival = std::chrono::steady_clock::now();
+    KVS_RETURN_IF_ERROR(CheckParameters(request));
+    if (!request.stop.empty() && model_->tokenizer() == nullptr) {
+      return NoTokenizer().WithContext("stop strings cannot be found");
+    }
+    KVS_ASSIGN_OR_RETURN(admitted.prompt, ResolvePrompt(request.prompt));
+    const std::int64_t window = model_->config().max_positions;
+    admitted.sampling = request.sampling;
+    admitted.max_tokens =
+        std::min<std::int64_t>(request.max_tokens, window - static_cast<std::int64_t>(admitted.prompt.size()));
+    admitted.stop = request.stop;
+    admitted.ignore_eos = request.ignore_eos;
+    admitted.agent = stats_.Intern(request.agent);
+    admitted.reuse = request.reuse.value_or(reuse_);
+    // A year is forever, and added to now it does not overflow the clock.
+    admitted.deadline =
+        admitted.arrival + std::min<std::chrono::milliseconds>(request.timeout, std::chrono::hours(24 * 365));
+    admitted.sink = std::move(sink);
+    return engine_.Submit(std::move(admitted));
+  }
+
+  void Cancel(std::uint64_t request_id) override { engine_.Cancel(request_id); }
+
+  Result<Explanation> Explain(const kvshare::ExplainRequest& request) override {
+    if (request.request_id != 0) return engine_.ExplainRequest(request.request_id);
+    KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, ResolvePrompt(request.prompt));
+    return engine_.Explain(prompt, request.reuse.value_or(reuse_));
+  }
+
+  Stats GetStats() const override { return stats_.Snapshot(); }
+  void ClearPool() override { engine_.ClearPool(); }
+  void Drain() override { engine_.Drain(); }
+  Status CheckIntegrity() override { return engine_.CheckIntegrity(); }
+
+ private:
+  Status NoTokenizer() const {
+    return InvalidArgument("the model " + model_->config().name + " was loaded without a tokenizer; send ids");
+  }
+
+  static Status CheckIds(std::span<const TokenId> ids, std::int64_t vocab_size) {
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      if (ids[i] < 0 || ids[i] >= vocab_size) {
+        return InvalidArgument("id " + std::to_string(ids[i]) + " at index " + std::to_string(i) +
+                               " is outside the vocabulary of " + std::to_string(vocab_size) + " tokens");
+      }
+    }
+    return OkStatus();
+  }
+
+  // The prompt's ids, checked against vocabulary and window.
+  Result<std::vector<TokenId>> ResolvePrompt(const Prompt& prompt) const {
+    std::vector<TokenId> ids;
+    if (const auto* tokens = std::get_if<TokenPrompt>(&prompt)) {
+      ids = tokens->ids;
+    } else if (const auto* text = std::get_if<TextPrompt>(&prompt)) {
+      KVS_ASSIGN_OR_RETURN(ids, Tokenize(text->text));
+    } else {
+      KVS_ASSIGN_OR_RETURN(RenderReply rendered, Render({.chat = std::get<ChatPrompt>(prompt)}));
+      ids = std::move(rendered.ids);
+    }
+    if (ids.empty()) return InvalidArgument("the prompt is empty; it must have at least one token");
+    KVS_RETURN_IF_ERROR(CheckIds(ids, model_->config().vocab_size));
+    const std::int64_t window = model_->config().max_positions;
+    if (static_cast<std::int64_t>(ids.size()) + 1 > window) {
+      return InvalidArgument("the prompt has " + std::to_string(ids.size()) + " tokens; the model's window is " +
+                             std::to_string(window) + " tokens, of which one at least is for the answer");
+    }
+    return ids;
+  }
+
+  // In this order: the engine, made last, ends first.
+  const std::unique_ptr<runtime::Model> model_;
+  const ReuseMode reuse_;
+  StatsBook stats_;
+  const std::unique_ptr<PageArena> arena_;
+  KvPool pool_;
+  Engine engine_;
+};
+
+// Pages of a pool for this model. ResourceExhausted when they do not hold one full context: then some request that fits
+// the window could never run.
+Result<kernels::PageIndex> PoolPages(const runtime::Model& model, std::int64_t pool_bytes) {
+  const auto page_bytes = static_cast<std::int64_t>(model.kv_layout().page_bytes());
+  const std::int64_t context_pages = (model.config().max_positions + kPageTokens - 1) / kPageTokens;
+  const std::int64_t context_bytes = context_pages * page_bytes;
+  const std::int64_t available = AvailableMemoryBytes();
+  if (pool_bytes == 0) {
+    pool_bytes = std::max(available / kDefaultPoolDivisor, context_bytes);
+    if (pool_bytes > available) {
+      return ResourceExhausted("one full context of " + std::to_string(model.config().max_positions) +
+                               " tokens takes " + std::to_string(context_bytes) +
+                               " bytes of KV, and this machine has " + std::to_string(available) + " bytes free");
+    }
+  }
+  if (pool_bytes < context_bytes) {
+    return ResourceExhausted("a KV pool of " + std::to_string(pool_bytes) +
+                             " bytes does not hold one full context of " +
+                             std::to_string(model.config().max_positions) + " tokens; give it at least " +
+                             std::to_string(context_bytes) + " bytes");
+  }
+  const std::int64_t pages = std::min<std::int64_t>(pool_bytes / page_bytes, kNoPage - 1);
+  return static_cast<kernels::PageIndex>(pages);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Service>> NewService(std::unique_ptr<runtime::Model> model, const ServiceOptions& options) {
+  for (const auto& [name, value] :
+       {std::pair("max_running", options.max_running), std::pair("max_waiting", options.max_waiting),
+        std::pair("prefill_chunk_tokens", options.prefill_chunk_tokens)}) {
+    if (value < 1)
+      return InvalidArgument(std::string(name) + " is " + std::to_string(value) + "; it must be at least 1");
+  }
+  if (options.kv_pool_bytes < 0) return InvalidArgument("kv_pool_bytes is negative");
+  KVS_ASSIGN_OR_RETURN(const kernels::PageIndex pages, PoolPages(*model, options.kv_pool_bytes));
+  KVS_ASSIGN_OR_RETURN(auto arena, PageArena::Create(model->backend(), model->kv_layout(), pages));
+  return std::unique_ptr<Service>(std::make_unique<ServiceImpl>(std::move(model), std::move(arena), options));
+}
+
+}  // namespace kvshare::agentd
