@@ -10,7 +10,7 @@ Checks of one file:
   paths       no absolute path of one machine, no package-registry host
 Checks of the tree:
   cmake       every .cc and .fbs file is listed in a CMakeLists.txt of its folder or of one above
-  cards       every folder with code has a README.md that names each of its files; below tests/ a card above may do it
+  cards       every code file is named by a room card: the README.md of its folder, or else of the next one above
   names       links, docs/*.md and file names that documentation mentions exist
 
   tools/tidy.py [--root DIR]   prints one line per finding; exit 1 if there is any
@@ -108,9 +108,9 @@ def check_cmake(tree, path):
 
 
 def names_file(card, name):
-    """Whether a room card names a file: by its name, as `stem.h` for stem.cc, or by a pattern in back-quotes."""
+    """Whether a room card names a file: by its name, as `stem` or `stem.h` for stem.cc, or by a pattern in back-quotes."""
     stem, suffix = posixpath.splitext(name)
-    if suffix in CPP and re.search(r"(?<![\w/-])" + re.escape(stem) + r"\.(h|cc|\{)", card):
+    if suffix in CPP and re.search(r"(?<![\w/-])" + re.escape(stem) + r"(\.(h|cc|\{)|`)", card):
         return True
     if re.search(r"(?<![\w/.-])" + re.escape(name) + r"(?![\w-])", card):
         return True
@@ -119,18 +119,15 @@ def names_file(card, name):
 
 def check_card(tree, path):
     folder, name = posixpath.split(path)
-    if not folder or not path.endswith(CODE):
+    if not path.endswith(CODE):
         return
-    card = posixpath.join(folder, "README.md")
-    if folder.startswith("tests/"):
-        while folder and posixpath.join(folder, "README.md") not in tree:
-            folder, last = posixpath.split(folder)
-            name = posixpath.join(last, name)
-        card = posixpath.join(folder, "README.md")
-    if card not in tree:
-        yield 1, f"its folder has no {card}"
-    elif not names_file(tree[card], name):
-        yield 1, f"{card} does not name it"
+    while folder and posixpath.join(folder, "README.md") not in tree:
+        folder, last = posixpath.split(folder)
+        name = posixpath.join(last, name)
+    if not folder:
+        yield 1, "no room card: neither its folder nor one above has a README.md"
+    elif not names_file(tree[posixpath.join(folder, "README.md")], name):
+        yield 1, f"{folder}/README.md does not name {name}"
 
 
 def check_names(tree, path, text):
@@ -142,8 +139,10 @@ def check_names(tree, path, text):
         near, far = posixpath.normpath(posixpath.join(here, target)), posixpath.normpath(target)
         return any(t in tree or any(p.startswith(t.rstrip("/") + "/") for p in tree) for t in (near, far))
 
-    for number, line in enumerate(text.splitlines(), 1):
-        for target in DOC_REFERENCE.findall(line):
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        outside = "github.com" in "".join(lines[max(0, number - 2) : number])  # another project's document
+        for target in () if outside else DOC_REFERENCE.findall(line):
             if not exists(target):
                 yield number, f"{target} does not exist"
         if not path.endswith(".md"):
@@ -228,9 +227,13 @@ def self_test():
         ({"docs/A.md": "from https://pypi.org/x"}, "pypi.org"),
         ({"a/CMakeLists.txt": "kvs_library(a SRCS xx.cc)"}, "no CMakeLists.txt lists it"),
         ({"a/CMakeLists.txt": "", "CMakeLists.txt": "kvs_library(a SRCS a/x.cc)"}, None),
-        ({"a/README.md": "| `y.txt` |"}, "does not name it"),
+        ({"a/README.md": "| `y.txt` |"}, "does not name x.cc"),
         ({"a/README.md": "| `x.{h,cc}` |"}, None),
-        ({"tests/README.md": "`b/*_test.cc`"}, "does not name it"),
+        ({"a/README.md": "| `x` |"}, None),
+        ({"b/x.h": "#pragma once\n"}, "no room card"),
+        ({"a/sub/y.h": "#pragma once\n"}, "does not name sub/y.h"),
+        ({"a/sub/y.h": "#pragma once\n", "a/README.md": "`x.h`, `sub/y.h`"}, None),
+        ({"tests/README.md": "`b/*_test.cc`"}, "does not name a/x_test.cc"),
         ({"docs/A.md": "[gone](B.md)"}, "a link to B.md"),
         ({"docs/A.md": "[up](../a/x.h#top) [web](https://example.org)"}, None),
         ({"docs/A.md": "`a/gone.h`"}, "`a/gone.h`"),

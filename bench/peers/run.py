@@ -6,7 +6,7 @@ is compiled there for this machine). Nothing of the peers is part of this reposi
 
 Workloads (fresh random token ids each time, so no engine can reuse a prefix):
   pp512, pp2048   seconds to the first token of a prompt of that length; shown as prompt tokens per second
-  tg64            64 tokens decoded one by one after a short prompt; shown as tokens per second
+  tg64            64 tokens decoded one by one after a prompt of one; shown as tokens per second
 Rows: each engine with 16-bit weights (the GGUF's tensors, dequantised: what kvshare computes with), and the peers
 with the quantised file as it is. A round measures every row once, one after the other; the table shows the median of
 the rounds in which other processes used less than --noise of the cores, and says so when there were too few.
@@ -124,7 +124,8 @@ class Ours:
 
     def measure(self, test, seed):
         del seed  # kvctl draws its own fresh prompts
-        what = ["--prompt", test[2:], "--gen", "0"] if test.startswith("pp") else ["--prompt", "0", "--gen", test[2:]]
+        # kvctl measures prompts and generation together; the other of the two is one token and ignored.
+        what = ["--prompt", test[2:], "--gen", "1"] if test.startswith("pp") else ["--prompt", "1", "--gen", test[2:]]
         before, noise = os.times(), Noise()
         noise.start(0)
         done = subprocess.run(self.command + what + ["--repeat", "3"], capture_output=True, text=True)
@@ -133,7 +134,7 @@ class Ours:
             raise RuntimeError(done.stderr.strip())
         spent = (after.children_user + after.children_system - before.children_user - before.children_system) * TICKS
         report = json.loads(done.stdout)
-        self.ceilings = report.get("ceilings", {})
+        self.ceilings = report.get("ceilings", {}).get("per_threads", [{}])[0]
         result = next(r for r in report["results"] if r["test"] == test)
         return result["tokens_per_second"], noise.share(spent)
 

@@ -2,7 +2,7 @@
 
 A request is {"test": "pp512" | "tg64" | "greedy", "seed": n[, "ids": [...]]}; the answer is one JSON line:
   ppN     {"seconds"}: from handing over N fresh random token ids to holding the first generated token
-  tgN     {"seconds"}: from the first generated token to the (N+1)th, after a prompt of 32 fresh random tokens
+  tgN     {"seconds"}: from the first generated token to the (N+1)th, after a prompt of one random token
   greedy  {"ids"}: 8 tokens decoded greedily after "ids"; run.py uses it to see that all engines run the same model
 run.py starts it inside its virtual environment: worker.py ENGINE MODEL.gguf THREADS
 """
@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-DECODE_PROMPT = 32
+DECODE_PROMPT = 1
 # Ids below 300 are special tokens and single bytes in the models at hand.
 FIRST_ORDINARY_ID = 300
 
