@@ -17,8 +17,8 @@ namespace kvshare::runtime {
 
 struct LoadOptions {
   kernels::DType dtype = kernels::DType::kBf16;
-  int threads = 0;               // 0: one per core this process may use
-  bool random_weights = false;   // from config.json alone: for speed, not for text
+  int threads = 0;              // 0: one per core this process may use
+  bool random_weights = false;  // from config.json alone: for speed, not for text
   // Rows of one forward step at most; sizes the activations.
   std::int64_t max_batch_rows = 1024;
 };

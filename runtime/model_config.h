@@ -17,12 +17,14 @@ struct RopeConfig {
   RopeKind kind = RopeKind::kDefault;
   double theta = 10000.0;
   double factor = 1.0;
-  double low_freq_factor = 1.0;    // llama3
-  double high_freq_factor = 4.0;   // llama3
+  double low_freq_factor = 1.0;            // llama3
+  double high_freq_factor = 4.0;           // llama3
   std::int64_t original_max_position = 0;  // llama3, yarn
-  double attention_factor = 0.0;   // yarn; 0 = derived from factor
-  double beta_fast = 32.0;         // yarn
-  double beta_slow = 1.0;          // yarn
+  double attention_factor = 0.0;           // yarn; 0 = derived from factor
+  double beta_fast = 32.0;                 // yarn
+  double beta_slow = 1.0;                  // yarn
+  // Divides each frequency where a file gives the scaled frequencies instead of a kind (GGUF's rope_freqs); else empty.
+  std::vector<double> divisors;
 };
 
 struct ModelConfig {
@@ -38,9 +40,9 @@ struct ModelConfig {
   std::int64_t max_positions = 0;
   float rms_norm_eps = 0;
   bool tied_embeddings = false;
-  bool qk_norm = false;          // RMS norm on every head of q and k (Qwen3)
-  bool qkv_bias = false;         // bias on q, k, v (Qwen2; Llama with attention_bias)
-  bool output_bias = false;      // bias on o (Llama with attention_bias)
+  bool qk_norm = false;      // RMS norm on every head of q and k (Qwen3)
+  bool qkv_bias = false;     // bias on q, k, v (Qwen2; Llama with attention_bias)
+  bool output_bias = false;  // bias on o (Llama with attention_bias)
   bool mlp_bias = false;
   std::int64_t sliding_window = 0;  // 0 = none
   RopeConfig rope;
