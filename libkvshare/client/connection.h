@@ -1,0 +1,65 @@
+// Connection: one DEALER socket, the thread that owns it, and the calls that wait on it.
+//
+//   caller --Start--> outbox_ --io thread--> daemon --io thread--> Call::inbox --Next--> caller
+//
+// A connection greets first (Hello, HelloAck) and sends nothing else before the daemon has answered in the same
+// protocol version. ZeroMQ reconnects by itself; calls whose request was sent before the link broke end with
+// Unavailable, calls whose request still waits here keep waiting, each until its own deadline.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "kvshare/status.h"
+#include "libkvshare/codec/codec.h"
+#include "libkvshare/core/endpoint.h"
+
+namespace kvshare::client_internal {
+
+using Clock = std::chrono::steady_clock;
+
+enum class CallKind {
+  kUnary,   // one reply
+  kStream,  // Accepted, chunks, Done; the daemon gives signs of life meanwhile
+};
+
+// One request and its replies. Guarded by the Connection's mutex; callers hold it as an opaque handle.
+struct Call {
+  std::uint64_t correlation = 0;
+  CallKind kind = CallKind::kUnary;
+  std::size_t inbox_max = 0;  // more is a daemon that ignores credit
+  Clock::time_point started = Clock::now();
+  bool sent = false;
+  std::deque<codec::Reply> inbox;
+  Status end;  // not OK: nothing more comes, and why
+  std::condition_variable changed;
+};
+
+// Thread-safe.
+class Connection {
+ public:
+  // Starts connecting to `endpoint` and returns at once. Unavailable when this machine refuses a socket or thread.
+  static Result<std::unique_ptr<Connection>> Open(const std::string& endpoint);
+  virtual ~Connection() = default;  // ends all calls with Cancelled
+
+  // Queues a request. InvalidArgument when it exceeds the wire's limits.
+  virtual Result<std::shared_ptr<Call>> Start(const codec::Request& request, CallKind kind, std::size_t inbox_max) = 0;
+  // The call's next reply; an Error of the daemon's is returned as its Status. When `deadline` passes first:
+  // DeadlineExceeded, or Unavailable when the request could not even be sent.
+  virtual Result<codec::Reply> Next(Call& call, Clock::time_point deadline) = 0;
+  // Waits until the request is on its way (true), the call has ended, or `deadline` has passed.
+  virtual bool WaitSent(Call& call, Clock::time_point deadline) = 0;
+  // Nothing more of this call is wanted; a request that still waits is not sent.
+  virtual void Forget(Call& call) = 0;
+  // A request without an answer, for this connection only: dropped when the link is down.
+  virtual void Post(const codec::Request& request) = 0;
+};
+
+}  // namespace kvshare::client_internal
