@@ -108,7 +108,7 @@ def check_cmake(tree, path):
 
 
 def names_file(card, name):
-    """Whether a room card names a file: by its name, as `stem` or `stem.h` for stem.cc, or by a pattern in back-quotes."""
+    """Whether a card names a file: by its name, as `stem` or `stem.h` for stem.cc, or by a pattern in back-quotes."""
     stem, suffix = posixpath.splitext(name)
     if suffix in CPP and re.search(r"(?<![\w/-])" + re.escape(stem) + r"(\.(h|cc|\{)|`)", card):
         return True
@@ -136,8 +136,9 @@ def check_names(tree, path, text):
     base_names = {posixpath.basename(p) for p in tree}
 
     def exists(target):
-        near, far = posixpath.normpath(posixpath.join(here, target)), posixpath.normpath(target)
-        return any(t in tree or any(p.startswith(t.rstrip("/") + "/") for p in tree) for t in (near, far))
+        places = [posixpath.join(here, target), target, posixpath.join("libkvshare/include", target)]
+        places = [posixpath.normpath(p) for p in places]
+        return any(t in tree or any(p.startswith(t.rstrip("/") + "/") for p in tree) for t in places)
 
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
