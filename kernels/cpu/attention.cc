@@ -1,0 +1,360 @@
+#include "kernels/cpu/attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "kernels/cpu/attention_kernel.h"
+#include "kernels/cpu/thread_pool.h"
+#include "libkvshare/core/check.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace kvshare::kernels {
+
+#if defined(__x86_64__)
+ScopedFlushDenormals::ScopedFlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }  // FTZ | DAZ
+ScopedFlushDenormals::~ScopedFlushDenormals() { _mm_setcsr(saved_); }
+#else
+ScopedFlushDenormals::ScopedFlushDenormals() : saved_(0) {}
+ScopedFlushDenormals::~ScopedFlushDenormals() = default;
+#endif
+
+namespace {
+
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+constexpr float kLog2E = 1.44269504088896340736f;
+
+// Rows of a tile, that is tokens x query heads per kv head: enough that packing a page (about 1000 cycles) is a few
+// percent of using it, few enough that the accumulators stay in L2 and that a chunk gives work to all threads.
+constexpr int kTileRows = 96;
+
+// Grows, never shrinks, aligned to cache lines. Contents do not survive growth.
+class Scratch {
+ public:
+  template <typename T>
+  T* Get(std::size_t count) {
+    const std::size_t bytes = count * sizeof(T);
+    if (bytes > capacity_) {
+      capacity_ = bytes + bytes / 2;
+      data_.reset(static_cast<std::byte*>(::operator new (capacity_, std::align_val_t{64})));
+    }
+    return reinterpret_cast<T*>(data_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{64}); }
+  };
+  std::unique_ptr<std::byte, Free> data_;
+  std::size_t capacity_ = 0;
+};
+
+// One split of one segment, as seen by some tile: what one partial result covers.
+struct Unit {
+  const KvSegment* segment;
+  std::int64_t first;  // tokens [first, end) of the segment
+  std::int64_t end;
+};
+
+// Consecutive rows that see the same segments.
+struct RowTile {
+  std::int64_t begin;  // rows (tokens) of the batch
+  std::int64_t end;
+  std::int64_t first_position;  // least and greatest position of its rows
+  std::int64_t last_position;
+  std::size_t unit_begin;  // its units, in the order in which they are folded
+  std::size_t unit_end;
+  std::int64_t cost;        // keys x rows, about
+  std::size_t partial = 0;  // where its partials lie when units are computed apart
+};
+
+// Units [unit_begin, unit_end) of one tile for one kv head.
+struct Task {
+  std::size_t tile;
+  int kv_head;
+  std::size_t unit_begin;
+  std::size_t unit_end;
+  std::int64_t cost;
+};
+
+struct ThreadScratch {
+  Scratch query, keys, values, masks, partial, total;
+};
+
+class AttentionCall {
+ public:
+  AttentionCall(const AttentionParams& p, const AttentionKernel& kernel)
+      : p_(p),
+        kernel_(kernel),
+        layout_(p.pages.layout),
+        group_(p.num_heads / p.pages.layout.num_kv_heads),
+        padded_((p.pages.layout.head_dim + 15) / 16 * 16) {
+    KVS_CHECK(layout_.head_dim % 8 == 0 && layout_.head_dim <= 256);
+    KVS_CHECK(p.num_heads % layout_.num_kv_heads == 0);
+    KVS_CHECK(2 * p.rope.half <= layout_.head_dim);
+    KVS_CHECK(p.q.dtype == DType::kF32 && static_cast<std::int64_t>(p.positions.size()) == p.q.rows);
+  }
+
+  void Run(ThreadPool& pool) {
+    MakeTiles();
+    MakeTasks(pool.size());
+    pool.ParallelFor(static_cast<std::int64_t>(tasks_.size()), [this](std::int64_t i) {
+      const ScopedFlushDenormals flush;
+      RunTask(tasks_[static_cast<std::size_t>(i)]);
+    });
+  }
+
+ private:
+  // Cuts the rows where the set of segments changes, then into tiles; lists each tile's visible units.
+  void MakeTiles() {
+    const std::int64_t rows = p_.q.rows;
+    std::vector<std::int64_t> cuts = {0, rows};
+    for (const KvSegment& s : p_.segments) {
+      KVS_CHECK(0 <= s.row_begin && s.row_begin <= s.row_end && s.row_end <= rows);
+      KVS_CHECK(static_cast<std::int64_t>(s.pages.size()) * kPageTokens >= s.length);
+      KVS_CHECK(s.skip.empty() || s.skip.size() == s.pages.size());
+      cuts.push_back(s.row_begin);
+      cuts.push_back(s.row_end);
+    }
+    std::sort(cuts.begin(), cuts.end());
+    cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+    const std::int64_t tokens = std::max(1, kTileRows / group_);
+    for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
+      for (std::int64_t begin = cuts[c]; begin < cuts[c + 1]; begin += tokens) {
+        AddRowTile(begin, std::min(begin + tokens, cuts[c + 1]));
+      }
+    }
+  }
+
+  void AddRowTile(std::int64_t begin, std::int64_t end) {
+    const auto rows = p_.positions.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+    const auto [least, greatest] = std::minmax_element(rows.begin(), rows.end());
+    RowTile tile{begin, end, *least, *greatest, units_.size(), 0, 0};
+    for (const KvSegment& s : p_.segments) {
+      if (s.row_begin > begin || s.row_end < end) continue;
+      // Tokens that any row of the tile may see by position.
+      const std::int64_t limit = std::min(s.length, tile.last_position - s.start + 1);
+      const std::int64_t least_seen =
+          p_.window > 0 ? std::max<std::int64_t>(0, tile.first_position - p_.window + 1 - s.start) : 0;
+      for (std::int64_t first = 0; first < limit; first += kSplitTokens) {
+        const std::int64_t split_end = std::min(first + kSplitTokens, limit);
+        if (split_end <= least_seen) continue;
+        units_.push_back({&s, first, split_end});
+        tile.cost += (split_end - std::max(first, least_seen)) * (end - begin);
+      }
+    }
+    tile.unit_end = units_.size();
+    tiles_.push_back(tile);
+  }
+
+  // One task per tile and kv head; where that leaves threads idle, one per unit, folded by whoever finishes last.
+  void MakeTasks(int threads) {
+    const std::size_t kv_heads = static_cast<std::size_t>(layout_.num_kv_heads);
+    const bool apart = tiles_.size() * kv_heads < 8 * static_cast<std::size_t>(threads);
+    std::size_t partial = 0;
+    for (std::size_t t = 0; t < tiles_.size(); ++t) {
+      RowTile& tile = tiles_[t];
+      const std::size_t units = tile.unit_end - tile.unit_begin;
+      for (int head = 0; head < layout_.num_kv_heads; ++head) {
+        if (!apart || units < 2) {
+          tasks_.push_back({t, head, tile.unit_begin, tile.unit_end, tile.cost});
+          continue;
+        }
+        for (std::size_t u = tile.unit_begin; u < tile.unit_end; ++u) {
+          tasks_.push_back({t, head, u, u + 1, (units_[u].end - units_[u].first) * (tile.end - tile.begin)});
+        }
+      }
+      if (apart && units >= 2) {
+        tile.partial = partial;
+        partial += units * kv_heads * PartialFloats(Rows(tile));
+      }
+    }
+    std::stable_sort(tasks_.begin(), tasks_.end(), [](const Task& a, const Task& b) { return a.cost > b.cost; });
+    if (partial > 0) {
+      thread_local Scratch shared;
+      partials_ = shared.Get<float>(partial);
+      pending_ = std::vector<std::atomic<std::size_t>>(tiles_.size() * kv_heads);
+      for (std::size_t i = 0; i < pending_.size(); ++i) {
+        const RowTile& tile = tiles_[i / kv_heads];
+        pending_[i].store(tile.unit_end - tile.unit_begin, std::memory_order_relaxed);
+      }
+    }
+  }
+
+  int Rows(const RowTile& tile) const { return static_cast<int>(tile.end - tile.begin) * group_; }
+  std::size_t PartialFloats(int rows) const {
+    return static_cast<std::size_t>((rows * (padded_ + kSumLanes + 1) + 15) / 16 * 16);
+  }
+  AttentionPartial PartialAt(float* base, int rows) const {
+    float* sum = base + rows * padded_;
+    return {base, sum, sum + rows * kSumLanes};
+  }
+
+  void RunTask(const Task& task) {
+    thread_local ThreadScratch scratch;
+    const RowTile& tile = tiles_[task.tile];
+    const std::size_t units = tile.unit_end - tile.unit_begin;
+    const int rows = Rows(tile);
+    const std::size_t floats = PartialFloats(rows);
+    const AttentionPartial total = PartialAt(scratch.total.Get<float>(floats), rows);
+    if (task.unit_end - task.unit_begin == units) {
+      std::fill_n(total.max, rows, kNone);
+      const AttentionPartial part = PartialAt(scratch.partial.Get<float>(floats), rows);
+      const KvSegment* rotated = nullptr;
+      for (std::size_t u = task.unit_begin; u < task.unit_end; ++u) {
+        RunUnit(tile, units_[u], task.kv_head, rotated, part, scratch);
+        kernel_.fold(total, part, rows, padded_);
+      }
+      Finish(tile, task.kv_head, total);
+      return;
+    }
+    const std::size_t head = static_cast<std::size_t>(task.kv_head);
+    float* base = partials_ + tile.partial + head * units * floats;
+    const KvSegment* rotated = nullptr;
+    RunUnit(tile, units_[task.unit_begin], task.kv_head, rotated,
+            PartialAt(base + (task.unit_begin - tile.unit_begin) * floats, rows), scratch);
+    auto& pending = pending_[task.tile * static_cast<std::size_t>(layout_.num_kv_heads) + head];
+    if (pending.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    std::fill_n(total.max, rows, kNone);
+    for (std::size_t u = 0; u < units; ++u) kernel_.fold(total, PartialAt(base + u * floats, rows), rows, padded_);
+    Finish(tile, task.kv_head, total);
+  }
+
+  // The partial result of one unit. `rotated` names the segment whose rotation the query scratch holds.
+  void RunUnit(const RowTile& tile, const Unit& unit, int kv_head, const KvSegment*& rotated,
+               const AttentionPartial& part, ThreadScratch& scratch) const {
+    const int rows = Rows(tile);
+    const int d = layout_.head_dim;
+    const std::size_t row_bytes = static_cast<std::size_t>(d) * kernel_.element_bytes;
+    const std::size_t tile_bytes = static_cast<std::size_t>(kPageTokens * padded_) * kernel_.element_bytes;
+    std::byte* q = scratch.query.Get<std::byte>(static_cast<std::size_t>(rows) * row_bytes);
+    std::byte* k = scratch.keys.Get<std::byte>(tile_bytes);
+    std::byte* v = scratch.values.Get<std::byte>(tile_bytes);
+    std::uint64_t* masks = scratch.masks.Get<std::uint64_t>(static_cast<std::size_t>(rows));
+    const KvSegment& s = *unit.segment;
+    if (rotated != &s) {
+      RotateQueries(tile, s, kv_head, q);
+      rotated = &s;
+    }
+    std::fill_n(part.out, rows * padded_, 0.0f);
+    std::fill_n(part.sum, rows * kSumLanes, 0.0f);
+    std::fill_n(part.max, rows, kNone);
+    for (std::int64_t first = unit.first; first < unit.end; first += kPageTokens) {
+      const std::size_t page = static_cast<std::size_t>(first / kPageTokens);
+      std::uint64_t keep = ~std::uint64_t{0};
+      if (s.length - first < kPageTokens) keep >>= kPageTokens - (s.length - first);
+      if (!s.skip.empty()) keep &= ~s.skip[page];
+      bool all_see_all = true;
+      if (!MakeMasks(tile, s.start + first, keep, masks, all_see_all)) continue;
+      KVS_CHECK(s.pages[page] < p_.pages.num_pages);
+      kernel_.pack_keys(p_.pages.slab(s.pages[page], p_.layer, 0, kv_head), d, k);
+      const std::byte* values = p_.pages.slab(s.pages[page], p_.layer, 1, kv_head);
+      const bool finite = kernel_.pack_values(values, d, keep, v);
+      AttentionTile work{q, k, v, masks, rows, d, padded_, part};
+      if (finite || all_see_all) {
+        kernel_.add_tile(work);
+        continue;
+      }
+      // 0 * inf is not 0: keep what a row may not see out of its sums, one row at a time.
+      work.rows = 1;
+      for (int r = 0; r < rows; ++r) {
+        kernel_.pack_values(values, d, masks[r], v);
+        kernel_.add_tile(work);
+        work.q = static_cast<const std::byte*>(work.q) + row_bytes;
+        work.masks += 1;
+        work.state.out += padded_;
+        work.state.sum += kSumLanes;
+        work.state.max += 1;
+      }
+    }
+  }
+
+  // The keys each row sees of the page whose first key stands at `position`. False if no row sees any.
+  bool MakeMasks(const RowTile& tile, std::int64_t position, std::uint64_t keep, std::uint64_t* masks,
+                 bool& all_see_all) const {
+    std::uint64_t any = 0;
+    for (std::int64_t i = tile.begin; i < tile.end; ++i) {
+      std::uint64_t mask = keep;
+      const std::int64_t last = p_.positions[static_cast<std::size_t>(i)] - position;  // last key seen
+      if (last < 0) {
+        mask = 0;
+      } else if (last < kPageTokens - 1) {
+        mask &= (std::uint64_t{2} << last) - 1;
+      }
+      const std::int64_t unseen = last - p_.window + 1;  // keys before this one lie outside the window
+      if (p_.window > 0 && unseen > 0) mask = unseen >= kPageTokens ? 0 : mask >> unseen << unseen;
+      any |= mask;
+      all_see_all &= mask == keep;
+      for (int g = 0; g < group_; ++g) *masks++ = mask;
+    }
+    return any != 0;
+  }
+
+  void RotateQueries(const RowTile& tile, const KvSegment& s, int kv_head, std::byte* q) const {
+    const std::size_t row_bytes = static_cast<std::size_t>(layout_.head_dim) * kernel_.element_bytes;
+    for (std::int64_t i = tile.begin; i < tile.end; ++i) {
+      const std::int64_t angle = p_.positions[static_cast<std::size_t>(i)] - s.shift;
+      KVS_CHECK(p_.rope.half == 0 || (0 <= angle && angle < p_.rope.positions));
+      const std::size_t at = static_cast<std::size_t>(angle) * static_cast<std::size_t>(p_.rope.half);
+      const float* row = p_.q.row<float>(i) + kv_head * group_ * layout_.head_dim;
+      for (int g = 0; g < group_; ++g, q += row_bytes) {
+        kernel_.rotate(row + g * layout_.head_dim, p_.rope.cos.data() + at, p_.rope.sin.data() + at, p_.rope.half,
+                       layout_.head_dim, p_.scale * kLog2E, q);
+      }
+    }
+  }
+
+  void Finish(const RowTile& tile, int kv_head, const AttentionPartial& total) const {
+    int r = 0;
+    for (std::int64_t i = tile.begin; i < tile.end; ++i) {
+      for (int g = 0; g < group_; ++g, ++r) {
+        const std::int64_t column = static_cast<std::int64_t>(kv_head * group_ + g) * layout_.head_dim;
+        void* dst = static_cast<std::byte*>(p_.out.data) +
+                    static_cast<std::size_t>(i * p_.out.stride + column) * DTypeBytes(p_.out.dtype);
+        kernel_.finish(total.out + r * padded_, total.sum[r * kSumLanes], total.max[r], layout_.head_dim, p_.out.dtype,
+                       dst);
+      }
+    }
+  }
+
+  const AttentionParams& p_;
+  const AttentionKernel& kernel_;
+  const KvLayout& layout_;
+  const int group_;   // query heads per kv head
+  const int padded_;  // head_dim rounded up to 16
+  std::vector<Unit> units_;
+  std::vector<RowTile> tiles_;
+  std::vector<Task> tasks_;
+  std::vector<std::atomic<std::size_t>> pending_;  // per tile and kv head: units not yet done
+  float* partials_ = nullptr;
+};
+
+const AttentionKernel& KernelOf(CpuIsa isa, DType pages) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case CpuIsa::kAvx512Bf16: return pages == DType::kBf16 ? Avx512Bf16Attention() : Avx512Attention(pages);
+    case CpuIsa::kAvx512: return Avx512Attention(pages);
+    case CpuIsa::kAvx2: return Avx2Attention(pages);
+    case CpuIsa::kAuto:
+    case CpuIsa::kPlain: break;
+  }
+#endif
+  KVS_CHECK(isa == CpuIsa::kPlain);
+  return PlainAttention(pages);
+}
+
+}  // namespace
+
+void CpuAttention(const AttentionParams& p, CpuIsa isa, ThreadPool& pool) {
+  if (p.q.rows == 0) return;
+  AttentionCall(p, KernelOf(isa, p.pages.layout.dtype)).Run(pool);
+}
+
+}  // namespace kvshare::kernels

@@ -1,0 +1,94 @@
+#include "tests/reference/attention_reference.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace kvshare::reference {
+namespace {
+
+double Element(const std::byte* slab, kernels::DType dtype, std::int64_t index) {
+  if (dtype == kernels::DType::kF32) return reinterpret_cast<const float*>(slab)[index];
+  const auto bits = static_cast<std::uint32_t>(reinterpret_cast<const std::uint16_t*>(slab)[index]) << 16;
+  return std::bit_cast<float>(bits);
+}
+
+struct Key {
+  double score;
+  const std::byte* values;  // V slab
+  std::int64_t token;       // within the page
+};
+
+}  // namespace
+
+AttentionResult Attention(const kernels::AttentionParams& p, const std::vector<double>& inv_freq) {
+  const kernels::KvLayout& layout = p.pages.layout;
+  const std::int64_t d = layout.head_dim;
+  const std::int64_t rows = p.q.rows;
+  const std::size_t cells = static_cast<std::size_t>(rows * p.num_heads);
+  const std::int64_t half = static_cast<std::int64_t>(inv_freq.size());
+  AttentionResult result;
+  result.out.assign(cells * static_cast<std::size_t>(d), 0.0);
+  result.weighted_abs = result.out;
+  result.score_bound.assign(cells, 0.0);
+  std::vector<double> q(static_cast<std::size_t>(d));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t position = p.positions[static_cast<std::size_t>(i)];
+    for (int h = 0; h < p.num_heads; ++h) {
+      const std::size_t cell = static_cast<std::size_t>(i * p.num_heads + h);
+      const int kv_head = h / (p.num_heads / layout.num_kv_heads);
+      const float* raw = p.q.row<float>(i) + h * d;
+      std::vector<Key> keys;
+      for (const kernels::KvSegment& s : p.segments) {
+        if (i < s.row_begin || i >= s.row_end) continue;
+        for (std::int64_t j = 0; j < d; ++j) q[static_cast<std::size_t>(j)] = raw[j];
+        for (std::int64_t j = 0; j < half; ++j) {
+          const double angle = static_cast<double>(position - s.shift) * inv_freq[static_cast<std::size_t>(j)];
+          q[static_cast<std::size_t>(j)] = raw[j] * std::cos(angle) - raw[j + half] * std::sin(angle);
+          q[static_cast<std::size_t>(j + half)] = raw[j + half] * std::cos(angle) + raw[j] * std::sin(angle);
+        }
+        for (std::int64_t t = 0; t < s.length; ++t) {
+          const std::size_t page = static_cast<std::size_t>(t / kernels::kPageTokens);
+          const std::int64_t token = t % kernels::kPageTokens;
+          const std::int64_t at = s.start + t;
+          if (at > position || (p.window > 0 && at <= position - p.window)) continue;
+          if (!s.skip.empty() && ((s.skip[page] >> token) & 1) != 0) continue;
+          const std::byte* k = p.pages.slab(s.pages[page], p.layer, 0, kv_head);
+          double score = 0;
+          double bound = 0;
+          for (std::int64_t j = 0; j < d; ++j) {
+            const double product = q[static_cast<std::size_t>(j)] * Element(k, layout.dtype, token * d + j);
+            score += product;
+            bound += std::abs(product);
+          }
+          keys.push_back({score * p.scale, p.pages.slab(s.pages[page], p.layer, 1, kv_head), token});
+          result.score_bound[cell] = std::max(result.score_bound[cell], bound * p.scale);
+        }
+      }
+      if (keys.empty()) continue;
+      double top = keys[0].score;
+      for (const Key& key : keys) top = std::max(top, key.score);
+      double sum = 0;
+      double* out = result.out.data() + cell * static_cast<std::size_t>(d);
+      double* abs = result.weighted_abs.data() + cell * static_cast<std::size_t>(d);
+      for (const Key& key : keys) {
+        const double w = std::exp(key.score - top);
+        sum += w;
+        for (std::int64_t j = 0; j < d; ++j) {
+          const double v = Element(key.values, layout.dtype, key.token * d + j);
+          out[j] += w * v;
+          abs[j] += w * std::abs(v);
+        }
+      }
+      for (std::int64_t j = 0; j < d; ++j) {
+        out[j] /= sum;
+        abs[j] /= sum;
+      }
+    }
+  }
+  return result;
+}
+
+}  // namespace kvshare::reference
