@@ -1,6 +1,7 @@
 // RouterServer: the daemon's ZeroMQ socket. One io thread owns it.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -13,6 +14,14 @@ struct RouterServerOptions {
   std::string endpoint;  // ipc://PATH or tcp://HOST:PORT
 };
 
+// Totals since the start.
+struct RouterServerCounters {
+  std::int64_t frames = 0;            // received, of any kind
+  std::int64_t malformed_frames = 0;  // refused before anything was asked of the service
+  std::int64_t replies_dropped = 0;   // their client was gone, or did not read
+  std::int64_t clients_lost = 0;      // clients that went, or stopped reading, while requests of theirs ran
+};
+
 class RouterServer {
  public:
   virtual ~RouterServer() = default;  // stops
@@ -20,6 +29,8 @@ class RouterServer {
   virtual void DrainAndStop() = 0;
   // Where it listens (a tcp port of 0 or * is resolved).
   virtual std::string endpoint() const = 0;
+  // Thread-safe.
+  virtual RouterServerCounters counters() const = 0;
 };
 
 // Binds and starts serving. `service` must outlive the server. InvalidArgument for an endpoint that cannot be one,
