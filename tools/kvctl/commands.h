@@ -1,0 +1,109 @@
+// The commands of kvctl: options as the command line gave them, and what runs them. Each returns the exit code.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+#include "kvshare/types.h"
+
+namespace kvshare::kvctl {
+
+enum class OutputFormat { kText, kJson };
+
+// Where a command finds its model; commands that take only --model leave endpoint empty.
+struct Source {
+  std::string model;
+  std::string endpoint;
+  std::chrono::milliseconds timeout{30000};
+  kernels::DType dtype = kernels::DType::kBf16;
+  int threads = 0;
+};
+
+struct LogitsOptions {
+  Source source;
+  std::string ids_file;
+  std::string out_file;
+  std::vector<std::int64_t> chunks;  // empty: whole blocks
+};
+int RunLogits(const LogitsOptions& options);  // logits.cc
+
+struct TextOptions {
+  Source source;
+  std::string jsonl_file;
+  std::string messages_file;
+  std::string tools_file;
+  bool add_generation_prompt = true;
+};
+int RunTokenize(const TextOptions& options);    // text.cc
+int RunDetokenize(const TextOptions& options);  // text.cc
+int RunRender(const TextOptions& options);      // text.cc
+
+struct GenerateOptions {
+  Source source;
+  std::optional<std::string> prompt;
+  std::string messages_file;
+  std::string tools_file;
+  std::string ids_file;
+  int max_tokens = 128;
+  SamplingParams sampling;
+  std::vector<std::string> stop;
+  std::string agent;
+  std::string session;
+  std::optional<ReuseMode> reuse;
+  OutputFormat format = OutputFormat::kText;
+};
+int RunGenerate(const GenerateOptions& options);  // generate.cc
+
+struct DaemonOptions {
+  Source source;
+  std::string messages_file;
+  std::uint64_t request_id = 0;
+  std::string agent;
+  std::string session;
+  std::optional<ReuseMode> reuse;
+  OutputFormat format = OutputFormat::kText;
+};
+int RunPing(const DaemonOptions& options);     // daemon.cc
+int RunStat(const DaemonOptions& options);     // daemon.cc
+int RunExplain(const DaemonOptions& options);  // daemon.cc
+
+struct BenchOptions {
+  Source source;
+  bool random_weights = false;
+  std::vector<std::int64_t> prompt_tokens = {512};
+  std::vector<std::int64_t> gen_tokens = {64};
+  std::vector<std::int64_t> threads;  // empty: one per core
+  std::int64_t repeat = 3;
+  OutputFormat format = OutputFormat::kText;
+};
+int RunBenchModel(const BenchOptions& options);  // bench_model.cc
+
+struct ModelOptions {
+  Source source;
+  OutputFormat format = OutputFormat::kText;
+};
+int RunModel(const ModelOptions& options);   // model.cc
+int RunDoctor(const ModelOptions& options);  // doctor.cc
+
+struct TraceOptions {
+  Source source;
+  std::string file;
+  std::vector<ReuseMode> compare;
+  std::int64_t limit = 0;  // 0: all
+  int max_output = 0;      // 0: as recorded
+  double speedup = 1;
+  bool as_fast_as_possible = false;
+  int slots = 0;  // 0: the clock's default
+  std::int64_t kv_pool_bytes = 0;
+  std::string out_dir;
+  std::string dump_file;
+  OutputFormat format = OutputFormat::kText;
+};
+int RunTraceInfo(const TraceOptions& options);    // trace_info.cc
+int RunTraceReplay(const TraceOptions& options);  // trace_replay.cc
+
+}  // namespace kvshare::kvctl

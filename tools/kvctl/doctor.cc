@@ -1,0 +1,100 @@
+// kvctl doctor: what this machine offers kvshare, what is missing, and what to do about it.
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "libkvshare/core/status_macros.h"
+#include "tools/kvctl/ceilings.h"
+#include "tools/kvctl/commands.h"
+#include "tools/kvctl/machine.h"
+#include "tools/kvctl/target.h"
+
+namespace kvshare::kvctl {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Finding {
+  bool ok = true;
+  std::string what;
+  std::string advice;  // when not ok
+};
+
+Result<Json> Measure(std::vector<Finding>* findings) {
+  KVS_ASSIGN_OR_RETURN(const auto backend, kernels::NewCpuBackend({}));
+  const kernels::Capabilities& device = backend->capabilities();
+  const Status self_test = backend->SelfTest();
+  findings->push_back({self_test.ok(), "matrix products give each row the same bits in any batch",
+                       self_test.message() + "; exact reuse would not be exact: use another oneDNN version"});
+  const bool fast = device.isa == "avx512-bf16";
+  findings->push_back({fast, "bfloat16 matrix instructions (AVX-512-BF16)",
+                       "this CPU runs the " + device.isa + " kernels: right, and slower"});
+  KVS_ASSIGN_OR_RETURN(const double flops, MeasureMatmulFlops(*backend));
+  const double read = MeasureReadBytesPerSecond(device.threads);
+  return Json{
+      {"isa", device.isa},          {"linear", device.linear},      {"dtype", kernels::DTypeName(device.compute)},
+      {"threads", device.threads},  {"matmul_gflops", flops / 1e9}, {"memory_read_gbps", read / 1e9},
+      {"self_test", self_test.ok()}};
+}
+
+void CheckMachine(std::vector<Finding>* findings) {
+  const std::int64_t available = AvailableMemoryBytes();
+  findings->push_back({available == 0 || available > (std::int64_t{2} << 30), "2 GiB of memory to spare",
+                       "free some memory, or give agentd a small --kv-pool-size"});
+  findings->push_back({!FindSmolLm2().empty(), "SmolLM2-135M-Instruct is at hand",
+                       "./quickstart fetches it; any Llama-family model works with --model"});
+}
+
+void CheckModel(const ModelOptions& options, std::vector<Finding>* findings) {
+  if (options.source.model.empty()) return;
+  auto model = LoadModelAt(options.source.model, {.dtype = options.source.dtype, .threads = options.source.threads});
+  findings->push_back({model.ok(), "the model loads: " + options.source.model, model.status().message()});
+  if (!model.ok()) return;
+  const auto& config = (*model)->config();
+  const auto page = static_cast<std::int64_t>((*model)->kv_layout().page_bytes());
+  const std::int64_t context = config.max_positions / kernels::kPageTokens * page;
+  const std::int64_t memory = AvailableMemoryBytes();
+  findings->push_back({memory == 0 || context * 2 < memory, "memory holds two full contexts of it",
+                       "one context of " + std::to_string(config.max_positions) + " tokens takes " +
+                           std::to_string(context >> 20) + " MiB"});
+  findings->push_back(
+      {(*model)->chat_template() != nullptr, "it has a chat template", "only --prompt and --ids work with it"});
+}
+
+}  // namespace
+
+int RunDoctor(const ModelOptions& options) {
+  std::vector<Finding> findings;
+  CheckMachine(&findings);
+  auto measured = Measure(&findings);
+  if (!measured.ok()) return Fail(measured.status());
+  CheckModel(options, &findings);
+  Json facts = {{"cpu", CpuName()},
+                {"os", OsName()},
+                {"cores", AvailableCores()},
+                {"memory_bytes", TotalMemoryBytes()},
+                {"memory_available_bytes", AvailableMemoryBytes()},
+                {"smollm2", FindSmolLm2()}};
+  facts.update(*measured);
+  if (options.format == OutputFormat::kJson) {
+    facts["checks"] = Json::array();
+    for (const Finding& f : findings)
+      facts["checks"].push_back({{"check", f.what}, {"ok", f.ok}, {"advice", f.ok ? "" : f.advice}});
+    std::puts(facts.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    return kOk;
+  }
+  std::printf("machine   %s, %d cores, %.1f GiB memory (%.1f free), %s\n", CpuName().c_str(), AvailableCores(),
+              static_cast<double>(TotalMemoryBytes()) / (1 << 30),
+              static_cast<double>(AvailableMemoryBytes()) / (1 << 30), OsName().c_str());
+  std::printf("kernels   %s, %s, %s\n", facts["isa"].get<std::string>().c_str(),
+              facts["linear"].get<std::string>().c_str(), facts["dtype"].get<std::string>().c_str());
+  std::printf("measured  %.0f GFLOP/s in a large matrix product, %.1f GB/s from memory\n",
+              facts["matmul_gflops"].get<double>(), facts["memory_read_gbps"].get<double>());
+  for (const Finding& f : findings) {
+    std::printf("%-9s %s%s%s\n", f.ok ? "ok" : "look", f.what.c_str(), f.ok ? "" : ": no. ",
+                f.ok ? "" : f.advice.c_str());
+  }
+  return kOk;
+}
+
+}  // namespace kvshare::kvctl

@@ -1,0 +1,335 @@
+// kvctl: the command line. This file alone knows CLI11; every command is a plain function of its options (commands.h).
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+
+#include "kvshare/client.h"
+#include "tools/kvctl/commands.h"
+#include "tools/kvctl/exit_code.h"
+#include "tools/kvctl/suggest.h"
+#include "tools/kvctl/values.h"
+
+namespace kvshare::kvctl {
+namespace {
+
+constexpr int kMaxCount = 1 << 20;
+
+// An option whose text a parser of ours turns into a value; CLI11 puts the flag's name before the parser's error.
+template <typename T>
+CLI::Option* AddParsed(CLI::App* app, const char* name, T* out,
+                       const std::function<Result<T>(const std::string&)>& parse, const char* help, const char* kind) {
+  const std::string flag = name;
+  return app
+      ->add_option_function<std::string>(
+          name,
+          [out, parse, flag](const std::string& text) {
+            auto value = parse(text);
+            if (!value.ok()) throw CLI::ValidationError(flag, value.status().message());
+            *out = std::move(*value);
+          },
+          help)
+      ->type_name(kind);
+}
+
+void AddModel(CLI::App* app, Source* source, bool required = true) {
+  auto* option =
+      app->add_option("--model", source->model, "Hugging Face directory or one .gguf file")->type_name("MODEL");
+  if (required) option->required();
+  AddParsed<kernels::DType>(app, "--dtype", &source->dtype, ParseDType, "float32 or bfloat16 (default)", "TYPE");
+  app->add_option("--threads", source->threads, "compute threads; default: one per core")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024));
+}
+
+void AddTimeout(CLI::App* app, Source* source) {
+  AddParsed<std::chrono::milliseconds>(app, "--timeout", &source->timeout, ParseDuration,
+                                       "give up after this long (30s)", "TIME");
+}
+
+void AddEndpoint(CLI::App* app, Source* source, bool required) {
+  auto* option = app->add_option_function<std::string>(
+      "--endpoint",
+      [source](const std::string& text) {
+        const Status status = ValidateEndpoint(text);
+        if (!status.ok()) throw CLI::ValidationError("--endpoint", status.message());
+        source->endpoint = text;
+      },
+      "a running agentd: ipc://PATH or tcp://HOST:PORT");
+  option->type_name("ENDPOINT");
+  if (required) option->required();
+  AddTimeout(app, source);
+}
+
+// A daemon or a model, one of the two.
+void AddEither(CLI::App* app, Source* source) {
+  auto* group = app->add_option_group("target");
+  AddModel(group, source, false);
+  AddEndpoint(group, source, false);
+  app->final_callback([source] {
+    if (source->model.empty() == source->endpoint.empty())
+      throw CLI::ValidationError("exactly one of --model and --endpoint is needed");
+  });
+}
+
+void AddFormat(CLI::App* app, OutputFormat* format) {
+  AddParsed<OutputFormat>(
+      app, "--format", format,
+      [](const std::string& text) -> Result<OutputFormat> {
+        if (text == "text") return OutputFormat::kText;
+        if (text == "json") return OutputFormat::kJson;
+        return InvalidArgument("'" + text + "' is neither text nor json");
+      },
+      "text (default) or json", "FORMAT");
+}
+
+void AddReuse(CLI::App* app, std::optional<ReuseMode>* reuse) {
+  AddParsed<std::optional<ReuseMode>>(
+      app, "--reuse", reuse,
+      [](const std::string& text) -> Result<std::optional<ReuseMode>> {
+        const auto mode = ParseReuseMode(text);
+        if (!mode.ok()) return mode.status();
+        return std::optional<ReuseMode>(*mode);
+      },
+      "off or exact; default: the daemon's own", "MODE");
+}
+
+void AddCounts(CLI::App* app, const char* name, std::vector<std::int64_t>* out, std::int64_t max, const char* help) {
+  AddParsed<std::vector<std::int64_t>>(
+      app, name, out, [max](const std::string& text) { return ParseCounts(text, max); }, help, "N,N,...");
+}
+
+// Owns every command's options; one of the Run functions is called after parsing.
+class CommandLine {
+ public:
+  CommandLine() : app_("kvctl: the command of kvshare, KV-cache sharing for multi-agent LLM systems", "kvctl") {
+    app_.require_subcommand(1);
+    app_.set_version_flag("--version", "kvctl " KVS_VERSION);
+    AddText();
+    AddGenerate();
+    AddDaemon();
+    AddModels();
+    AddTrace();
+  }
+
+  int Run(int argc, char** argv) {
+    try {
+      app_.parse(argc, argv);
+    } catch (const CLI::Success& success) {  // --help, --version
+      return app_.exit(success);
+    } catch (const CLI::Error& error) {
+      return Usage(error);
+    }
+    return run_();
+  }
+
+ private:
+  template <typename Options>
+  CLI::App* Add(CLI::App* parent, const char* name, const char* help, int (*run)(const Options&), Options* options) {
+    CLI::App* command = parent->add_subcommand(name, help);
+    command->callback([this, run, options] { run_ = [run, options] { return run(*options); }; });
+    return command;
+  }
+
+  void AddText() {
+    auto* logits = Add(&app_, "logits", "logits of every token of a prompt, as .npy", RunLogits, &logits_);
+    AddModel(logits, &logits_.source);
+    logits->add_option("--ids", logits_.ids_file, "{\"ids\":[...]}")->required()->type_name("FILE");
+    logits->add_option("--out", logits_.out_file, "float32 [tokens, vocabulary]")->required()->type_name("FILE.npy");
+    AddCounts(logits, "--chunks", &logits_.chunks, kMaxCount,
+              "compute the prompt in pieces of these sizes; the last repeats");
+
+    auto* tokenize = Add(&app_, "tokenize", "text to token ids, JSON lines", RunTokenize, &text_);
+    AddEither(tokenize, &text_.source);
+    tokenize->add_option("--jsonl", text_.jsonl_file, "{\"text\":...} per line; - is stdin")
+        ->required()
+        ->type_name("FILE");
+    auto* detokenize = Add(&app_, "detokenize", "token ids to text, JSON lines", RunDetokenize, &text_);
+    AddEither(detokenize, &text_.source);
+    detokenize->add_option("--jsonl", text_.jsonl_file, "{\"ids\":[...]} per line; - is stdin")
+        ->required()
+        ->type_name("FILE");
+    auto* render = Add(&app_, "render", "chat messages to the model's prompt", RunRender, &text_);
+    AddEither(render, &text_.source);
+    render->add_option("--messages", text_.messages_file, "OpenAI chat messages")->required()->type_name("FILE");
+    render->add_option("--tools", text_.tools_file, "OpenAI tools")->type_name("FILE");
+    render->add_flag_callback(
+        "--no-generation-prompt", [this] { text_.add_generation_prompt = false; }, "end after the last message");
+  }
+
+  void AddGenerate() {
+    auto* command = Add(&app_, "generate", "one reply", RunGenerate, &generate_);
+    AddEither(command, &generate_.source);
+    generate_.source.timeout = std::chrono::minutes(5);
+    auto* prompt = command->add_option_group("prompt");
+    prompt->add_option("--prompt", generate_.prompt, "text as it is")->type_name("TEXT");
+    prompt->add_option("--messages", generate_.messages_file, "OpenAI chat messages")->type_name("FILE");
+    prompt->add_option("--ids", generate_.ids_file, "{\"ids\":[...]}")->type_name("FILE");
+    prompt->require_option(1);
+    command->add_option("--tools", generate_.tools_file, "OpenAI tools, with --messages")->type_name("FILE");
+    command->add_option("--max-tokens", generate_.max_tokens, "tokens at most (128)")
+        ->type_name("N")
+        ->check(CLI::Range(1, kMaxCount));
+    SamplingParams* sampling = &generate_.sampling;
+    command->add_option("--temperature", sampling->temperature, "0 (default): greedy")
+        ->type_name("T")
+        ->check(CLI::Range(0.0, 100.0));
+    command->add_option("--top-k", sampling->top_k, "0: no limit")->type_name("K")->check(CLI::Range(0, kMaxCount));
+    command->add_option("--top-p", sampling->top_p, "1: no limit")->type_name("P")->check(CLI::Range(0.0, 1.0));
+    command->add_option("--seed", sampling->seed, "same seed, same reply")->type_name("S");
+    command->add_option("--stop", generate_.stop, "end before this text; may be repeated")
+        ->type_name("TEXT")
+        ->allow_extra_args(false);
+    command->add_option("--agent", generate_.agent, "who asks")->type_name("NAME");
+    command->add_option("--session", generate_.session, "which conversation")->type_name("NAME");
+    AddReuse(command, &generate_.reuse);
+    AddFormat(command, &generate_.format);
+  }
+
+  void AddDaemon() {
+    auto* ping = Add(&app_, "ping", "wait until a daemon is ready", RunPing, &daemon_);
+    AddEndpoint(ping, &daemon_.source, true);
+    AddFormat(ping, &daemon_.format);
+    auto* stat = Add(&app_, "stat", "a daemon's totals since its start", RunStat, &daemon_);
+    AddEndpoint(stat, &daemon_.source, true);
+    AddFormat(stat, &daemon_.format);
+    auto* explain =
+        Add(&app_, "explain", "what would be, or was, reused for a prompt, and why not the rest", RunExplain, &daemon_);
+    AddEither(explain, &daemon_.source);
+    auto* what = explain->add_option_group("what");
+    what->add_option("--messages", daemon_.messages_file, "OpenAI chat messages")->type_name("FILE");
+    what->add_option("--request", daemon_.request_id, "an earlier request's id")
+        ->type_name("ID")
+        ->check(CLI::PositiveNumber);
+    what->require_option(1);
+    explain->add_option("--agent", daemon_.agent, "who asks")->type_name("NAME");
+    explain->add_option("--session", daemon_.session, "which conversation")->type_name("NAME");
+    AddReuse(explain, &daemon_.reuse);
+    AddFormat(explain, &daemon_.format);
+  }
+
+  void AddModels() {
+    auto* model = Add(&app_, "model", "what a model's files hold", RunModel, &model_);
+    AddModel(model, &model_.source);
+    AddFormat(model, &model_.format);
+    auto* doctor = Add(&app_, "doctor", "what this machine offers, what is missing, what to do", RunDoctor, &model_);
+    AddModel(doctor, &model_.source, false);
+    AddFormat(doctor, &model_.format);
+    auto* bench = app_.add_subcommand("bench", "measure");
+    bench->require_subcommand(1);
+    auto* speed = Add(bench, "model", "prefill and decode speed beside the machine's ceilings", RunBenchModel, &bench_);
+    speed->add_option("--model", bench_.source.model, "Hugging Face directory or one .gguf file")
+        ->type_name("MODEL")
+        ->required();
+    AddParsed<kernels::DType>(speed, "--dtype", &bench_.source.dtype, ParseDType, "float32 or bfloat16 (default)",
+                              "TYPE");
+    speed->add_flag("--random-weights", bench_.random_weights, "make weights up: MODEL needs its config.json only");
+    AddCounts(speed, "--prompt", &bench_.prompt_tokens, kMaxCount, "prompt lengths (512)");
+    AddCounts(speed, "--gen", &bench_.gen_tokens, kMaxCount, "generated tokens (64)");
+    AddCounts(speed, "--threads", &bench_.threads, 1024, "thread counts; default: one per core");
+    speed->add_option("--repeat", bench_.repeat, "repetitions after the warm-up (3)")
+        ->type_name("N")
+        ->check(CLI::Range(1, 10000));
+    AddFormat(speed, &bench_.format);
+  }
+
+  void AddTrace() {
+    auto* trace = app_.add_subcommand("trace", "recorded workloads");
+    trace->require_subcommand(1);
+    auto* info = Add(trace, "info", "what a trace holds", RunTraceInfo, &trace_);
+    info->add_option("FILE", trace_.file, "KTR-1, plain or .gz")->required();
+    AddFormat(info, &trace_.format);
+    auto* replay = Add(trace, "replay", "a trace against a model, once per reuse mode", RunTraceReplay, &trace_);
+    replay->add_option("FILE", trace_.file, "KTR-1, plain or .gz")->required();
+    AddEither(replay, &trace_.source);
+    trace_.compare = {ReuseMode::kOff, ReuseMode::kExact};
+    AddParsed<std::vector<ReuseMode>>(replay, "--compare", &trace_.compare, ParseModes, "reuse modes (off,exact)",
+                                      "MODE,...");
+    replay->add_option("--limit", trace_.limit, "the first N requests only")
+        ->type_name("N")
+        ->check(CLI::PositiveNumber);
+    replay->add_option("--max-output", trace_.max_output, "tokens decoded per request at most; default: as recorded")
+        ->type_name("N")
+        ->check(CLI::Range(1, kMaxCount));
+    replay->add_option("--speedup", trace_.speedup, "divide recorded times by this")
+        ->type_name("X")
+        ->check(CLI::PositiveNumber);
+    replay->add_flag("--as-fast-as-possible", trace_.as_fast_as_possible,
+                     "ignore recorded times; keep order and hand-offs");
+    replay->add_option("--slots", trace_.slots, "requests (with a session clock: sessions) at once")
+        ->type_name("N")
+        ->check(CLI::Range(1, 1024));
+    AddParsed<std::int64_t>(replay, "--kv-pool-size", &trace_.kv_pool_bytes, ParseSize,
+                            "of the in-process engine, as 8GiB", "SIZE");
+    replay->add_option("--out", trace_.out_dir, "write report.json and report.html there")->type_name("DIR");
+    replay->add_option("--dump", trace_.dump_file, "write one JSON line per request and mode")->type_name("FILE");
+    AddFormat(replay, &trace_.format);
+  }
+
+  // The command that the arguments got to, e.g. `trace replay`.
+  CLI::App* Reached() {
+    CLI::App* app = &app_;
+    while (!app->get_subcommands().empty()) app = app->get_subcommands().front();
+    return app;
+  }
+
+  static void Names(const CLI::App* app, std::vector<std::string>* names) {
+    for (const CLI::Option* option : app->get_options()) {
+      for (const std::string& name : option->get_lnames()) names->push_back("--" + name);
+    }
+    for (const CLI::App* sub : app->get_subcommands([](const CLI::App*) { return true; })) {
+      if (sub->get_name().empty() || sub->get_group() == "") continue;
+      names->push_back(sub->get_name());
+    }
+  }
+
+  int Usage(const CLI::Error& error) {
+    CLI::App* app = Reached();
+    std::vector<std::string> names;
+    Names(app, &names);
+    // Options of option groups belong to nameless subcommands.
+    for (CLI::App* group : app->get_subcommands(
+             [](const CLI::App* sub) { return sub->get_name().empty() || sub->get_display_name()[0] == '['; })) {
+      Names(group, &names);
+    }
+    const std::string help = "; see '" + Path(app) + " --help'";
+    // An unknown word is the likely cause of whatever else went wrong.
+    for (const std::string& word : app_.remaining(true)) {
+      if (word == "--") continue;
+      const bool flag = word.starts_with("-");
+      const std::string name = word.substr(0, word.find('='));
+      const std::string near = Nearest(name, names);
+      return Fail(kUsage, std::string("unknown ") + (flag ? "flag '" : "argument '") + name + "'" +
+                              (near.empty() ? "" : ": did you mean '" + near + "'?") + help);
+    }
+    return Fail(kUsage, std::string(error.what()) + help);
+  }
+
+  static std::string Path(const CLI::App* app) {
+    return app->get_parent() == nullptr ? "kvctl" : Path(app->get_parent()) + " " + app->get_name();
+  }
+
+  CLI::App app_;
+  std::function<int()> run_;
+  LogitsOptions logits_;
+  TextOptions text_;
+  GenerateOptions generate_;
+  DaemonOptions daemon_;
+  ModelOptions model_;
+  BenchOptions bench_;
+  TraceOptions trace_;
+};
+
+}  // namespace
+}  // namespace kvshare::kvctl
+
+int main(int argc, char** argv) {
+  kvshare::kvctl::HandleInterrupts();
+  kvshare::kvctl::CommandLine command_line;
+  const int code = command_line.Run(argc, argv);
+  // A full disk or a closed pipe shows only here.
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    return code != 0 ? code : kvshare::kvctl::Fail(kvshare::kvctl::kFailed, "stdout could not be written");
+  }
+  return code;
+}
