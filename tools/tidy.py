@@ -118,14 +118,16 @@ def names_file(card, name):
 
 
 def check_card(tree, path):
-    folder, name = posixpath.split(path)
+    here, name = posixpath.split(path)
     if not path.endswith(CODE):
         return
+    folder = here
     while folder and posixpath.join(folder, "README.md") not in tree:
         folder, last = posixpath.split(folder)
         name = posixpath.join(last, name)
     if not folder:
-        yield 1, "no room card: neither its folder nor one above has a README.md"
+        if path == min(p for p in tree if posixpath.dirname(p) == here and p.endswith(CODE)):  # once for a folder
+            yield 1, f"no room card: neither {here} nor a folder above it has a README.md"
     elif not names_file(tree[posixpath.join(folder, "README.md")], name):
         yield 1, f"{folder}/README.md does not name {name}"
 

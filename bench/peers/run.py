@@ -44,7 +44,11 @@ def prepare(model):
     if not os.path.exists(PYTHON):
         subprocess.run([sys.executable, "-m", "venv", os.path.join(WORK, "venv")], check=True)
     pip = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run(pip + WHEELS, check=True)
+    wanted, stamp = "\n".join(WHEELS), os.path.join(WORK, "venv", "kvshare-wheels.txt")
+    if not os.path.exists(stamp) or open(stamp).read() != wanted:
+        subprocess.run(pip + WHEELS, check=True)
+        with open(stamp, "w") as f:
+            f.write(wanted)
     if subprocess.run([PYTHON, "-c", "import llama_cpp"], capture_output=True).returncode != 0:
         say("run.py: compiling llama.cpp for this machine (minutes)")
         env = dict(os.environ, CMAKE_ARGS=LLAMA_CMAKE, CMAKE_BUILD_PARALLEL_LEVEL=str(os.cpu_count()))
@@ -219,7 +223,13 @@ def main():
         say(f"run.py: no {args.kvctl}: the peers alone (cmake --build --preset release builds it)")
         del makers[ours]
     words = [w for w in args.rows.split(",") if w]
-    rows = {name: make() for name, make in makers.items() if not words or any(w in name for w in words)}
+    rows = {}
+    for name, make in makers.items():
+        if not words or any(w in name for w in words):
+            try:
+                rows[name] = make()
+            except RuntimeError as error:
+                say(f"run.py: left out: {name}: {error}")
     limits = Worker("ceilings", "-", args.threads)
     ceilings = limits.ask(test="ceilings")
     limits.close()
