@@ -9,7 +9,8 @@ find_package(cppzmq REQUIRED)                             # libkvshare/client, a
 find_package(nlohmann_json REQUIRED)                      # runtime, tools
 find_package(CLI11 REQUIRED)                              # tools, agentd/main.cc
 find_package(dnnl REQUIRED)                               # kernels/cpu/linear.cc
-pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)  # runtime/tokenizer.cc
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)  # runtime/pre_tokenizer.cc
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)  # runtime/unicode.cc
 pkg_check_modules(ZLIB REQUIRED IMPORTED_TARGET zlib)     # tools: .gz traces
 if(KVS_TESTS)
   find_package(GTest REQUIRED)

@@ -30,18 +30,22 @@ struct AddedToken {
   TokenId id = 0;
   std::string text;
   bool special = false;
-  bool lstrip = false;
-  bool rstrip = false;
+  bool lstrip = false;       // swallows the white space before it
+  bool rstrip = false;       // and after it
+  bool single_word = false;  // only where no word character touches it
+  bool normalized = false;   // looked for after normalisation instead of before
 };
 
 // What a tokenizer is made of, whichever file it came from (tokenizer.json or GGUF metadata).
 struct TokenizerSpec {
-  std::vector<std::string> vocab;                            // id -> token in the byte-to-unicode alphabet
-  std::vector<std::pair<std::string, std::string>> merges;   // by rank
+  std::vector<std::string> vocab;                           // id -> token in the byte-to-unicode alphabet; "" = none
+  std::vector<std::pair<std::string, std::string>> merges;  // by rank
   std::vector<AddedToken> added;
   PreTokenizerSpec pre;
-  bool nfc = false;                                          // normalise to NFC first
-  bool ignore_merges = false;                                // a word in the vocabulary is one token as it is
+  bool nfc = false;            // normalise to NFC first
+  bool ignore_merges = false;  // a word in the vocabulary is one token as it is
+  TokenId unk_id = -1;         // for bytes the vocabulary lacks; -1 = they vanish
+  bool fuse_unk = false;       // neighbouring unknown bytes are one token
 };
 
 // Immutable once made; safe from any thread.
@@ -56,9 +60,10 @@ class Tokenizer {
   // The bytes one token stands for; a character may need several tokens. Special tokens give their text.
   virtual std::string_view TokenBytes(TokenId id) const = 0;
   virtual bool IsSpecial(TokenId id) const = 0;
-  virtual TokenId FindToken(std::string_view text) const = 0;  // -1 = none
-  virtual std::int64_t vocab_size() const = 0;                 // largest id + 1
-  virtual const Digest& digest() const = 0;                    // names the tokenizer: part of `space`
+  // An added token by its text, or a token as the vocabulary writes it; -1 = none.
+  virtual TokenId FindToken(std::string_view text) const = 0;
+  virtual std::int64_t vocab_size() const = 0;  // largest id + 1
+  virtual const Digest& digest() const = 0;     // names the tokenizer: part of `space`
 };
 
 // InvalidArgument when the spec contradicts itself (a merge of unknown tokens, a pattern that does not compile).
