@@ -33,7 +33,7 @@ constexpr float kLog2E = 1.44269504088896340736f;
 
 // Rows of a tile, that is tokens x query heads per kv head: enough that packing a page (about 1000 cycles) is a few
 // percent of using it, few enough that the accumulators stay in L2 and that a chunk gives work to all threads.
-constexpr int kTileRows = 96;
+constexpr int kTileRows = 192;
 
 // Grows, never shrinks, aligned to cache lines. Contents do not survive growth.
 class Scratch {

@@ -117,40 +117,54 @@ bool PackValues(const void* slab, int head_dim, std::uint64_t keep, void* out) {
 
 // s[r][16 c ..] = q[r] . k for M rows and N vectors of keys.
 template <int M, int N>
-void Scores(const std::uint32_t* q, int pairs, const std::uint32_t* k, float* s) {
+[[gnu::always_inline]] inline void Scores(const std::uint32_t* q, int pairs, const std::uint32_t* k, float* s) {
   __m512 acc[M][N];
+#pragma GCC unroll 8
   for (int r = 0; r < M; ++r) {
+#pragma GCC unroll 8
     for (int c = 0; c < N; ++c) acc[r][c] = _mm512_setzero_ps();
   }
   for (int j = 0; j < pairs; ++j) {
     __m512bh b[N];
+#pragma GCC unroll 8
     for (int c = 0; c < N; ++c) b[c] = LoadPairs(k + j * kPageTokens + 16 * c);
+#pragma GCC unroll 8
     for (int r = 0; r < M; ++r) {
       const __m512bh a = BroadcastPair(q + r * pairs + j);
+#pragma GCC unroll 8
       for (int c = 0; c < N; ++c) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], a, b[c]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < M; ++r) {
+#pragma GCC unroll 8
     for (int c = 0; c < N; ++c) _mm512_store_ps(s + r * kPageTokens + 16 * c, acc[r][c]);
   }
 }
 
 // out[r][16 c ..] += p[r] . v over the first `pairs` pairs of keys.
 template <int M, int N>
-void Values(const std::uint32_t* p, const std::uint32_t* v, int pairs, int padded, float* out) {
+[[gnu::always_inline]] inline void Values(const std::uint32_t* p, const std::uint32_t* v, int pairs, int padded, float* out) {
   __m512 acc[M][N];
+#pragma GCC unroll 8
   for (int r = 0; r < M; ++r) {
+#pragma GCC unroll 8
     for (int c = 0; c < N; ++c) acc[r][c] = _mm512_loadu_ps(out + r * padded + 16 * c);
   }
   for (int i = 0; i < pairs; ++i) {
     __m512bh b[N];
+#pragma GCC unroll 8
     for (int c = 0; c < N; ++c) b[c] = LoadPairs(v + i * padded + 16 * c);
+#pragma GCC unroll 8
     for (int r = 0; r < M; ++r) {
       const __m512bh a = BroadcastPair(p + r * kPairs + i);
+#pragma GCC unroll 8
       for (int c = 0; c < N; ++c) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], a, b[c]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < M; ++r) {
+#pragma GCC unroll 8
     for (int c = 0; c < N; ++c) _mm512_storeu_ps(out + r * padded + 16 * c, acc[r][c]);
   }
 }
@@ -172,7 +186,7 @@ void Values(const std::uint32_t* p, const std::uint32_t* v, int pairs, int padde
 
 // One row's scores to weights in bf16; its sum takes the weights before they are rounded.
 template <int N>
-void SoftmaxRow(const float* scores, std::uint64_t mask, int padded, float* out, float* sum, float* max,
+[[gnu::always_inline]] inline void SoftmaxRow(const float* scores, std::uint64_t mask, int padded, float* out, float* sum, float* max,
                 std::uint32_t* weights) {
   __m512 s[N];
   __mmask16 seen[N];

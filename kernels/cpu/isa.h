@@ -1,0 +1,22 @@
+// Which version of the kernels runs: the best one this machine has, or the one asked for.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "kernels/backend.h"
+
+namespace kvshare::kernels {
+
+std::string_view CpuIsaName(CpuIsa isa);
+
+// True when processor and operating system support it. kAuto is always supported.
+bool CpuHasIsa(CpuIsa isa);
+
+// Every version this machine has, best first; never empty (kPlain is always there).
+std::vector<CpuIsa> AvailableIsas();
+
+// kAuto becomes KVSHARE_ISA's version if set, else the best. InvalidArgument when this machine lacks it.
+Result<CpuIsa> ResolveCpuIsa(CpuIsa wanted);
+
+}  // namespace kvshare::kernels
