@@ -1,0 +1,79 @@
+// EchoService: a Service whose outcome a test knows beforehand, for tests of the wire only. What the wire carries for
+// the real service is tested in tests/e2e.
+//
+// A prompt's tokens are its bytes (or its ids); generation answers with them, over and over, up to max_tokens, one
+// chunk a token, and its text is one letter a token.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "agentd/service.h"
+
+namespace kvshare::testing {
+
+class EchoService final : public agentd::Service {
+ public:
+  EchoService();
+  ~EchoService() override;
+
+  // From now on a generation stops after `chunks` chunks, until OpenGate().
+  void CloseGate(int chunks);
+  void OpenGate();
+
+  // What was seen so far.
+  int generations() const;    // accepted
+  int cancellations() const;  // ended by Cancel
+  int finished() const;       // ended by OnDone
+  int running() const;
+  // Waits until `cancellations()` or `finished()` is at least `count`. False after 20 seconds.
+  bool WaitForCancellations(int count) const;
+  bool WaitForFinished(int count) const;
+  GenerateRequest last_request() const;
+
+  // The tokens and the text that Generate answers with.
+  static GenerateReply Expected(const GenerateRequest& request);
+
+  ServerInfo Info() const override;
+  Result<std::vector<TokenId>> Tokenize(std::string_view text) const override;
+  Result<std::string> Detokenize(std::span<const TokenId> ids) const override;
+  Result<RenderReply> Render(const RenderRequest& request) const override;
+  Result<std::uint64_t> Generate(const GenerateRequest& request, std::shared_ptr<agentd::GenerateSink> sink) override;
+  void Cancel(std::uint64_t request_id) override;
+  Result<Explanation> Explain(const ExplainRequest& request) override;
+  Stats GetStats() const override;
+  void ClearPool() override {}
+  void Drain() override {}
+  Status CheckIntegrity() override { return OkStatus(); }
+
+ private:
+  struct Active {
+    GenerateReply reply;  // what remains to be told, whole
+    std::size_t told = 0;
+    bool cancelled = false;
+    std::shared_ptr<agentd::GenerateSink> sink;
+  };
+
+  void Run();
+  // The next request that may take a step, or null. Requires: mu_ held.
+  Active* Runnable(std::uint64_t* request_id);
+
+  mutable std::mutex mu_;
+  mutable std::condition_variable changed_;
+  bool stopping_ = false;
+  int gate_ = -1;  // chunks a generation may tell; -1: all
+  std::uint64_t last_id_ = 0;
+  int cancellations_ = 0;
+  int finished_ = 0;
+  GenerateRequest last_request_;
+  std::map<std::uint64_t, Active> active_;
+  std::thread thread_;
+};
+
+}  // namespace kvshare::testing
