@@ -16,7 +16,7 @@ constexpr std::int64_t kMaxVocab = std::int64_t{1} << 22;
 constexpr std::int64_t kMaxWidth = std::int64_t{1} << 20;
 constexpr std::int64_t kMaxLayers = 1024;
 constexpr std::int64_t kMaxHeads = 1024;
-constexpr std::int64_t kMaxHeadDim = 512;
+constexpr std::int64_t kMaxHeadDim = 256;  // as kernels/cpu/attention.cc
 constexpr std::int64_t kMaxPositions = std::int64_t{1} << 21;  // RoPE's tables hold one row for each
 
 enum class Bias { kNever, kAlways, kByConfig };
@@ -184,7 +184,7 @@ Status ModelConfig::Validate() const {
       {"num_hidden_layers", num_layers, 1, kMaxLayers},
       {"num_attention_heads", num_heads, 1, kMaxHeads},
       {"num_key_value_heads", num_kv_heads, 1, kMaxHeads},
-      {"head_dim", head_dim, 2, kMaxHeadDim},
+      {"head_dim", head_dim, 8, kMaxHeadDim},
       {"max_position_embeddings", max_positions, 1, kMaxPositions},
       {"sliding_window", sliding_window, 0, kMaxPositions},
       {"bos_token_id", bos_id, -1, vocab_size - 1},
@@ -199,7 +199,9 @@ Status ModelConfig::Validate() const {
     return InvalidArgument("field 'num_key_value_heads' is " + std::to_string(num_kv_heads) +
                            ", which does not divide num_attention_heads = " + std::to_string(num_heads));
   }
-  if (head_dim % 2 != 0) return InvalidArgument("field 'head_dim' is odd: RoPE rotates pairs");
+  if (head_dim % 8 != 0) {
+    return Unimplemented("field 'head_dim' is " + std::to_string(head_dim) + "; kernels take multiples of 8");
+  }
   if (!std::isfinite(rms_norm_eps) || rms_norm_eps < 0 || rms_norm_eps > 1) {
     return InvalidArgument("field 'rms_norm_eps' is outside 0..1");
   }

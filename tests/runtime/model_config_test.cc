@@ -163,7 +163,7 @@ TEST(ModelConfigTest, EveryLieNamesItsField) {
     }
   }
   KVS_EXPECT_FAILS(With("num_key_value_heads", 3), kInvalid, "num_key_value_heads");
-  KVS_EXPECT_FAILS(With("head_dim", 15), kInvalid, "head_dim");
+  KVS_EXPECT_FAILS(With("head_dim", 12), kLacking, "head_dim");
   KVS_EXPECT_FAILS(With("rms_norm_eps", -1), kInvalid, "rms_norm_eps");
   KVS_EXPECT_FAILS(With("bos_token_id", 288), kInvalid, "bos_token_id");
   KVS_EXPECT_FAILS(With("tie_word_embeddings", 1), kInvalid, "tie_word_embeddings");

@@ -1,0 +1,123 @@
+#include "tests/reference/llama_reference.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace kvshare::reference {
+namespace {
+
+using Row = std::vector<double>;
+using Weights = std::map<std::string, testing::TinyTensor>;
+
+// W x + b; b may be absent.
+Row Linear(const Weights& weights, const std::string& name, const Row& x) {
+  const testing::TinyTensor& w = weights.at(name + ".weight");
+  Row out(static_cast<std::size_t>(w.shape[0]));
+  for (std::size_t n = 0; n < out.size(); ++n) {
+    for (std::size_t k = 0; k < x.size(); ++k) out[n] += static_cast<double>(w.values[n * x.size() + k]) * x[k];
+  }
+  if (const auto b = weights.find(name + ".bias"); b != weights.end()) {
+    for (std::size_t n = 0; n < out.size(); ++n) out[n] += static_cast<double>(b->second.values[n]);
+  }
+  return out;
+}
+
+Row RmsNorm(const Weights& weights, const std::string& name, std::span<const double> x, double eps) {
+  double sum = 0;
+  for (const double v : x) sum += v * v;
+  const double scale = 1 / std::sqrt(sum / static_cast<double>(x.size()) + eps);
+  Row out(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    out[i] = x[i] * scale * static_cast<double>(weights.at(name).values[i]);
+  }
+  return out;
+}
+
+// Norm (where the model has one) and rotation of every head of a q or k row.
+void NormAndRotate(const runtime::ModelConfig& c, const Weights& weights, const std::string& norm, int position,
+                   std::span<const double> inv_freq, double factor, Row* row) {
+  const auto d = static_cast<std::size_t>(c.head_dim);
+  for (std::size_t h = 0; h < row->size() / d; ++h) {
+    const std::span<double> head(row->data() + h * d, d);
+    if (c.qk_norm) {
+      const Row normed = RmsNorm(weights, norm, head, static_cast<double>(c.rms_norm_eps));
+      std::copy(normed.begin(), normed.end(), head.begin());
+    }
+    for (std::size_t j = 0; j < d / 2; ++j) {
+      const double cos = factor * std::cos(position * inv_freq[j]), sin = factor * std::sin(position * inv_freq[j]);
+      const double a = head[j], b = head[j + d / 2];
+      head[j] = a * cos - b * sin;
+      head[j + d / 2] = b * cos + a * sin;
+    }
+  }
+}
+
+Row Attend(const runtime::ModelConfig& c, const Row& q, const std::vector<Row>& keys, const std::vector<Row>& values) {
+  const auto d = static_cast<std::size_t>(c.head_dim);
+  const auto group = static_cast<std::size_t>(c.num_heads / c.num_kv_heads);
+  const std::size_t i = keys.size() - 1, window = static_cast<std::size_t>(c.sliding_window);
+  const std::size_t first = window > 0 && i + 1 > window ? i + 1 - window : 0;
+  Row out(q.size());
+  for (std::size_t h = 0; h < q.size() / d; ++h) {
+    const std::size_t kv = h / group * d;
+    Row scores;
+    for (std::size_t j = first; j <= i; ++j) {
+      double dot = 0;
+      for (std::size_t e = 0; e < d; ++e) dot += q[h * d + e] * keys[j][kv + e];
+      scores.push_back(dot / std::sqrt(static_cast<double>(d)));
+    }
+    const double max = *std::max_element(scores.begin(), scores.end());
+    double total = 0;
+    for (double& s : scores) total += s = std::exp(s - max);
+    for (std::size_t j = first; j <= i; ++j) {
+      for (std::size_t e = 0; e < d; ++e) out[h * d + e] += scores[j - first] / total * values[j][kv + e];
+    }
+  }
+  return out;
+}
+
+void AddTo(Row* x, const Row& y) {
+  for (std::size_t i = 0; i < x->size(); ++i) (*x)[i] += y[i];
+}
+
+}  // namespace
+
+std::vector<double> LlamaLogits(const runtime::ModelConfig& c, const Weights& weights, std::span<const double> inv_freq,
+                                double rope_factor, std::span<const TokenId> ids) {
+  const auto hidden = static_cast<std::size_t>(c.hidden_size);
+  const auto eps = static_cast<double>(c.rms_norm_eps);
+  const testing::TinyTensor& embedding = weights.at("model.embed_tokens.weight");
+  std::vector<Row> x;
+  for (const TokenId id : ids) {
+    const float* row = embedding.values.data() + static_cast<std::size_t>(id) * hidden;
+    x.emplace_back(row, row + hidden);
+  }
+  for (int l = 0; l < c.num_layers; ++l) {
+    const std::string p = "model.layers." + std::to_string(l) + ".";
+    std::vector<Row> keys, values;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const Row n = RmsNorm(weights, p + "input_layernorm.weight", x[i], eps);
+      Row q = Linear(weights, p + "self_attn.q_proj", n), k = Linear(weights, p + "self_attn.k_proj", n);
+      const int position = static_cast<int>(i);
+      NormAndRotate(c, weights, p + "self_attn.q_norm.weight", position, inv_freq, rope_factor, &q);
+      NormAndRotate(c, weights, p + "self_attn.k_norm.weight", position, inv_freq, rope_factor, &k);
+      keys.push_back(std::move(k));
+      values.push_back(Linear(weights, p + "self_attn.v_proj", n));
+      AddTo(&x[i], Linear(weights, p + "self_attn.o_proj", Attend(c, q, keys, values)));
+      const Row m = RmsNorm(weights, p + "post_attention_layernorm.weight", x[i], eps);
+      Row gate = Linear(weights, p + "mlp.gate_proj", m);
+      const Row up = Linear(weights, p + "mlp.up_proj", m);
+      for (std::size_t e = 0; e < gate.size(); ++e) gate[e] = gate[e] / (1 + std::exp(-gate[e])) * up[e];
+      AddTo(&x[i], Linear(weights, p + "mlp.down_proj", gate));
+    }
+  }
+  const std::string head = c.tied_embeddings ? "model.embed_tokens" : "lm_head";
+  std::vector<double> logits;
+  for (const Row& row : x) {
+    const Row out = Linear(weights, head, RmsNorm(weights, "model.norm.weight", row, eps));
+    logits.insert(logits.end(), out.begin(), out.end());
+  }
+  return logits;
+}
+
+}  // namespace kvshare::reference

@@ -1,0 +1,26 @@
+// The double-precision oracle of the Llama family's forward pass, written from the equations: dense causal attention
+// over the whole prompt, no cache, no batches, no 16-bit anything.
+//
+//   x = E[ids];  for each layer:  x += Wo attention(rope(qknorm(Wq n1(x) + bq)), rope(qknorm(Wk n1(x) + bk)), Wv n1(x)
+//   + bv)
+//                                 x += Wdown (silu(Wgate n2(x)) * (Wup n2(x)))
+//   logits = H norm(x)
+#pragma once
+
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvshare/types.h"
+#include "runtime/model_config.h"
+#include "tests/testing/tiny_model.h"
+
+namespace kvshare::reference {
+
+// Logits [ids, vocab]. `weights` by their Hugging Face names; `inv_freq` [head_dim / 2] are RoPE's frequencies.
+std::vector<double> LlamaLogits(const runtime::ModelConfig& config,
+                                const std::map<std::string, testing::TinyTensor>& weights,
+                                std::span<const double> inv_freq, double rope_factor, std::span<const TokenId> ids);
+
+}  // namespace kvshare::reference
