@@ -1,0 +1,42 @@
+// A Service over the tiny random model: real kernels, tokenizer and template, in milliseconds.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "agentd/service.h"
+#include "gtest/gtest.h"
+#include "runtime/model.h"
+#include "tests/testing/temp_dir.h"
+#include "tests/testing/tiny_model.h"
+
+namespace kvshare::testing {
+
+inline std::unique_ptr<runtime::Model> LoadTinyModel(kernels::DType dtype, std::int64_t max_positions = 1024,
+                                                     int threads = 1) {
+  const TempDir dir;
+  TinyModelOptions options;
+  options.max_positions = max_positions;
+  const Status written = WriteTinyModel(dir.path(), options);
+  EXPECT_TRUE(written.ok()) << written.message();
+  runtime::LoadOptions load;
+  load.dtype = dtype;
+  load.threads = threads;
+  Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(dir.path().string(), load);
+  EXPECT_TRUE(model.ok()) << model.status().message();
+  return model.ok() ? std::move(*model) : nullptr;
+}
+
+// `pool_pages`: 0 for room without end.
+inline std::unique_ptr<agentd::Service> NewTinyService(kernels::DType dtype, agentd::ServiceOptions options = {},
+                                                       std::int64_t pool_pages = 0) {
+  std::unique_ptr<runtime::Model> model = LoadTinyModel(dtype);
+  if (model == nullptr) return nullptr;
+  const auto page_bytes = static_cast<std::int64_t>(model->kv_layout().page_bytes());
+  options.kv_pool_bytes = page_bytes * (pool_pages == 0 ? 4000 : pool_pages);
+  Result<std::unique_ptr<agentd::Service>> service = agentd::NewService(std::move(model), options);
+  EXPECT_TRUE(service.ok()) << service.status().message();
+  return service.ok() ? std::move(*service) : nullptr;
+}
+
+}  // namespace kvshare::testing
