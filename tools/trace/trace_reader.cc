@@ -15,8 +15,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::int64_t kMaxTokens = 1 << 24;  // of one segment or request: beyond any model's window
-constexpr double kMaxMs = 1e15;               // 30,000 years; larger clocks are damage
+constexpr std::int64_t kMaxTokens = 1 << 24;                   // of one segment or request: beyond any model's window
+constexpr std::size_t kMaxSynthetic = std::size_t{256} << 20;  // text made up here: a short line must not fill memory
+constexpr double kMaxMs = 1e15;                                // 30,000 years; larger clocks are damage
 
 // Text for a segment whose content was withheld: about one token per word, a function of its id alone.
 std::string SynthesiseText(std::string_view id, std::int64_t tokens) {
@@ -82,6 +83,7 @@ struct TraceParser::State {
   std::unordered_map<std::string, std::size_t> request_by_id;
   std::int64_t line = 0;
   std::size_t text_bytes = 0;
+  std::size_t synthetic_bytes = 0;
 
   Status Dispatch(const Json& json);
   Status Header(const Json& json);
@@ -126,6 +128,8 @@ Status TraceParser::State::Segment(const Json& json) {
   } else if (json.contains("n_tokens")) {
     std::int64_t tokens = 0;
     KVS_RETURN_IF_ERROR(fields.Count("n_tokens", kMaxTokens, &tokens));
+    synthetic_bytes += static_cast<std::size_t>(tokens) * 8;
+    if (synthetic_bytes > kMaxSynthetic) return ResourceExhausted("more withheld text than can be made up (256 MiB)");
     text = SynthesiseText(id, tokens);
   } else if (json.contains("tokens")) {
     return Unimplemented("segment " + id + " holds token ids of one tokenizer; only text segments can be replayed");
