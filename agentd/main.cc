@@ -80,8 +80,8 @@ std::optional<std::int64_t> ParseBytes(const std::string& text) {
 
 void DefineFlags(CLI::App& app, Flags& flags) {
   app.set_version_flag("--version", std::string("agentd ") + KVSHARE_VERSION);
-  app.add_option("--model", flags.model, "A Hugging Face directory or one .gguf file")->required();
-  app.add_option("--listen", flags.listen, "ipc://PATH or tcp://HOST:PORT")->required();
+  app.add_option("--model", flags.model, "A Hugging Face directory or one .gguf file");
+  app.add_option("--listen", flags.listen, "ipc://PATH or tcp://HOST:PORT");
   app.add_option("--reuse", flags.reuse, "off | exact: how stored KV may be used")->capture_default_str();
   app.add_option("--dtype", flags.dtype, "float32 | bfloat16: what KV and activations are kept in")
       ->capture_default_str();
@@ -135,6 +135,9 @@ class SignalWatch {
 };
 
 int Serve(const Flags& flags, SignalWatch& signals) {
+  // Checked here and not by CLI11, which would name a missing flag before a misspelt one.
+  if (flags.model.empty()) return Fail(kExitUsage, "--model is required: a Hugging Face directory or one .gguf file");
+  if (flags.listen.empty()) return Fail(kExitUsage, "--listen is required: ipc://PATH or tcp://HOST:PORT");
   if (const auto endpoint = ParseEndpoint(flags.listen, EndpointUse::kListen); !endpoint.ok()) {
     return Fail(kExitUsage, "--listen: " + endpoint.status().message());
   }
