@@ -8,6 +8,7 @@ namespace kvshare::testing {
 namespace {
 
 constexpr std::chrono::seconds kWaitMax{20};
+constexpr int kMaxTokens = 1 << 16;
 
 std::vector<TokenId> BytesAsTokens(std::string_view text) {
   std::vector<TokenId> ids;
@@ -35,8 +36,11 @@ EchoService::~EchoService() {
 }
 
 void EchoService::CloseGate(int chunks) {
-  const std::lock_guard lock(mu_);
-  gate_ = chunks;
+  {
+    const std::lock_guard lock(mu_);
+    gate_ = chunks;
+  }
+  changed_.notify_all();
 }
 
 void EchoService::OpenGate() {
@@ -126,7 +130,9 @@ Result<RenderReply> EchoService::Render(const RenderRequest& request) const {
 
 Result<std::uint64_t> EchoService::Generate(const GenerateRequest& request,
                                             std::shared_ptr<agentd::GenerateSink> sink) {
-  if (request.max_tokens < 1) return InvalidArgument("max_tokens must be at least 1");
+  if (request.max_tokens < 1 || request.max_tokens > kMaxTokens) {
+    return InvalidArgument("max_tokens must be within 1.." + std::to_string(kMaxTokens));
+  }
   std::uint64_t id = 0;
   {
     const std::lock_guard lock(mu_);
