@@ -9,7 +9,7 @@ Checks of one file:
   tests       no sleeping: a test waits for an event, never for time
   paths       no absolute path of one machine, no package-registry host
 Checks of the tree:
-  cmake       every .cc and .fbs file is listed in a CMakeLists.txt of its folder or of one above
+  cmake       every .cc and .fbs file is listed in a CMakeLists.txt
   cards       every code file is named by a room card: the README.md of its folder, or else of the next one above
   names       links, docs/*.md and file names that documentation mentions exist
 
@@ -38,6 +38,7 @@ SLEEP = re.compile(r"\b(sleep_for|sleep_until|usleep|nanosleep|time\.sleep)\b")
 MACHINE_PATH = re.compile(r"(?<![\w/.}])/(work|root|tmp|home/\w+|Users/\w+)/")
 REGISTRY = re.compile(r"pypi\.org|pythonhosted\.org|npmjs\.|crates\.io|deb\.debian\.org|archive\.ubuntu\.com")
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+CMAKE_SOURCE = re.compile(r"[\w./${}-]+\.(?:cc|fbs)(?![\w.])")
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 DOC_REFERENCE = re.compile(r"\bdocs/[\w./-]+\.md\b")
 QUOTED_FILE = re.compile(r"`([\w./-]+?\.(?:cc|h|py|fbs|md|cmake))(?:/\.(?:cc|h))?`")
@@ -91,20 +92,22 @@ def check_paths(path, text):
             yield number, f"{match.group(0)}: no path of one machine, no registry host"
 
 
-def check_cmake(tree, path):
-    """Whether a CMakeLists.txt of the file's folder, or of one above, lists it by its path from there."""
-    if not path.endswith((".cc", ".fbs")):
-        return
-    folder, name = posixpath.split(path)
-    while True:
-        text = tree.get(posixpath.join(folder, "CMakeLists.txt"), "")
-        if re.search(r"(?<![\w./-])" + re.escape(name) + r"(?![\w.-])", text):
-            return
-        if not folder:
-            yield 1, "no CMakeLists.txt lists it"
-            return
-        folder, last = posixpath.split(folder)
-        name = posixpath.join(last, name)
+def listed_sources(tree):
+    """Paths from the root of all sources that CMakeLists.txt files name."""
+    listed = set()
+    for path, text in tree.items():
+        folder, name = posixpath.split(path)
+        if name == "CMakeLists.txt":
+            for source in CMAKE_SOURCE.findall(re.sub(r"#.*", "", text)):
+                source = source.replace("${CMAKE_CURRENT_SOURCE_DIR}/", "")
+                near = folder if "${PROJECT_SOURCE_DIR}/" not in source else ""
+                listed.add(posixpath.normpath(posixpath.join(near, source.replace("${PROJECT_SOURCE_DIR}/", ""))))
+    return listed
+
+
+def check_cmake(listed, path):
+    if path.endswith((".cc", ".fbs")) and path not in listed:
+        yield 1, "no CMakeLists.txt lists it"
 
 
 def names_file(card, name):
@@ -161,14 +164,14 @@ def check_names(tree, path, text):
 
 def findings(tree):
     """[(path, line, what)] for {path from the root: text}."""
-    found = []
+    found, listed = [], listed_sources(tree)
     for path, text in sorted(tree.items()):
         checks = [] if path == SELF else [check_names(tree, path, text), check_paths(path, text)]
         if path.endswith(CODE) or path.endswith("CMakeLists.txt"):
             if path != SELF:
                 checks += [check_words(path, text), check_sleep(path, text)]
             checks += [check_lines(path, text), check_headers(path, text), check_card(tree, path)]
-            checks += [check_own_header(path, text, tree.__contains__), check_cmake(tree, path)]
+            checks += [check_own_header(path, text, tree.__contains__), check_cmake(listed, path)]
         found += [(path, number, what) for check in checks for number, what in check]
     return found
 
@@ -229,7 +232,10 @@ def self_test():
         ({"docs/A.md": "see /home/me/x"}, "/home/me/"),
         ({"docs/A.md": "from https://pypi.org/x"}, "pypi.org"),
         ({"a/CMakeLists.txt": "kvs_library(a SRCS xx.cc)"}, "no CMakeLists.txt lists it"),
+        ({"a/CMakeLists.txt": "# x.cc"}, "no CMakeLists.txt lists it"),
         ({"a/CMakeLists.txt": "", "CMakeLists.txt": "kvs_library(a SRCS a/x.cc)"}, None),
+        ({"a/CMakeLists.txt": "", "tests/a/CMakeLists.txt": "kvs_test(t SRCS x_test.cc ../../a/x.cc)"}, None),
+        ({"a/CMakeLists.txt": "f(${CMAKE_CURRENT_SOURCE_DIR}/x.cc)"}, None),
         ({"a/README.md": "| `y.txt` |"}, "does not name x.cc"),
         ({"a/README.md": "| `x.{h,cc}` |"}, None),
         ({"a/README.md": "| `x` |"}, None),

@@ -178,9 +178,10 @@ def summary(samples, args):
 def show(results, tests, ours, ceilings, continuations):
     baseline = {test: max((results[name][test]["median"] for name in results if name != ours and "16-bit" in name),
                           default=None) for test in tests}
-    print(f"{'tokens/s (median)':38}" + "".join(f"{t:>17} " for t in tests))
+    print(f"{'tokens/s: median (best)':38}" + "".join(f"{t:>19} " for t in tests))
     for name, row in results.items():
-        cells = "".join(f"{row[t]['median']:>17.1f}{' ' if row[t]['quiet'] else '*'}" for t in tests)
+        cells = "".join(f"{row[t]['median']:>10.1f} {'(%.1f)' % row[t]['max']:>8}{' ' if row[t]['quiet'] else '*'}"
+                        for t in tests)
         print(f"{name:38}{cells}")
     if ours in results:
         print("ratio to the faster 16-bit peer: " +
