@@ -1,6 +1,7 @@
 #include "kernels/cpu/linear.h"
 
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
@@ -38,6 +39,41 @@ AlignedBytes AllocateAligned(std::size_t bytes) {
   return AlignedBytes(p);
 }
 
+// Packed weights, laid out one after another on huge pages: they are read whole for every token, and with 4 KiB pages
+// two cores reading at once lose a third of the memory's bandwidth to address translation
+// (bench/kernels/linear_bench.cc).
+class WeightArena {
+ public:
+  ~WeightArena() {
+    for (const Chunk& chunk : chunks_) munmap(chunk.data, chunk.size);
+  }
+
+  // 64-byte aligned; nullptr when the machine has no more memory. Given back with the arena.
+  std::byte* Allocate(std::size_t bytes) {
+    bytes = (bytes + 63) & ~std::size_t{63};
+    if (chunks_.empty() || chunks_.back().size - chunks_.back().used < bytes) {
+      const std::size_t size = (std::max(bytes, kChunkBytes) + kHugePage - 1) & ~(kHugePage - 1);
+      void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (data == MAP_FAILED) return nullptr;
+      madvise(data, size, MADV_HUGEPAGE);
+      chunks_.push_back({static_cast<std::byte*>(data), size, 0});
+    }
+    Chunk& chunk = chunks_.back();
+    chunk.used += bytes;
+    return chunk.data + chunk.used - bytes;
+  }
+
+ private:
+  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
+  static constexpr std::size_t kChunkBytes = std::size_t{32} << 20;
+  struct Chunk {
+    std::byte* data;
+    std::size_t size;
+    std::size_t used;
+  };
+  std::vector<Chunk> chunks_;
+};
+
 dnnl::memory::desc RowMajor(std::int64_t rows, std::int64_t cols, dnnl::memory::data_type type) {
   return {{rows, cols}, type, dnnl::memory::format_tag::ab};
 }
@@ -63,6 +99,7 @@ struct Primitive {
 
 // One (K, cols): its packed layout and its primitives, shared by all layers of that shape.
 struct PanelShape {
+  std::size_t index = 0;  // among the engine's shapes
   std::int64_t k = 0;
   std::int64_t cols = 0;
   dnnl::memory::desc packed;
@@ -71,7 +108,7 @@ struct PanelShape {
 
 struct Panel {
   const PanelShape* shape = nullptr;
-  AlignedBytes data;
+  dnnl::memory data;           // in the engine's arena
   std::int64_t first_col = 0;  // in the output; for gated layers, of the combined output
 };
 
@@ -91,17 +128,31 @@ class PackedWeights : public LinearWeights {
 
 int RowSizeIndex(std::int64_t rows) { return static_cast<int>(std::bit_width(static_cast<std::uint64_t>(rows - 1))); }
 
-// oneDNN calls made with handles that were created once: the C interface, because the C++ one builds a map per call.
+// oneDNN's handles for one thread, one shape and one number of rows. Made once: making them costs more than the
+// smallest multiplications, and so do the maps of oneDNN's C++ interface, which is why the C one executes.
+struct Handles {
+  dnnl::memory src, dst, scratchpad;
+};
+
 struct ThreadState {
   dnnl::stream stream;
-  AlignedBytes rows;  // a padded or converted block of activations
+  std::vector<std::array<Handles, kRowSizes>> handles;  // by shape
+  AlignedBytes rows;                                    // a padded or converted block of activations
   std::size_t rows_bytes = 0;
   AlignedBytes result;  // a block times a panel
   std::size_t result_bytes = 0;
   AlignedBytes scratchpad;
   std::size_t scratchpad_bytes = 0;
-  bool openmp_ready = false;
 };
+
+// Debian's oneDNN is built with OpenMP; each of our threads is to stay one thread.
+void KeepOpenMpSingle() {
+  thread_local const bool once = [] {
+    omp_set_num_threads(1);
+    return true;
+  }();
+  static_cast<void>(once);
+}
 
 class OneDnnEngine : public LinearEngine {
  public:
@@ -131,7 +182,7 @@ class OneDnnEngine : public LinearEngine {
     return weights_dtype_ == DType::kBf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   }
   Result<const PanelShape*> ShapeFor(std::int64_t k, std::int64_t cols);
-  Status PackPanel(const LinearSpec& spec, std::int64_t first_row, std::int64_t cols, PackedWeights& weights);
+  void PackPanel(const LinearSpec& spec, const PackedWeights& weights, const Panel& panel, std::vector<float>& plain);
   // Multiplies rows [first, first + rows) of x by a panel into the thread's scratch; returns it, [rows, panel cols].
   const float* Multiply(const MatrixView& x, std::int64_t first, std::int64_t rows, const Panel& panel, int worker);
   template <typename Epilogue>
@@ -144,6 +195,7 @@ class OneDnnEngine : public LinearEngine {
   const ElementwiseKernel& elementwise_;
   ThreadPool& pool_;
   bool fixed_rows_ = false;  // the self-test failed: every multiplication has kRowBlock rows
+  WeightArena arena_;
   std::deque<PanelShape> shapes_;
   std::vector<ThreadState> threads_;
 };
@@ -160,7 +212,7 @@ Result<const PanelShape*> OneDnnEngine::ShapeFor(std::int64_t k, std::int64_t co
   for (const PanelShape& shape : shapes_) {
     if (shape.k == k && shape.cols == cols) return &shape;
   }
-  PanelShape shape{.k = k, .cols = cols, .packed = {}, .primitives = {}};
+  PanelShape shape{.index = shapes_.size(), .k = k, .cols = cols, .packed = {}, .primitives = {}};
   try {
     const dnnl::memory::desc any({k, cols}, dnnl_dtype(), dnnl::memory::format_tag::any);
     const auto f32 = dnnl::memory::data_type::f32;
@@ -195,37 +247,22 @@ void GatherRows(const LinearSpec& spec, std::int64_t first, std::int64_t cols, s
   }
 }
 
-Status OneDnnEngine::PackPanel(const LinearSpec& spec, std::int64_t first, std::int64_t cols, PackedWeights& weights) {
-  const std::int64_t total_cols = weights.gated ? 2 * cols : cols;
+void OneDnnEngine::PackPanel(const LinearSpec& spec, const PackedWeights& weights, const Panel& panel,
+                             std::vector<float>& plain) {
+  KeepOpenMpSingle();
   const std::int64_t k = weights.k;
-  std::vector<float> plain(static_cast<std::size_t>(total_cols * k));
-  GatherRows(spec, first, cols, k, plain.data());
-  if (weights.gated) GatherRows(spec, weights.n / 2 + first, cols, k, plain.data() + cols * k);
-  KVS_ASSIGN_OR_RETURN(const PanelShape* shape, ShapeFor(k, total_cols));
-
-  Panel panel{.shape = shape, .data = AllocateAligned(shape->packed.get_size()), .first_col = first};
-  if (panel.data == nullptr) return ResourceExhausted("no memory for packed weights");
-  try {
-    // W is [cols, K] as stored: column-major seen as [K, cols].
-    dnnl::memory from({{k, total_cols}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ba}, engine_,
-                      plain.data());
-    dnnl::memory to(shape->packed, engine_, panel.data.get());
-    dnnl::stream stream(engine_);
-    dnnl::reorder(from, to).execute(stream, from, to);
-    stream.wait();
-  } catch (const dnnl::error& e) {
-    return Internal(std::string("oneDNN cannot pack weights: ") + e.what());
-  }
-  weights.total_bytes += shape->packed.get_size();
-  weights.panels.push_back(std::move(panel));
-  if (!spec.bias.empty()) {
-    const auto append = [&](std::int64_t begin) {
-      weights.bias.insert(weights.bias.end(), spec.bias.begin() + begin, spec.bias.begin() + begin + cols);
-    };
-    append(first);
-    if (weights.gated) append(weights.n / 2 + first);
-  }
-  return OkStatus();
+  const std::int64_t total_cols = panel.shape->cols;
+  const std::int64_t cols = weights.gated ? total_cols / 2 : total_cols;
+  plain.resize(static_cast<std::size_t>(total_cols * k));
+  GatherRows(spec, panel.first_col, cols, k, plain.data());
+  if (weights.gated) GatherRows(spec, weights.n / 2 + panel.first_col, cols, k, plain.data() + cols * k);
+  // W is [cols, K] as stored: column-major seen as [K, cols].
+  dnnl::memory from({{k, total_cols}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ba}, engine_,
+                          plain.data());
+  dnnl::memory to = panel.data;
+  dnnl::stream stream(engine_);
+  dnnl::reorder(from, to).execute(stream, from, to);
+  stream.wait();
 }
 
 Result<std::unique_ptr<LinearWeights>> OneDnnEngine::Pack(const LinearSpec& spec) {
@@ -244,9 +281,28 @@ Result<std::unique_ptr<LinearWeights>> OneDnnEngine::Pack(const LinearSpec& spec
   const std::int64_t out_cols = spec.gated ? weights->n / 2 : weights->n;
   const std::int64_t widest = (weights->n > kWideLayer ? kWidePanelCols : kPanelCols) / (spec.gated ? 2 : 1);
   const std::int64_t count = (out_cols + widest - 1) / widest;
-  const std::int64_t cols = ((out_cols + count - 1) / count + kColMultiple - 1) / kColMultiple * kColMultiple;
-  for (std::int64_t first = 0; first < out_cols; first += cols) {
-    KVS_RETURN_IF_ERROR(PackPanel(spec, first, std::min(cols, out_cols - first), *weights));
+  const std::int64_t width = ((out_cols + count - 1) / count + kColMultiple - 1) / kColMultiple * kColMultiple;
+  try {
+    for (std::int64_t first = 0; first < out_cols; first += width) {
+      const std::int64_t cols = std::min(width, out_cols - first);
+      KVS_ASSIGN_OR_RETURN(const PanelShape* shape, ShapeFor(weights->k, spec.gated ? 2 * cols : cols));
+      const std::size_t bytes = shape->packed.get_size();
+      std::byte* data = arena_.Allocate(bytes);
+      if (data == nullptr) return ResourceExhausted("the machine has no memory left for packed weights");
+      weights->panels.push_back({shape, dnnl::memory(shape->packed, engine_, data), first});
+      weights->total_bytes += bytes;
+      if (spec.bias.empty()) continue;
+      for (std::int64_t begin : {first, weights->n / 2 + first}) {
+        weights->bias.insert(weights->bias.end(), spec.bias.begin() + begin, spec.bias.begin() + begin + cols);
+        if (!spec.gated) break;
+      }
+    }
+    std::vector<std::vector<float>> plain(threads_.size());
+    pool_.ParallelFor(static_cast<std::int64_t>(weights->panels.size()), [&](std::int64_t i, int worker) {
+      PackPanel(spec, *weights, weights->panels[static_cast<std::size_t>(i)], plain[static_cast<std::size_t>(worker)]);
+    });
+  } catch (const dnnl::error& e) {
+    return Internal(std::string("oneDNN cannot pack weights: ") + e.what());
   }
   return std::unique_ptr<LinearWeights>(std::move(weights));
 }
@@ -254,11 +310,7 @@ Result<std::unique_ptr<LinearWeights>> OneDnnEngine::Pack(const LinearSpec& spec
 const float* OneDnnEngine::Multiply(const MatrixView& x, std::int64_t first, std::int64_t rows, const Panel& panel,
                                     int worker) {
   ThreadState& state = threads_[static_cast<std::size_t>(worker)];
-  if (!state.openmp_ready) {
-    // Debian's oneDNN is built with OpenMP: each of our threads is to stay one thread.
-    omp_set_num_threads(1);
-    state.openmp_ready = true;
-  }
+  KeepOpenMpSingle();
   const PanelShape& shape = *panel.shape;
   const int size_index = fixed_rows_ ? kRowSizes - 1 : RowSizeIndex(rows);
   const std::int64_t padded = std::int64_t{1} << size_index;
@@ -283,14 +335,19 @@ const float* OneDnnEngine::Multiply(const MatrixView& x, std::int64_t first, std
   Grow(state.result, state.result_bytes, static_cast<std::size_t>(kRowBlock * shape.cols) * sizeof(float));
   Grow(state.scratchpad, state.scratchpad_bytes, primitive.scratchpad.get_size());
 
-  const dnnl::memory src_memory(primitive.src, engine_, src);
-  const dnnl::memory weights_memory(shape.packed, engine_, panel.data.get());
-  const dnnl::memory dst_memory(primitive.dst, engine_, state.result.get());
-  const dnnl::memory scratch_memory(primitive.scratchpad, engine_, state.scratchpad.get());
-  const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, src_memory.get()},
-                                  {DNNL_ARG_WEIGHTS, weights_memory.get()},
-                                  {DNNL_ARG_DST, dst_memory.get()},
-                                  {DNNL_ARG_SCRATCHPAD, scratch_memory.get()}};
+  if (state.handles.size() <= shape.index) state.handles.resize(shape.index + 1);
+  Handles& handles = state.handles[shape.index][static_cast<std::size_t>(size_index)];
+  if (!handles.src) {
+    handles = {dnnl::memory(primitive.src, engine_, nullptr), dnnl::memory(primitive.dst, engine_, nullptr),
+               dnnl::memory(primitive.scratchpad, engine_, nullptr)};
+  }
+  handles.src.set_data_handle(src);
+  handles.dst.set_data_handle(state.result.get());
+  handles.scratchpad.set_data_handle(state.scratchpad.get());
+  const dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, handles.src.get()},
+                                  {DNNL_ARG_WEIGHTS, panel.data.get()},
+                                  {DNNL_ARG_DST, handles.dst.get()},
+                                  {DNNL_ARG_SCRATCHPAD, handles.scratchpad.get()}};
   KVS_CHECK(dnnl_primitive_execute(primitive.matmul.get(), state.stream.get(), std::size(args), args) == dnnl_success);
   return reinterpret_cast<const float*>(state.result.get());
 }
