@@ -32,8 +32,9 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896340736f;
 
 // Rows of a tile, that is tokens x query heads per kv head: enough that packing a page (about 1000 cycles) is a few
-// percent of using it, few enough that the accumulators stay in L2 and that a chunk gives work to all threads.
+// percent of using it (300 cycles a row), few enough that the sums stay in L2.
 constexpr int kTileRows = 192;
+constexpr int kLeastTileRows = 24;
 
 // Grows, never shrinks, aligned to cache lines. Contents do not survive growth.
 class Scratch {
@@ -55,6 +56,12 @@ class Scratch {
   std::unique_ptr<std::byte, Free> data_;
   std::size_t capacity_ = 0;
 };
+
+// Into L2: slabs lie too far apart for the hardware to guess the next one. Inlined by force, because GCC 12 takes a
+// function of prefetches for one without effect and drops the calls.
+[[gnu::always_inline]] inline void Prefetch(const std::byte* data, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + i, 0, 2);
+}
 
 // One split of one segment, as seen by some tile: what one partial result covers.
 struct Unit {
@@ -103,7 +110,7 @@ class AttentionCall {
   }
 
   void Run(ThreadPool& pool) {
-    MakeTiles();
+    MakeTiles(pool.size());
     MakeTasks(pool.size());
     pool.ParallelFor(static_cast<std::int64_t>(tasks_.size()), [this](std::int64_t i) {
       const ScopedFlushDenormals flush;
@@ -113,7 +120,7 @@ class AttentionCall {
 
  private:
   // Cuts the rows where the set of segments changes, then into tiles; lists each tile's visible units.
-  void MakeTiles() {
+  void MakeTiles(int threads) {
     const std::int64_t rows = p_.q.rows;
     std::vector<std::int64_t> cuts = {0, rows};
     for (const KvSegment& s : p_.segments) {
@@ -125,7 +132,9 @@ class AttentionCall {
     }
     std::sort(cuts.begin(), cuts.end());
     cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
-    const std::int64_t tokens = std::max(1, kTileRows / group_);
+    // Where whole tiles are too few to keep all threads busy to the end, smaller ones; their size changes no bits.
+    std::int64_t tokens = std::max(1, kTileRows / group_);
+    while (tokens * group_ > kLeastTileRows && rows * layout_.num_kv_heads < 4 * threads * tokens) tokens /= 2;
     for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
       for (std::int64_t begin = cuts[c]; begin < cuts[c + 1]; begin += tokens) {
         AddRowTile(begin, std::min(begin + tokens, cuts[c + 1]));
@@ -254,9 +263,21 @@ class AttentionCall {
       bool all_see_all = true;
       if (!MakeMasks(tile, s.start + first, keep, masks, all_see_all)) continue;
       KVS_CHECK(s.pages[page] < p_.pages.num_pages);
-      kernel_.pack_keys(p_.pages.slab(s.pages[page], p_.layer, 0, kv_head), d, k);
+      const std::byte* keys = p_.pages.slab(s.pages[page], p_.layer, 0, kv_head);
       const std::byte* values = p_.pages.slab(s.pages[page], p_.layer, 1, kv_head);
+      const bool more = first + kPageTokens < unit.end;
+      const std::byte* next_keys = more ? p_.pages.slab(s.pages[page + 1], p_.layer, 0, kv_head) : nullptr;
+      const std::byte* next_values = more ? p_.pages.slab(s.pages[page + 1], p_.layer, 1, kv_head) : nullptr;
+      if (rows == group_ && kernel_.add_page != nullptr &&
+          kernel_.add_page({q, keys, values, next_keys, next_values, masks[0], rows, d, part})) {
+        continue;
+      }
+      kernel_.pack_keys(keys, d, k);
       const bool finite = kernel_.pack_values(values, d, keep, v);
+      if (more) {
+        Prefetch(next_keys, layout_.slab_bytes());
+        Prefetch(next_values, layout_.slab_bytes());
+      }
       AttentionTile work{q, k, v, masks, rows, d, padded_, part};
       if (finite || all_see_all) {
         kernel_.add_tile(work);

@@ -44,12 +44,14 @@ void Rotate(const float* q, const float* cos, const float* sin, int half, int he
 }
 
 // 16 x 16 of 32 bits: row r of the result is column r of in.
-void Transpose16(__m512i x[16]) {
+[[gnu::always_inline]] inline void Transpose16(__m512i* x) {
   __m512i t[16];
+#pragma GCC unroll 16
   for (int i = 0; i < 8; ++i) {
     t[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
     t[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 4; ++i) {
     x[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
     x[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
@@ -57,6 +59,7 @@ void Transpose16(__m512i x[16]) {
     x[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
   }
   // x[4i + c] holds, in 128-bit lane l, column 4l + c of rows 4i .. 4i + 3.
+#pragma GCC unroll 16
   for (int c = 0; c < 4; ++c) {
     const __m512i a = _mm512_shuffle_i32x4(x[c], x[4 + c], 0x88);       // lanes 0 2 of rows 0-3, 4-7
     const __m512i b = _mm512_shuffle_i32x4(x[c], x[4 + c], 0xdd);       // lanes 1 3
@@ -67,6 +70,7 @@ void Transpose16(__m512i x[16]) {
     t[4 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
     t[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) x[i] = t[i];
 }
 
@@ -86,17 +90,18 @@ void PackKeys(const void* slab, int head_dim, void* out) {
   }
 }
 
+// Dimension i of the even key, then of the odd key: index vectors for _mm512_permutex2var_epi16.
+alignas(64) constexpr std::uint16_t kInterleave[64] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                       8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
+                                                       16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+                                                       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+
 bool PackValues(const void* slab, int head_dim, std::uint64_t keep, void* out) {
   const std::uint16_t* v = static_cast<const std::uint16_t*>(slab);
   std::uint32_t* o = static_cast<std::uint32_t*>(out);
   const int padded = (head_dim + 15) / 16 * 16;
-  alignas(64) std::uint16_t order[64];  // dimension i of the even key, then of the odd key
-  for (int i = 0; i < 32; ++i) {
-    order[2 * i] = static_cast<std::uint16_t>(i);
-    order[2 * i + 1] = static_cast<std::uint16_t>(32 + i);
-  }
-  const __m512i low = _mm512_load_si512(order);
-  const __m512i high = _mm512_load_si512(order + 32);
+  const __m512i low = _mm512_load_si512(kInterleave);
+  const __m512i high = _mm512_load_si512(kInterleave + 32);
   const __m512i exponent = _mm512_set1_epi16(0x7f80);
   __mmask32 bad = 0;
   for (int j = 0; j < head_dim; j += 32) {
@@ -144,7 +149,8 @@ template <int M, int N>
 
 // out[r][16 c ..] += p[r] . v over the first `pairs` pairs of keys.
 template <int M, int N>
-[[gnu::always_inline]] inline void Values(const std::uint32_t* p, const std::uint32_t* v, int pairs, int padded, float* out) {
+[[gnu::always_inline]] inline void Values(const std::uint32_t* p, const std::uint32_t* v, int pairs, int padded,
+                                          float* out) {
   __m512 acc[M][N];
 #pragma GCC unroll 8
   for (int r = 0; r < M; ++r) {
@@ -186,8 +192,8 @@ template <int M, int N>
 
 // One row's scores to weights in bf16; its sum takes the weights before they are rounded.
 template <int N>
-[[gnu::always_inline]] inline void SoftmaxRow(const float* scores, std::uint64_t mask, int padded, float* out, float* sum, float* max,
-                std::uint32_t* weights) {
+[[gnu::always_inline]] inline void SoftmaxRow(const float* scores, std::uint64_t mask, int padded, float* out,
+                                              float* sum, float* max, std::uint32_t* weights) {
   __m512 s[N];
   __mmask16 seen[N];
   for (int c = 0; c < N; ++c) s[c] = _mm512_load_ps(scores + 16 * c);
@@ -255,6 +261,115 @@ void AddTile(const AttentionTile& a) {
   }
 }
 
+// Fetches `lines` cache lines into L2 from `offset` on: slabs lie too far apart for the hardware to guess the next one.
+// Inlined by force: GCC 12 takes a function of prefetches for one without effect and drops the calls.
+[[gnu::always_inline]] inline void Fetch(const void* slab, int offset, int lines) {
+  if (slab == nullptr) return;
+  const char* at = static_cast<const char*>(slab) + offset;
+#pragma GCC unroll 16
+  for (int i = 0; i < lines; ++i) _mm_prefetch(at + 64 * i, _MM_HINT_T1);
+}
+
+// The scores of 16 keys, their block of K transposed in registers.
+template <int M>
+void ScoreBlock(const AttentionPage& a, int block, float* s) {
+  const int pairs = a.head_dim / 2;
+  const std::uint32_t* q = static_cast<const std::uint32_t*>(a.q);
+  const std::uint32_t* k = static_cast<const std::uint32_t*>(a.k) + 16 * block * pairs;
+  __m512 acc[M];
+#pragma GCC unroll 8
+  for (int r = 0; r < M; ++r) acc[r] = _mm512_setzero_ps();
+  for (int j = 0; j < pairs; j += 16) {
+    __m512i x[16];
+#pragma GCC unroll 16
+    for (int t = 0; t < 16; ++t) x[t] = _mm512_loadu_si512(k + t * pairs + j);
+    Fetch(a.next_k, (16 * block * pairs + 16 * j) * 4, 16);
+    Transpose16(x);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+#pragma GCC unroll 8
+      for (int r = 0; r < M; ++r) acc[r] = _mm512_dpbf16_ps(acc[r], BroadcastPair(q + r * pairs + j + i), AsBf16(x[i]));
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < M; ++r) _mm512_store_ps(s + r * kPageTokens + 16 * block, acc[r]);
+}
+
+// out += w . V for 32 C dimensions from j on, pairs of keys interleaved in registers.
+template <int M, int C>
+void ValueColumns(const AttentionPage& a, const std::uint32_t* w, int j) {
+  const int d = a.head_dim;
+  const std::uint16_t* v = static_cast<const std::uint16_t*>(a.v) + j;
+  const __m512i low = _mm512_load_si512(kInterleave);
+  const __m512i high = _mm512_load_si512(kInterleave + 32);
+  float* out = a.state.out + j;
+  __m512 acc[M][2 * C];
+#pragma GCC unroll 8
+  for (int r = 0; r < M; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < 2 * C; ++c) acc[r][c] = _mm512_loadu_ps(out + r * d + 16 * c);
+  }
+  const int pairs = (64 - __builtin_clzll(a.mask) + 1) / 2;
+  for (int i = 0; i < pairs; ++i) {
+    const __mmask32 even = (a.mask >> (2 * i)) & 1 ? ~__mmask32{0} : 0;
+    const __mmask32 odd = (a.mask >> (2 * i + 1)) & 1 ? ~__mmask32{0} : 0;
+    __m512bh b[2 * C];
+#pragma GCC unroll 2
+    for (int c = 0; c < C; ++c) {
+      const __m512i x = _mm512_maskz_loadu_epi16(even, v + 2 * i * d + 32 * c);
+      const __m512i y = _mm512_maskz_loadu_epi16(odd, v + (2 * i + 1) * d + 32 * c);
+      b[2 * c] = AsBf16(_mm512_permutex2var_epi16(x, low, y));
+      b[2 * c + 1] = AsBf16(_mm512_permutex2var_epi16(x, high, y));
+    }
+    Fetch(a.next_v, (2 * i * d + j * 2) * 2, 2 * C);
+#pragma GCC unroll 8
+    for (int r = 0; r < M; ++r) {
+      const __m512bh p = BroadcastPair(w + r * kPairs + i);
+#pragma GCC unroll 8
+      for (int c = 0; c < 2 * C; ++c) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], p, b[c]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < M; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < 2 * C; ++c) _mm512_storeu_ps(out + r * d + 16 * c, acc[r][c]);
+  }
+}
+
+template <int M>
+bool AddPageRows(const AttentionPage& a) {
+  alignas(64) float s[M * kPageTokens] = {};
+  alignas(64) std::uint32_t w[M * kPairs];
+  const int blocks = (63 - __builtin_clzll(a.mask)) / 16 + 1;
+  for (int b = 0; b < blocks; ++b) ScoreBlock<M>(a, b, s);
+  for (int r = 0; r < M; ++r) {
+    SoftmaxRow<4>(s + r * kPageTokens, a.mask, a.head_dim, a.state.out + r * a.head_dim, a.state.sum + r * kSumLanes,
+                  a.state.max + r, w + r * kPairs);
+  }
+  // With few rows, wide columns keep enough sums in flight; with many, narrow ones keep them in registers.
+  constexpr int kColumns = M <= 4 ? 2 : 1;
+  int j = 0;
+  for (; j + 32 * kColumns <= a.head_dim; j += 32 * kColumns) ValueColumns<M, kColumns>(a, w, j);
+  for (; j < a.head_dim; j += 32) ValueColumns<M, 1>(a, w, j);
+  return true;
+}
+
+bool AddPage(const AttentionPage& a) {
+  if (a.head_dim % 32 != 0) return false;
+  if (a.mask == 0) return true;
+  switch (a.rows) {
+    case 1: return AddPageRows<1>(a);
+    case 2: return AddPageRows<2>(a);
+    case 3: return AddPageRows<3>(a);
+    case 4: return AddPageRows<4>(a);
+    case 5: return AddPageRows<5>(a);
+    case 6: return AddPageRows<6>(a);
+    case 7: return AddPageRows<7>(a);
+    case 8: return AddPageRows<8>(a);
+    default: return false;
+  }
+}
+
 struct FoldVec {
   using Reg = __m512;
   static constexpr int kWidth = 16;
@@ -269,7 +384,7 @@ struct FoldVec {
 };
 
 constexpr AttentionKernel kKernel = {
-    sizeof(std::uint16_t),         &Rotate, &PackKeys, &PackValues, &AddTile, &F32Attention<FoldVec>::Fold,
+    sizeof(std::uint16_t),         &Rotate, &PackKeys, &PackValues, &AddTile, &AddPage, &F32Attention<FoldVec>::Fold,
     &F32Attention<FoldVec>::Finish};
 
 }  // namespace

@@ -240,7 +240,7 @@ struct F32Attention {
 
   template <typename T>
   static constexpr AttentionKernel Make() {
-    return {sizeof(float), &Rotate, &PackKeys<T>, &PackValues<T>, &AddTile, &Fold, &Finish};
+    return {sizeof(float), &Rotate, &PackKeys<T>, &PackValues<T>, &AddTile, nullptr, &Fold, &Finish};
   }
 };
 

@@ -39,6 +39,19 @@ struct AttentionTile {
   AttentionPartial state;
 };
 
+// The rows of one token over one page as it lies in the pool: nothing is packed, because nobody would use it again.
+struct AttentionPage {
+  const void* q = nullptr;
+  const void* k = nullptr;  // slabs
+  const void* v = nullptr;
+  const void* next_k = nullptr;  // slabs of the page to come, to be fetched meanwhile; may be null
+  const void* next_v = nullptr;
+  std::uint64_t mask = 0;  // keys seen, by all rows alike
+  int rows = 0;
+  int head_dim = 0;
+  AttentionPartial state;
+};
+
 struct AttentionKernel {
   std::size_t element_bytes;  // of packed q, k and v
   // One query row; cos and sin are the table's row of its position. rotate_half pairing (j, j + half).
@@ -49,6 +62,8 @@ struct AttentionKernel {
   // Adds a tile to the state. Row-local: a row's bits do not depend on the other rows, and a masked key is the same
   // as no key.
   void (*add_tile)(const AttentionTile& tile);
+  // The same for the rows of one token, with the same bits; null, or false when it does not take such a shape.
+  bool (*add_page)(const AttentionPage& page);
   // total <- total (+) part, where part follows total in the order of keys. Total keeps its sum in lane 0.
   void (*fold)(const AttentionPartial& total, const AttentionPartial& part, int rows, int padded);
   // One row of the answer: out / sum, or zeros; to bf16 or fp32. -0 becomes +0.
