@@ -1,0 +1,101 @@
+#include "bench/kernels/ceilings.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace kvshare::bench {
+
+namespace {
+
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+#if defined(__x86_64__)
+// Twelve independent chains hide the latency of every core this can run on. The values stay in registers; the inline
+// assembly keeps the compiler from seeing that they are constant.
+#define KVS_TWELVE(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11)
+
+__attribute__((target("avx512f,avx512bf16"))) void DotBf16(std::int64_t loops) {
+  __m512 x = _mm512_set1_ps(0.5f);
+#define KVS_DECLARE(i) __m512 a##i = _mm512_setzero_ps();
+  KVS_TWELVE(KVS_DECLARE)
+#undef KVS_DECLARE
+  for (std::int64_t loop = 0; loop < loops; ++loop) {
+#define KVS_STEP(i) asm volatile("vdpbf16ps %1, %1, %0" : "+v"(a##i) : "v"(x));
+    KVS_TWELVE(KVS_STEP)
+#undef KVS_STEP
+  }
+}
+
+__attribute__((target("avx512f"))) void FmaF32(std::int64_t loops) {
+  __m512 x = _mm512_set1_ps(0.5f);
+#define KVS_DECLARE(i) __m512 a##i = _mm512_setzero_ps();
+  KVS_TWELVE(KVS_DECLARE)
+#undef KVS_DECLARE
+  for (std::int64_t loop = 0; loop < loops; ++loop) {
+#define KVS_STEP(i) asm volatile("vfmadd231ps %1, %1, %0" : "+v"(a##i) : "v"(x));
+    KVS_TWELVE(KVS_STEP)
+#undef KVS_STEP
+  }
+}
+#undef KVS_TWELVE
+#endif
+
+}  // namespace
+
+double MeasureDotFlops(bool bf16) {
+#if defined(__x86_64__)
+  const bool has = bf16 ? __builtin_cpu_supports("avx512bf16") : __builtin_cpu_supports("avx512f");
+  if (!has) return 0;
+  constexpr std::int64_t kLoops = 5'000'000;
+  double best = 1e30;
+  for (int i = 0; i < 5; ++i) {
+    const double start = Seconds();
+    bf16 ? DotBf16(kLoops) : FmaF32(kLoops);
+    best = std::min(best, Seconds() - start);
+  }
+  return static_cast<double>(kLoops) * 12 * (bf16 ? 64 : 32) / best;
+#else
+  static_cast<void>(bf16);
+  return 0;
+#endif
+}
+
+double MeasureReadBytes(int threads) {
+  constexpr std::size_t kWords = std::size_t{32} << 20;
+  static const std::vector<std::uint64_t> memory(kWords, 1);
+  double best = 1e30;
+  for (int round = 0; round < 5; ++round) {
+    std::vector<std::uint64_t> sums(static_cast<std::size_t>(threads) * 8);
+    std::vector<std::thread> readers;
+    const double start = Seconds();
+    for (int t = 0; t < threads; ++t) {
+      readers.emplace_back([t, threads, &sums] {
+        const std::size_t per = kWords / static_cast<std::size_t>(threads);
+        const std::uint64_t* p = memory.data() + static_cast<std::size_t>(t) * per;
+        std::uint64_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        for (std::size_t i = 0; i + 32 <= per; i += 32) {
+          for (std::size_t j = 0; j < 32; j += 4) {
+            s0 += p[i + j];
+            s1 += p[i + j + 1];
+            s2 += p[i + j + 2];
+            s3 += p[i + j + 3];
+          }
+        }
+        sums[static_cast<std::size_t>(t) * 8] = s0 + s1 + s2 + s3;
+      });
+    }
+    for (std::thread& reader : readers) reader.join();
+    best = std::min(best, Seconds() - start);
+  }
+  return static_cast<double>(kWords * 8) / best;
+}
+
+}  // namespace kvshare::bench
