@@ -69,8 +69,8 @@ class ZmqConnection final : public Connection {
     socket_.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::kMaxFrameBytes));
     socket_.set(zmq::sockopt::reconnect_ivl, kReconnectMs);
     socket_.set(zmq::sockopt::reconnect_ivl_max, kReconnectMaxMs);
-    // Requests wait here, where they can still be taken back, and not in a pipe to nobody.
-    socket_.set(zmq::sockopt::immediate, true);
+    // Not ZMQ_IMMEDIATE: when a link breaks, libzmq drops with it what has arrived and was not read yet. The price: a
+    // request that ZeroMQ had not written when the link broke goes to the next daemon (see Deliver).
     if (endpoint.transport == Transport::kTcp) {
       socket_.set(zmq::sockopt::ipv6, endpoint.host.front() == '[');
       socket_.set(zmq::sockopt::heartbeat_ivl, kHeartbeatMs);
@@ -316,7 +316,11 @@ class ZmqConnection final : public Connection {
   void Deliver(std::uint64_t correlation, codec::Reply reply) {
     const std::lock_guard lock(mu_);
     const auto found = calls_.find(correlation);
-    if (found == calls_.end()) return;  // given up meanwhile, or a sign of life
+    if (found == calls_.end()) {  // given up meanwhile, or a sign of life
+      // A generation that nobody waits for must not run on.
+      if (std::holds_alternative<codec::Accepted>(reply)) CancelLocked(correlation);
+      return;
+    }
     Call& call = *found->second;
     if (call.inbox.size() >= call.inbox_max) {
       reply = Internal("the daemon sends more than it was granted");
@@ -329,6 +333,11 @@ class ZmqConnection final : public Connection {
       call.end = Internal("the call has ended");
       calls_.erase(found);
     }
+  }
+
+  void CancelLocked(std::uint64_t correlation) {
+    Result<codec::Frame> frame = codec::EncodeRequest(0, codec::Cancel{.target = correlation});
+    if (frame.ok()) outbox_.push_back({*std::move(frame), nullptr});
   }
 
   void CheckSilence() {

@@ -417,6 +417,31 @@ TEST_F(ClientTest, NonsenseFromADaemonIsAnErrorOfThatCall) {
   EXPECT_EQ(client->Generate(Echo("x", 1)).status().code(), StatusCode::kInternal);
 }
 
+TEST_F(ClientTest, AGenerationThatNobodyWaitsForIsCancelled) {
+  std::promise<std::uint64_t> cancelled;
+  const FakeDaemon daemon(endpoint_, [&cancelled, greeted = false](const codec::Frame& frame) mutable {
+    if (!greeted) {
+      greeted = true;
+      return *codec::EncodeReply(CorrelationOf(frame), codec::HelloAck{});
+    }
+    wire::ReceivedFrame received;
+    EXPECT_EQ(received.Load(frame, wire::FrameKind::kRequest), wire::FrameFault::kNone);
+    const Result<codec::Request> request = codec::DecodeRequest(*received.request());
+    const auto* cancel = request.ok() ? std::get_if<codec::Cancel>(&*request) : nullptr;
+    if (cancel != nullptr) {
+      cancelled.set_value(cancel->target);
+      return codec::EncodeError(cancel->target, Cancelled("as asked"));
+    }
+    // Of a call that this client never made, or has given up.
+    return *codec::EncodeReply(999, codec::Accepted{.request_id = 1});
+  });
+  const auto client = NewClient(milliseconds(50));
+  EXPECT_FALSE(client->Tokenize("x").ok());
+  std::future<std::uint64_t> target = cancelled.get_future();
+  ASSERT_EQ(target.wait_for(kLong), std::future_status::ready);
+  EXPECT_EQ(target.get(), 999u);
+}
+
 TEST_F(ClientTest, ADaemonThatIgnoresCreditIsCutOff) {
   // Answers everything after the greeting with one more chunk, asked or not.
   std::uint64_t stream = 0;
