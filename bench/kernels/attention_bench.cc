@@ -1,0 +1,253 @@
+// Attention on the CPU: useful GFLOP/s (4 * heads * head_dim * visible keys), and the share of the dot-product peak
+// measured in this process with the same number of threads. GFLOP/s is of the best iteration and per_core of the
+// processor time of all threads (waiting in the pool included), because both hold on a shared machine where a mean does
+// not.
+//
+// Workloads (bf16 pages scattered at random over a pool; H/Hkv/d = 9/3/64 is SmolLM2-135M, 32/8/128 Llama-3-8B):
+//   Prefill    the last `rows` rows of a context of `keys`
+//   Chunked    a context of `keys`, in chunks of 512 rows
+//   Scattered  15 % of the rows of a context of `keys`, as selective recomputation asks for
+//   Decode     one row at the end of `keys`, over `layers` layers, so that K and V come from memory
+// Before it is timed, each workload's first and last rows are compared with the double-precision oracle.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <ctime>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/thread_pool.h"
+#include "tests/reference/attention_reference.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace kvshare::kernels {
+namespace {
+
+double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+#if defined(__x86_64__)
+// 24 independent sums hide the latency; 64 FLOP an instruction with bf16, 32 with fp32.
+[[gnu::target("avx512f,avx512bf16")]] void DotProducts(int repeats) {
+  __m512 acc[24];
+  for (auto& a : acc) a = _mm512_setzero_ps();
+  const __m512bh one = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+  for (int i = 0; i < repeats; ++i) {
+#pragma GCC unroll 24
+    for (int j = 0; j < 24; ++j) acc[j] = _mm512_dpbf16_ps(acc[j], one, one);
+  }
+  for (int j = 1; j < 24; ++j) acc[0] = _mm512_add_ps(acc[0], acc[j]);
+  float sum[16];
+  _mm512_storeu_ps(sum, acc[0]);
+  benchmark::DoNotOptimize(sum[0]);
+}
+#endif
+
+// FLOP/s of the dot-product instruction on all threads at once; 0 where there is none.
+double PeakFlops(ThreadPool& pool) {
+#if defined(__x86_64__)
+  if (!CpuHasIsa(CpuIsa::kAvx512Bf16)) return 0;
+  constexpr int kRepeats = 20000;
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < 200; ++i) {
+    const double start = Now();
+    pool.ParallelFor(pool.size(), [](std::int64_t) { DotProducts(kRepeats); });
+    best = std::min(best, Now() - start);
+  }
+  return pool.size() * 24.0 * 64.0 * kRepeats / best;
+#else
+  static_cast<void>(pool);
+  return 0;
+#endif
+}
+
+struct Shape {
+  int num_heads;
+  int num_kv_heads;
+  int head_dim;
+};
+
+class Workload {
+ public:
+  Workload(Shape shape, int layers, std::int64_t keys, std::vector<std::int64_t> positions)
+      : positions_(std::move(positions)) {
+    std::mt19937 random(7);
+    const KvLayout layout{layers, shape.num_kv_heads, shape.head_dim, DType::kBf16};
+    const std::size_t pages = static_cast<std::size_t>((keys + kPageTokens - 1) / kPageTokens);
+    kv_.resize(layout.page_bytes() / 2 * pages);
+    std::uint32_t state = 1;
+    for (auto& x : kv_) {  // uniform in +-[0.5, 2), cheaply
+      state = state * 1664525u + 1013904223u;
+      x = static_cast<std::uint16_t>((state >> 16 & 0x80ff) | (state & 0x1000 ? 0x3f80 : 0x3f00));
+    }
+    table_.resize(pages);
+    std::iota(table_.begin(), table_.end(), PageIndex{0});
+    std::shuffle(table_.begin(), table_.end(), random);
+    const int half = shape.head_dim / 2;
+    for (int j = 0; j < half; ++j) inv_freq_.push_back(std::pow(10000.0, -double(j) / half));
+    for (std::int64_t p = 0; p < keys; ++p) {
+      for (const double f : inv_freq_) {
+        cos_.push_back(static_cast<float>(std::cos(static_cast<double>(p) * f)));
+        sin_.push_back(static_cast<float>(std::sin(static_cast<double>(p) * f)));
+      }
+    }
+    const std::int64_t rows = static_cast<std::int64_t>(positions_.size());
+    const std::int64_t cols = std::int64_t{shape.num_heads} * shape.head_dim;
+    std::normal_distribution<float> normal;
+    q_.resize(static_cast<std::size_t>(rows * cols));
+    for (float& x : q_) x = normal(random);
+    out_.resize(q_.size());
+    segment_.pages = table_;
+    segment_.length = keys;
+    segment_.row_end = rows;
+    params_.q = {q_.data(), DType::kF32, rows, cols, cols};
+    params_.num_heads = shape.num_heads;
+    params_.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+    params_.rope = {cos_, sin_, keys, half};
+    params_.positions = positions_;
+    params_.segments = {&segment_, 1};
+    params_.pages = {reinterpret_cast<std::byte*>(kv_.data()), static_cast<PageIndex>(pages), layout};
+    params_.out = {out_.data(), DType::kBf16, rows, cols, cols};
+  }
+
+  double FlopsPerLayer() const {
+    double keys = 0;
+    for (const std::int64_t p : positions_) keys += static_cast<double>(p + 1);
+    return 4.0 * static_cast<double>(params_.q.cols) * keys;
+  }
+  double KvBytes() const { return static_cast<double>(kv_.size()) * 2; }
+  int layers() const { return params_.pages.layout.num_layers; }
+
+  // Rows [begin, end) of one layer.
+  void Run(int layer, std::int64_t begin, std::int64_t end, CpuIsa isa, ThreadPool& pool) {
+    CpuAttention(Slice(layer, begin, end), isa, pool);
+  }
+  std::int64_t rows() const { return params_.q.rows; }
+
+  // Greatest error of the first and last row, relative to the greatest value.
+  double Error(CpuIsa isa, ThreadPool& pool) {
+    double error = 0;
+    for (const std::int64_t row : {std::int64_t{0}, rows() - 1}) {
+      const AttentionParams p = Slice(0, row, row + 1);
+      CpuAttention(p, isa, pool);
+      const std::vector<double> want = reference::Attention(p, inv_freq_).out;
+      double top = 0;
+      for (const double x : want) top = std::max(top, std::abs(x));
+      for (std::size_t j = 0; j < want.size(); ++j) {
+        const std::uint32_t bits = p.out.row<std::uint16_t>(0)[j];
+        error = std::max(error, std::abs(std::bit_cast<float>(bits << 16) - want[j]) / top);
+      }
+    }
+    return error;
+  }
+
+ private:
+  AttentionParams Slice(int layer, std::int64_t begin, std::int64_t end) {
+    AttentionParams p = params_;
+    p.layer = layer;
+    p.q.data = p.q.row<float>(begin);
+    p.out.data = p.out.row<std::uint16_t>(begin);
+    p.q.rows = p.out.rows = segment_.row_end = end - begin;
+    p.positions = p.positions.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+    return p;
+  }
+
+  std::vector<std::int64_t> positions_;
+  std::vector<std::uint16_t> kv_, out_;
+  std::vector<PageIndex> table_;
+  std::vector<double> inv_freq_;
+  std::vector<float> cos_, sin_, q_;
+  KvSegment segment_;
+  AttentionParams params_;
+};
+
+std::vector<std::int64_t> Range(std::int64_t begin, std::int64_t end) {
+  std::vector<std::int64_t> x(static_cast<std::size_t>(end - begin));
+  std::iota(x.begin(), x.end(), begin);
+  return x;
+}
+
+void Measure(benchmark::State& state, Workload& work, std::int64_t chunk, int threads, CpuIsa isa) {
+  if (!CpuHasIsa(isa)) return state.SkipWithError("this machine lacks the instruction set");
+  ThreadPool pool(threads);
+  if (const double error = work.Error(isa, pool); !(error < 0.02)) {
+    return state.SkipWithError("wrong result: not timed");
+  }
+  std::vector<double> best(static_cast<std::size_t>(work.layers()), std::numeric_limits<double>::infinity());
+  const std::clock_t cpu_start = std::clock();
+  for (auto _ : state) {
+    for (int layer = 0; layer < work.layers(); ++layer) {
+      const double start = Now();
+      for (std::int64_t row = 0; row < work.rows(); row += chunk) {
+        work.Run(layer, row, std::min(row + chunk, work.rows()), isa, pool);
+      }
+      double& time = best[static_cast<std::size_t>(layer)];
+      time = std::min(time, Now() - start);
+    }
+  }
+  const double cpu = static_cast<double>(std::clock() - cpu_start) / CLOCKS_PER_SEC;
+  const double seconds = std::accumulate(best.begin(), best.end(), 0.0);
+  const double flops = work.FlopsPerLayer() * work.layers() / seconds;
+  state.counters["best_ms"] = seconds * 1e3;
+  state.counters["GFLOP/s"] = flops * 1e-9;
+  state.counters["per_core"] =
+      work.FlopsPerLayer() * work.layers() * static_cast<double>(state.iterations()) / cpu * 1e-9;
+  state.counters["KV_GB/s"] = work.KvBytes() / seconds * 1e-9;
+  if (isa == CpuIsa::kAvx512Bf16) state.counters["peak_%"] = 100 * flops / PeakFlops(pool);
+}
+
+constexpr Shape kSmol = {9, 3, 64};
+constexpr Shape kLlama8B = {32, 8, 128};
+
+void Register() {
+  const auto add = [](const std::string& name, Shape shape, int layers, std::int64_t keys,
+                      std::vector<std::int64_t> positions, std::int64_t chunk, CpuIsa isa) {
+    for (const int threads : {1, 2}) {
+      const std::string full = name + "/H" + std::to_string(shape.num_heads) + "_" +
+                               std::to_string(shape.num_kv_heads) + "_d" + std::to_string(shape.head_dim) + "/keys" +
+                               std::to_string(keys) + "/" + std::string(CpuIsaName(isa)) + "/threads" +
+                               std::to_string(threads);
+      benchmark::RegisterBenchmark(full.c_str(),
+                                   [=](benchmark::State& state) {
+                                     Workload work(shape, layers, keys, positions);
+                                     Measure(state, work, chunk, threads, isa);
+                                   })
+          ->Unit(benchmark::kMillisecond)
+          ->UseRealTime();
+    }
+  };
+  std::mt19937 random(3);
+  std::vector<std::int64_t> scattered;
+  for (std::int64_t p = 0; p < 4096; ++p) {
+    if (random() % 100 < 15) scattered.push_back(p);
+  }
+  const CpuIsa best = CpuIsa::kAvx512Bf16;
+  for (const CpuIsa isa : {best, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
+    add("Prefill64", kSmol, 1, 2048, Range(2048 - 64, 2048), 64, isa);
+  }
+  add("Prefill512", kSmol, 1, 2048, Range(2048 - 512, 2048), 512, best);
+  add("Chunked512", kSmol, 1, 2048, Range(0, 2048), 512, best);
+  add("Contiguous15%", kSmol, 1, 4096, Range(4096 - 614, 4096), 614, best);
+  add("Scattered15%", kSmol, 1, 4096, scattered, 4096, best);
+  add("Decode", kSmol, 30, 2048, {2047}, 1, best);
+  add("DecodeFromCache", kSmol, 1, 2048, {2047}, 1, best);
+  add("Prefill64", kLlama8B, 1, 2048, Range(2048 - 64, 2048), 64, best);
+  add("Scattered15%", kLlama8B, 1, 4096, scattered, 4096, best);
+  add("Decode", kLlama8B, 8, 2048, {2047}, 1, best);
+}
+
+[[maybe_unused]] const bool kRegistered = (Register(), true);
+
+}  // namespace
+}  // namespace kvshare::kernels
