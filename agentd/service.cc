@@ -13,6 +13,7 @@
 #include "agentd/pool/page_arena.h"
 #include "agentd/system_memory.h"
 #include "libkvshare/core/status_macros.h"
+#include "runtime/utf8.h"
 
 namespace kvshare::agentd {
 namespace {
@@ -53,6 +54,12 @@ Status CheckParameters(const GenerateRequest& request) {
     if (name->size() > kMaxNameBytes) {
       return InvalidArgument(std::string("the name in `") + field + "` is longer than " +
                              std::to_string(kMaxNameBytes) + " bytes");
+    }
+    // Names stand in statistics and logs, and whoever reads those should be able to trust a line to be a line.
+    const bool has_control =
+        std::any_of(name->begin(), name->end(), [](unsigned char c) { return c < ' ' || c == 127; });
+    if (has_control || !runtime::IsValidUtf8(*name)) {
+      return InvalidArgument(std::string("the name in `") + field + "` is not printable UTF-8");
     }
   }
   return OkStatus();

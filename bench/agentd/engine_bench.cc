@@ -80,7 +80,7 @@ void BM_ModelDecode(benchmark::State& state) {
   }
   state.SetItemsProcessed(state.iterations() * kSteps);
 }
-BENCHMARK(BM_ModelDecode)->Arg(1)->Arg(8)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(BM_ModelDecode)->Arg(1)->Arg(8)->Unit(benchmark::kMillisecond)->MeasureProcessCPUTime()->UseRealTime();
 
 void BM_EngineDecode(benchmark::State& state) {
   auto service = NewService(TinyModel(), {.kv_pool_bytes = 64 << 20});
@@ -99,7 +99,7 @@ void BM_EngineDecode(benchmark::State& state) {
   }
   state.SetItemsProcessed(state.iterations() * kSteps);
 }
-BENCHMARK(BM_EngineDecode)->Arg(1)->Arg(8)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(BM_EngineDecode)->Arg(1)->Arg(8)->Unit(benchmark::kMillisecond)->MeasureProcessCPUTime()->UseRealTime();
 
 void BM_EngineHit(benchmark::State& state) {
   auto service = NewService(TinyModel(), {.kv_pool_bytes = 64 << 20});
@@ -114,7 +114,7 @@ void BM_EngineHit(benchmark::State& state) {
     if (!reply.ok() || reply->reuse.prefix_tokens != state.range(0) - 1) return state.SkipWithError("not a hit");
   }
 }
-BENCHMARK(BM_EngineHit)->Arg(64)->Arg(1000)->Unit(benchmark::kMicrosecond)->UseRealTime();
+BENCHMARK(BM_EngineHit)->Arg(64)->Arg(1000)->Unit(benchmark::kMicrosecond)->MeasureProcessCPUTime()->UseRealTime();
 
 }  // namespace
 }  // namespace kvshare::agentd

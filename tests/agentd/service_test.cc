@@ -84,7 +84,12 @@ TEST_F(ServiceTest, RefusesWhatCannotBeServedAndNamesIt) {
   request.timeout = std::chrono::seconds(1);
   request.agent.assign(1000, 'a');
   ExpectRefused(request, "agent");
+  request.agent = "two\nlines";
+  ExpectRefused(request, "agent");
   request.agent.clear();
+  request.session = "\xff";
+  ExpectRefused(request, "session");
+  request.session.clear();
   request.prompt = ChatPrompt{.messages_json = "{", .tools_json = ""};
   const Result<std::uint64_t> id = service_->Generate(request, std::make_shared<Recorder>());
   EXPECT_FALSE(id.ok());
