@@ -1,5 +1,5 @@
 // Attention on the CPU: useful GFLOP/s (4 * heads * head_dim * visible keys), and the share of the dot-product peak
-// measured in this process with the same number of threads. GFLOP/s is of the best iteration and per_core of the
+// of one core, measured in this process, times the threads. GFLOP/s is of the best iteration and per_core of the
 // processor time of all threads (waiting in the pool included), because both hold on a shared machine where a mean does
 // not.
 //
@@ -23,54 +23,16 @@
 #include <string>
 #include <vector>
 
+#include "bench/kernels/ceilings.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/thread_pool.h"
 #include "tests/reference/attention_reference.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace kvshare::kernels {
 namespace {
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-#if defined(__x86_64__)
-// 24 independent sums hide the latency; 64 FLOP an instruction with bf16, 32 with fp32.
-[[gnu::target("avx512f,avx512bf16")]] void DotProducts(int repeats) {
-  __m512 acc[24];
-  for (auto& a : acc) a = _mm512_setzero_ps();
-  const __m512bh one = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
-  for (int i = 0; i < repeats; ++i) {
-#pragma GCC unroll 24
-    for (int j = 0; j < 24; ++j) acc[j] = _mm512_dpbf16_ps(acc[j], one, one);
-  }
-  for (int j = 1; j < 24; ++j) acc[0] = _mm512_add_ps(acc[0], acc[j]);
-  float sum[16];
-  _mm512_storeu_ps(sum, acc[0]);
-  benchmark::DoNotOptimize(sum[0]);
-}
-#endif
-
-// FLOP/s of the dot-product instruction on all threads at once; 0 where there is none.
-double PeakFlops(ThreadPool& pool) {
-#if defined(__x86_64__)
-  if (!CpuHasIsa(CpuIsa::kAvx512Bf16)) return 0;
-  constexpr int kRepeats = 20000;
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 200; ++i) {
-    const double start = Now();
-    pool.ParallelFor(pool.size(), [](std::int64_t) { DotProducts(kRepeats); });
-    best = std::min(best, Now() - start);
-  }
-  return pool.size() * 24.0 * 64.0 * kRepeats / best;
-#else
-  static_cast<void>(pool);
-  return 0;
-#endif
-}
 
 struct Shape {
   int num_heads;
@@ -204,7 +166,10 @@ void Measure(benchmark::State& state, Workload& work, std::int64_t chunk, int th
   state.counters["per_core"] =
       work.FlopsPerLayer() * work.layers() * static_cast<double>(state.iterations()) / cpu * 1e-9;
   state.counters["KV_GB/s"] = work.KvBytes() / seconds * 1e-9;
-  if (isa == CpuIsa::kAvx512Bf16) state.counters["peak_%"] = 100 * flops / PeakFlops(pool);
+  static const double bf16_peak = bench::MeasureDotFlops(true);
+  static const double f32_peak = bench::MeasureDotFlops(false);
+  const double per_core_peak = isa == CpuIsa::kAvx512Bf16 ? bf16_peak : f32_peak;
+  state.counters["peak_%"] = 100 * flops / (threads * per_core_peak);
 }
 
 constexpr Shape kSmol = {9, 3, 64};
