@@ -147,7 +147,7 @@ def check_names(tree, path, text):
 
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
-        outside = "github.com" in "".join(lines[max(0, number - 2) : number])  # another project's document
+        outside = re.search(r"github\.com|ggml", "".join(lines[max(0, number - 2) : number]))  # another project's document
         for target in () if outside else DOC_REFERENCE.findall(line):
             if not exists(target):
                 yield number, f"{target} does not exist"
