@@ -1,0 +1,166 @@
+// The wire's cost.
+//
+//   EncodeGenerate, DecodeGenerate   a request with 3,000 token ids
+//   EncodeDone, DecodeDone           a reply with 3,000 token ids and their text
+//   BareRoundTrip                    DEALER to ROUTER and back over ipc, 100 bytes: what ZeroMQ and two wake-ups cost
+//   PingRoundTrip                    kvshare::Client::Ping over ipc; the caller's own wake-up comes on top
+//   StreamedToken                    a reply of 3,000 tokens, one chunk a token where the reader keeps up
+#include <benchmark/benchmark.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <zmq.hpp>
+
+#include "agentd/server/router_server.h"
+#include "kvshare/client.h"
+#include "libkvshare/codec/codec.h"
+#include "tests/testing/echo_service.h"
+#include "tests/testing/temp_dir.h"
+
+namespace kvshare {
+namespace {
+
+constexpr int kTokens = 3000;
+
+[[noreturn]] void Fail(const Status& status) {
+  std::fprintf(stderr, "wire_bench: %s\n", status.message().c_str());
+  std::exit(1);
+}
+
+std::vector<TokenId> Ids() {
+  std::vector<TokenId> ids(kTokens);
+  std::iota(ids.begin(), ids.end(), 1000);
+  return ids;
+}
+
+codec::Request GenerateMessage() {
+  return codec::Generate{
+      .request = {.prompt = TokenPrompt{Ids()}, .stop = {"\n\n"}, .agent = "planner", .session = "s"}, .credit = 64};
+}
+
+codec::Reply DoneMessage() {
+  return GenerateReply{.request_id = 1,
+                       .ids = Ids(),
+                       .text = std::string(4 * kTokens, 'a'),
+                       .prompt_tokens = kTokens,
+                       .reuse = {.fresh_tokens = kTokens, .miss_reasons = {{"never_seen", kTokens}}}};
+}
+
+template <typename T>
+T OrFail(Result<T> result) {
+  if (!result.ok()) Fail(result.status());
+  return *std::move(result);
+}
+
+void CountBytes(benchmark::State& state, std::size_t bytes) {
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(bytes));
+}
+
+void BM_EncodeGenerate(benchmark::State& state) {
+  const codec::Request request = GenerateMessage();
+  std::size_t bytes = 0;
+  for (auto _ : state) {
+    const codec::Frame frame = OrFail(codec::EncodeRequest(1, request));
+    bytes = frame.size();
+    benchmark::DoNotOptimize(frame.data());
+  }
+  CountBytes(state, bytes);
+}
+BENCHMARK(BM_EncodeGenerate);
+
+void BM_DecodeGenerate(benchmark::State& state) {
+  const codec::Frame frame = OrFail(codec::EncodeRequest(1, GenerateMessage()));
+  wire::ReceivedFrame received;
+  for (auto _ : state) {
+    if (received.Load(frame, wire::FrameKind::kRequest) != wire::FrameFault::kNone) Fail(Internal("bad frame"));
+    const codec::Request request = OrFail(codec::DecodeRequest(*received.request()));
+    benchmark::DoNotOptimize(&request);
+  }
+  CountBytes(state, frame.size());
+}
+BENCHMARK(BM_DecodeGenerate);
+
+void BM_EncodeDone(benchmark::State& state) {
+  const codec::Reply reply = DoneMessage();
+  std::size_t bytes = 0;
+  for (auto _ : state) {
+    const codec::Frame frame = OrFail(codec::EncodeReply(1, reply));
+    bytes = frame.size();
+    benchmark::DoNotOptimize(frame.data());
+  }
+  CountBytes(state, bytes);
+}
+BENCHMARK(BM_EncodeDone);
+
+void BM_DecodeDone(benchmark::State& state) {
+  const codec::Frame frame = OrFail(codec::EncodeReply(1, DoneMessage()));
+  wire::ReceivedFrame received;
+  for (auto _ : state) {
+    if (received.Load(frame, wire::FrameKind::kReply) != wire::FrameFault::kNone) Fail(Internal("bad frame"));
+    const codec::Reply reply = OrFail(codec::DecodeReply(*received.reply()));
+    benchmark::DoNotOptimize(&reply);
+  }
+  CountBytes(state, frame.size());
+}
+BENCHMARK(BM_DecodeDone);
+
+void BM_BareRoundTrip(benchmark::State& state) {
+  const kvshare::testing::TempDir dir;
+  const std::string endpoint = "ipc://" + dir.File("b.sock");
+  zmq::context_t server_context, client_context;
+  zmq::socket_t router(server_context, zmq::socket_type::router);
+  router.set(zmq::sockopt::linger, 0);
+  router.bind(endpoint);
+  std::thread echo([&router] {
+    while (true) {
+      zmq::message_t peer, message;
+      if (!router.recv(peer) || !router.recv(message) || message.size() == 0) return;
+      router.send(peer, zmq::send_flags::sndmore);
+      router.send(message, zmq::send_flags::none);
+    }
+  });
+  zmq::socket_t dealer(client_context, zmq::socket_type::dealer);
+  dealer.set(zmq::sockopt::linger, -1);
+  dealer.connect(endpoint);
+  const std::string request(100, 'x');
+  for (auto _ : state) {
+    zmq::message_t reply;
+    if (!dealer.send(zmq::buffer(request), zmq::send_flags::none) || !dealer.recv(reply)) Fail(Internal("no reply"));
+  }
+  dealer.send(zmq::message_t(), zmq::send_flags::none);
+  echo.join();
+}
+BENCHMARK(BM_BareRoundTrip)->UseRealTime();
+
+struct Daemon {
+  kvshare::testing::TempDir dir;
+  kvshare::testing::EchoService service;
+  std::unique_ptr<agentd::RouterServer> server =
+      OrFail(agentd::StartRouterServer(&service, {.endpoint = "ipc://" + dir.File("d.sock")}));
+  std::unique_ptr<Client> client = OrFail(Connect({.endpoint = server->endpoint()}));
+};
+
+void BM_PingRoundTrip(benchmark::State& state) {
+  const Daemon daemon;
+  for (auto _ : state) {
+    OrFail(daemon.client->Ping(std::chrono::seconds(10)));
+  }
+}
+BENCHMARK(BM_PingRoundTrip)->UseRealTime();
+
+void BM_StreamedToken(benchmark::State& state) {
+  const Daemon daemon;
+  const GenerateRequest request{.prompt = TokenPrompt{Ids()}, .max_tokens = kTokens};
+  if (OrFail(daemon.client->GenerateAll(request)).ids != Ids()) Fail(Internal("wrong tokens"));
+  for (auto _ : state) {
+    OrFail(daemon.client->GenerateAll(request));
+  }
+  state.SetItemsProcessed(state.iterations() * kTokens);
+}
+BENCHMARK(BM_StreamedToken)->UseRealTime();
+
+}  // namespace
+}  // namespace kvshare
