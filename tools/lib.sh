@@ -1,4 +1,4 @@
-# Shared by ./quickstart, ./run_tests and .ci/run (sourced, bash): packages, build, messages. Expects to run in the root.
+# Shared by ./quickstart, ./run_tests and .ci/run (bash, sourced in the root): packages, messages.
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -29,7 +29,9 @@ as_root() {
 
 # packages_wanted [test]: the names in tools/apt-packages.txt, with "test" also those that only tests need.
 packages_wanted() {
-  sed -e 's/#.*//' -e '/^[[:space:]]*$/d' tools/apt-packages.txt | if [ "${1:-}" = test ]; then sed 's/^test://'; else grep -v '^test:'; fi
+  local rule='/^test:/d'
+  [ "${1:-}" != test ] || rule='s/^test://'
+  sed -e 's/#.*//' -e '/^[[:space:]]*$/d' -e "$rule" tools/apt-packages.txt
 }
 
 # Installs what of the packages dpkg does not have. OFFLINE=1: only says what is missing.
@@ -40,8 +42,9 @@ install_packages() {
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
   done
   [ ${#missing[@]} = 0 ] && return
-  [ "${OFFLINE:-0}" = 1 ] && die "packages are missing and --offline forbids fetching them: apt-get install ${missing[*]}"
+  [ "${OFFLINE:-0}" != 1 ] || die "packages are missing, and --offline forbids fetching: apt-get install ${missing[*]}"
   say "Installing ${#missing[@]} packages: ${missing[*]}"
   quietly build/logs/apt.log as_root apt-get update
-  quietly build/logs/apt.log as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+  quietly build/logs/apt.log as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y --no-install-recommends "${missing[@]}"
 }

@@ -1,4 +1,5 @@
 """Every wrong input gets one clear line and the right exit code, and the daemon lives on."""
+
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ class ErrorsTest(ProgramTest):
         copy = self.path("copy")
         shutil.copytree(MODEL, copy)
         for name, size in (("model.safetensors", 1000), ("tokenizer.json", 500), ("config.json", 10)):
-            whole = open(os.path.join(copy, name), "rb").read()
+            whole = self.read(os.path.join(copy, name), "rb")
             with open(os.path.join(copy, name), "wb") as f:
                 f.write(whole[:size])
             self.refuse(5, name, "logits", "--model", copy, *logits)
@@ -47,9 +48,36 @@ class ErrorsTest(ProgramTest):
         self.refuse(5, "copy", "logits", "--model", copy, *logits)
 
     def test_wrong_ids_and_messages(self):
-        for bad in (dict(ids=[]), dict(ids=[-1]), dict(ids=[10**9]), dict(ids="x"), dict(), [1], "{", dict(ids=[2048]), dict(ids=[5] * 4097)):
-            self.refuse(1, "bad.json", "logits", "--model", MODEL, "--ids", self.path("bad.json", bad), "--out", self.path("o.npy"))
-        for bad in ([], [dict(content="x")], [dict(role=1, content="x")], "{", dict(messages=[]), [dict(role="user")]):
+        for bad in (
+            dict(ids=[]),
+            dict(ids=[-1]),
+            dict(ids=[10**9]),
+            dict(ids="x"),
+            dict(),
+            [1],
+            "{",
+            dict(ids=[2048]),
+            dict(ids=[5] * 4097),
+        ):
+            self.refuse(
+                1,
+                "bad.json",
+                "logits",
+                "--model",
+                MODEL,
+                "--ids",
+                self.path("bad.json", bad),
+                "--out",
+                self.path("o.npy"),
+            )
+        for bad in (
+            [],
+            [dict(content="x")],
+            [dict(role=1, content="x")],
+            "{",
+            dict(messages=[]),
+            [dict(role="user")],
+        ):
             self.refuse(1, "bad.json", "render", "--model", MODEL, "--messages", self.path("bad.json", bad))
         self.refuse(4, "none.json", "render", "--model", MODEL, "--messages", self.path("none.json"))
 
@@ -60,20 +88,47 @@ class ErrorsTest(ProgramTest):
     def test_a_daemon_survives_bad_requests(self):
         with self.daemon() as (endpoint, _):
             for bad in ([], [dict(role="user")], [dict(role=1, content="x")], "{", dict(messages=[])):
-                self.kvctl("generate", "--endpoint", endpoint, "--messages", self.path("bad.json", bad), "--max-tokens", 4, code=1)
+                self.kvctl(
+                    "generate",
+                    "--endpoint",
+                    endpoint,
+                    "--messages",
+                    self.path("bad.json", bad),
+                    "--max-tokens",
+                    4,
+                    code=1,
+                )
             long = self.path("long.json", dict(ids=[5] * 5000))
             self.refuse(1, "4096", "generate", "--endpoint", endpoint, "--ids", long, "--max-tokens", 4)
-            self.refuse(1, "vocabulary", "generate", "--endpoint", endpoint, "--ids", self.path("far.json", dict(ids=[2048])), "--max-tokens", 4)
+            self.refuse(
+                1,
+                "vocabulary",
+                "generate",
+                "--endpoint",
+                endpoint,
+                "--ids",
+                self.path("far.json", dict(ids=[2048])),
+                "--max-tokens",
+                4,
+            )
             self.refuse(4, "request", "explain", "--endpoint", endpoint, "--request", 999999)
             self.assertTrue(self.ask(endpoint, talk("planner", "Hi"))["ids"])
 
     def test_agentd_refuses_what_it_cannot_listen_on(self):
-        p = subprocess.run([os.path.join(BIN, "agentd"), "--model", MODEL, "--listen", "nonsense"], capture_output=True, text=True, timeout=60)
+        p = subprocess.run(
+            [os.path.join(BIN, "agentd"), "--model", MODEL, "--listen", "nonsense"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         self.assertEqual(p.returncode, 2)
         self.assertIn("nonsense", p.stderr)
 
     def test_damaged_traces_name_the_line(self):
-        trace = self.path("t.jsonl", '{"schema":"ktr","version":1}\n{"seg":"a","text":"x"}\n{"request_id":"r","segments":[["user","b"]]}\n')
+        trace = self.path(
+            "t.jsonl",
+            '{"schema":"ktr","version":1}\n{"seg":"a","text":"x"}\n{"request_id":"r","segments":[["user","b"]]}\n',
+        )
         self.refuse(1, "line 3", "trace", "replay", trace, "--model", MODEL)
         self.refuse(4, "none.jsonl", "trace", "info", self.path("none.jsonl"))
 

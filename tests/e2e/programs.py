@@ -1,4 +1,5 @@
 """Runs agentd and kvctl from outside. KVSHARE_BIN: where they are; KVSHARE_SOURCE: the source tree."""
+
 import contextlib
 import json
 import os
@@ -37,13 +38,20 @@ class ProgramTest(unittest.TestCase):
     def json(self, *argv):
         return json.loads(self.kvctl(*argv)[0])
 
+    def read(self, path, mode="r"):
+        with open(path, mode) as f:
+            return f.read()
+
     @contextlib.contextmanager
     def daemon(self, *args, name="d", model=MODEL):
         """agentd on a fresh socket; ended by SIGTERM, after which it must have exited with 0."""
         endpoint = "ipc://" + self.path(name + ".sock")
         log = open(self.path(name + ".log"), "w")
-        process = subprocess.Popen([os.path.join(BIN, "agentd"), "--model", model, "--listen", endpoint, *map(str, args)],
-                                   stdout=subprocess.DEVNULL, stderr=log)
+        process = subprocess.Popen(
+            [os.path.join(BIN, "agentd"), "--model", model, "--listen", endpoint, *map(str, args)],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
         try:
             self.kvctl("ping", "--endpoint", endpoint, "--timeout", "60s")
             yield endpoint, process
@@ -59,8 +67,18 @@ class ProgramTest(unittest.TestCase):
     def ask(self, endpoint, messages, tokens=8, **options):
         name = f"ask-{os.urandom(4).hex()}.json"
         extra = [x for key, value in options.items() for x in ("--" + key, value)]
-        return self.json("generate", "--endpoint", endpoint, "--messages", self.path(name, messages), "--max-tokens", tokens,
-                         "--format", "json", *extra)
+        return self.json(
+            "generate",
+            "--endpoint",
+            endpoint,
+            "--messages",
+            self.path(name, messages),
+            "--max-tokens",
+            tokens,
+            "--format",
+            "json",
+            *extra,
+        )
 
     def render(self, messages):
         return self.json("render", "--model", MODEL, "--messages", self.path("render.json", messages))["ids"]
@@ -68,4 +86,8 @@ class ProgramTest(unittest.TestCase):
 
 def talk(agent, question, history=()):
     rules = "Follow the plan of the team and answer in one short sentence. " * 4
-    return [dict(role="system", content=f"You are the {agent}. {rules}"), *history, dict(role="user", content=question)]
+    return [
+        dict(role="system", content=f"You are the {agent}. {rules}"),
+        *history,
+        dict(role="user", content=question),
+    ]

@@ -41,10 +41,12 @@ const std::vector<std::string> kSmall = {
     R"({"seg":"s","text":"You are A."})",
     R"({"seg":"q","text":"Question"})",
     R"({"seg":"o","text":"Answer of A"})",
-    R"({"request_id":"a","session_id":"w","agent_id":"A","timestamp":5,"segments":[["system","s"],["user","q"]],"output":"o"})",
+    R"({"request_id":"a","session_id":"w","agent_id":"A","timestamp":5,)"
+    R"("segments":[["system","s"],["user","q"]],"output":"o"})",
     "",
     R"({"seg":"t","text":" and more"})",
-    R"({"request_id":"b","session_id":"w","agent_id":"B","delay":7,"output_length":9,"wait_for":["a"],"segments":[["user","q"],["+","@a"],["+","t"]],"extra":[1]})",
+    R"({"request_id":"b","session_id":"w","agent_id":"B","delay":7,"output_length":9,"wait_for":["a"],)"
+    R"("segments":[["user","q"],["+","@a"],["+","t"]],"extra":[1]})",
 };
 
 TEST(TraceReaderTest, ResolvesSegmentsHandOffsAndContinuations) {

@@ -51,6 +51,7 @@ struct GenerateOptions {
   int max_tokens = 128;
   SamplingParams sampling;
   std::vector<std::string> stop;
+  bool ignore_eos = false;
   std::string agent;
   std::string session;
   std::optional<ReuseMode> reuse;

@@ -82,6 +82,7 @@ int RunGenerate(const GenerateOptions& options) {
   request.sampling = options.sampling;
   request.max_tokens = options.max_tokens;
   request.stop = options.stop;
+  request.ignore_eos = options.ignore_eos;
   request.agent = options.agent;
   request.session = options.session;
   request.reuse = options.reuse;

@@ -66,7 +66,7 @@ void AddEither(CLI::App* app, Source* source) {
   auto* group = app->add_option_group("target");
   AddModel(group, source, false);
   AddEndpoint(group, source, false);
-  app->final_callback([source] {
+  app->parse_complete_callback([source] {
     if (source->model.empty() == source->endpoint.empty())
       throw CLI::ValidationError("exactly one of --model and --endpoint is needed");
   });
@@ -180,6 +180,7 @@ class CommandLine {
     command->add_option("--stop", generate_.stop, "end before this text; may be repeated")
         ->type_name("TEXT")
         ->allow_extra_args(false);
+    command->add_flag("--ignore-eos", generate_.ignore_eos, "go on to --max-tokens whatever the model says");
     command->add_option("--agent", generate_.agent, "who asks")->type_name("NAME");
     command->add_option("--session", generate_.session, "which conversation")->type_name("NAME");
     AddReuse(command, &generate_.reuse);

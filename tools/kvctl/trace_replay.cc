@@ -52,13 +52,11 @@ Result<std::vector<trace::PreparedPrompt>> Prepare(Target& target, const trace::
   trace::PromptBuilder builder(&target.client(), &trace,
                                {.window = target.info().max_context_tokens, .max_output = max_output});
   KVS_RETURN_IF_ERROR(builder.ProbeRoles());
-  Progress progress("prepare");
   std::vector<trace::PreparedPrompt> prompts;
   for (std::size_t r = 0; r < count; ++r) {
     if (Interrupted()) return Cancelled("interrupted");
     KVS_ASSIGN_OR_RETURN(auto prompt, builder.Build(r));
     prompts.push_back(std::move(prompt));
-    progress.Update(r + 1, count, "");
   }
   return prompts;
 }
