@@ -147,7 +147,8 @@ def check_names(tree, path, text):
 
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
-        outside = re.search(r"github\.com|ggml", "".join(lines[max(0, number - 2) : number]))  # another project's document
+        # Another project's document, if this line or the one before names the project.
+        outside = re.search(r"github\.com|ggml", "".join(lines[max(0, number - 2) : number]))
         for target in () if outside else DOC_REFERENCE.findall(line):
             if not exists(target):
                 yield number, f"{target} does not exist"
