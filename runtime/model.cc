@@ -93,6 +93,8 @@ Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& 
     parts.chat_template = std::move(*chat);
   }
   KVS_ASSIGN_OR_RETURN(parts.backend, kernels::NewCpuBackend({.compute = options.dtype, .threads = options.threads}));
+  // First of all, because what it finds is part of the numerics id, and so of `space`.
+  KVS_RETURN_IF_ERROR(parts.backend->SelfTest());
 
   Digest weights_digest;
   if (options.random_weights) {

@@ -174,6 +174,7 @@ class OneDnnEngine : public LinearEngine {
   std::string description() const override {
     const dnnl_version_t* v = dnnl_version();
     return "oneDNN " + std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch) +
+           " isa" + std::to_string(static_cast<int>(dnnl::get_effective_cpu_isa())) +
            (weights_dtype_ == DType::kBf16 ? " bf16" : " f32") + (fixed_rows_ ? " fixed-rows" : "");
   }
 
@@ -258,7 +259,7 @@ void OneDnnEngine::PackPanel(const LinearSpec& spec, const PackedWeights& weight
   if (weights.gated) GatherRows(spec, weights.n / 2 + panel.first_col, cols, k, plain.data() + cols * k);
   // W is [cols, K] as stored: column-major seen as [K, cols].
   dnnl::memory from({{k, total_cols}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ba}, engine_,
-                          plain.data());
+                    plain.data());
   dnnl::memory to = panel.data;
   dnnl::stream stream(engine_);
   dnnl::reorder(from, to).execute(stream, from, to);
