@@ -108,6 +108,7 @@ class ReuseTest(ProgramTest):
             out, _ = client.communicate(timeout=60)
             self.assertEqual(client.returncode, 0)
             self.assertEqual(len(json.loads(out)["ids"]), 600)
+            self.assertEqual(process.wait(30), 0)
 
     def test_the_model_in_this_process_answers_as_the_daemon(self):
         messages = self.path("m.json", talk("planner", FACTS))

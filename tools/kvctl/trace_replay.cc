@@ -29,7 +29,7 @@ class Progress {
     if (!live_ && tenth == tenth_) return;
     tenth_ = tenth;
     std::fprintf(stderr, "%s  %-8s %4zu of %zu requests  %s%s", live_ ? "\r" : "", title_.c_str(), done, total,
-                 detail.c_str(), live_ && done < total ? "   " : "   \n");
+                 detail.c_str(), live_ && done < total ? "   " : "\n");
   }
 
  private:
