@@ -38,12 +38,11 @@ using ScopePtr = std::shared_ptr<Scope>;
 // The variable `loop`.
 class Loop : public Object {
  public:
-  Loop(std::vector<Value> items, std::int64_t depth) : items_(std::move(items)), depth_(depth) {}
+  explicit Loop(std::vector<Value> items) : items_(std::move(items)) {}
 
   std::string TypeName() const override { return "LoopContext"; }
   const std::vector<Value>& items() const { return items_; }
   void MoveTo(std::size_t i) { i_ = i; }
-  std::int64_t depth() const { return depth_; }
 
   Value Attribute(std::string_view name, Runtime* runtime) override {
     const auto i = static_cast<std::int64_t>(i_), n = static_cast<std::int64_t>(items_.size());
@@ -54,8 +53,8 @@ class Loop : public Object {
     if (name == "first") return Value::Bool(i == 0);
     if (name == "last") return Value::Bool(i + 1 == n);
     if (name == "length") return Value::Int(n);
-    if (name == "depth") return Value::Int(depth_);
-    if (name == "depth0") return Value::Int(depth_ - 1);
+    if (name == "depth") return Value::Int(1);  // of recursive loops, which are outside the subset
+    if (name == "depth0") return Value::Int(0);
     if (name == "previtem") return i > 0 ? items_[i_ - 1] : Value::Undefined("there is no previous item");
     if (name == "nextitem") return i + 1 < n ? items_[i_ + 1] : Value::Undefined("there is no next item");
     if (name == "cycle") {
@@ -77,7 +76,6 @@ class Loop : public Object {
 
  private:
   const std::vector<Value> items_;
-  const std::int64_t depth_;
   std::size_t i_ = 0;
   Value last_changed_ = Value::None();
 };
@@ -102,7 +100,7 @@ class Evaluator {
 
   // The failure, with the place where it began (once) unless it is the template's own message.
   Status At(const Place& place, const Status& status) {
-    if (located_ || runtime_.raised) return status;
+    if (status.ok() || located_ || runtime_.raised) return status;
     located_ = true;
     return Status(status.code(), ErrorAt(place, status.message()).message());
   }
@@ -216,7 +214,7 @@ class Evaluator {
       const Inner inner(this, nullptr);
       return Exec(s.or_else);
     }
-    auto* loop = runtime_.New<Loop>(std::move(items), ++loop_depth_);
+    auto* loop = runtime_.New<Loop>(std::move(items));
     for (std::size_t i = 0; i < loop->items().size(); ++i) {
       loop->MoveTo(i);
       const Inner inner(this, nullptr);
@@ -225,7 +223,6 @@ class Evaluator {
       KVS_ASSIGN_OR_RETURN(const Flow flow, Exec(s.body));
       if (flow == Flow::kBreak) break;
     }
-    --loop_depth_;
     return Flow::kNext;
   }
 
@@ -420,7 +417,6 @@ class Evaluator {
   std::string* out_ = nullptr;
   bool located_ = false;
   int call_depth_ = 0;
-  std::int64_t loop_depth_ = 0;
 };
 
 class Evaluator::Macro : public Object {

@@ -13,10 +13,9 @@ namespace {
 
 int CombiningClass(utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; }
 
-// Every character below U+0300 is its own NFC, and no character below it takes part in reordering.
-bool IsTriviallyNfc(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0xCC; });
-}
+// Whether a byte of UTF-8 belongs to a character below U+0300. Each of those is its own NFC, starts a new sequence, and
+// never combines with what stands before it.
+bool IsInert(char c) { return static_cast<unsigned char>(c) < 0xCC; }
 
 template <typename Map>
 std::string MapCharacters(std::string_view text, Map map) {
@@ -30,10 +29,8 @@ std::string MapCharacters(std::string_view text, Map map) {
   return out;
 }
 
-}  // namespace
-
-std::string ToNfc(std::string_view text) {
-  if (IsTriviallyNfc(text)) return std::string(text);
+// Appends the NFC of `text`, all of it decomposed, ordered and composed.
+void AppendNfc(std::string_view text, std::string* out) {
   std::vector<utf8proc_int32_t> points;
   points.reserve(text.size());
   while (!text.empty()) {
@@ -61,9 +58,31 @@ std::string ToNfc(std::string_view text) {
   }
   const auto count = utf8proc_normalize_utf32(points.data(), static_cast<utf8proc_ssize_t>(points.size()),
                                               static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  std::string out;
   for (utf8proc_ssize_t i = 0; i < count; ++i)
-    AppendUtf8(static_cast<char32_t>(points[static_cast<std::size_t>(i)]), &out);
+    AppendUtf8(static_cast<char32_t>(points[static_cast<std::size_t>(i)]), out);
+}
+
+}  // namespace
+
+std::string ToNfc(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  while (!text.empty()) {
+    std::size_t begin = 0;
+    while (begin < text.size() && IsInert(text[begin])) ++begin;
+    if (begin == text.size()) {
+      out += text;
+      break;
+    }
+    std::size_t end = begin;
+    while (end < text.size() && !IsInert(text[end])) end += Utf8Length(text[end]);
+    // The character before may combine with the first.
+    if (begin > 0) --begin;
+    while (begin > 0 && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) --begin;
+    out += text.substr(0, begin);
+    AppendNfc(text.substr(begin, end - begin), &out);
+    text.remove_prefix(end);
+  }
   return out;
 }
 
