@@ -16,8 +16,10 @@ constexpr const char* kHead = R"(<!doctype html>
 :root{--ink:#1c2733;--soft:#5b6875;--line:#e3e8ee;--paper:#fff;--back:#f5f7f9}
 @media(prefers-color-scheme:dark){:root{--ink:#e6ebf0;--soft:#9aa5b1;--line:#2c3742;--paper:#18212a;--back:#10171e}}
 body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:960px;margin:0 auto;padding:32px 20px}h1{font-size:26px;margin:0 0 4px}h2{font-size:17px;margin:32px 0 10px}
-p{margin:4px 0;color:var(--soft)}.card{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:16px 20px}
+main{max-width:960px;margin:0 auto;padding:32px 20px}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:17px;margin:32px 0 10px}
+p{margin:4px 0;color:var(--soft)}
+.card{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:16px 20px}
 table{border-collapse:collapse;width:100%}th,td{padding:6px 8px;text-align:right;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:500}tr:last-child td{border:0}
 svg{display:block;width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
