@@ -116,6 +116,8 @@ class World {
   std::mt19937_64 random_;
 };
 
+enum class Bound { kAll, kWorstCase };
+
 // A batch laid out on randomly chosen pages.
 class Batch {
  public:
@@ -181,7 +183,7 @@ class Batch {
   const AttentionParams& params() const { return p_; }
 
   // Runs, and compares each element with the oracle within the bound derived in docs/design/attention.md.
-  void ExpectNearOracle(CpuIsa isa) {
+  void ExpectNearOracle(CpuIsa isa, Bound kind = Bound::kAll) {
     Run(isa);
     const reference::AttentionResult want = reference::Attention(p_, world_.inv_freq_);
     const std::size_t d = static_cast<std::size_t>(world_.shape_.head_dim);
@@ -206,6 +208,7 @@ class Batch {
       }
     }
     EXPECT_LE(worst, 1.0) << "element " << where << ": " << Output(where) << " for " << want.out[where];
+    if (kind == Bound::kWorstCase) return;
     // Rounding errors are independent: the mean error must be far below the worst case, else something is biased.
     double square = 0;
     double reference = 0;
@@ -344,18 +347,8 @@ TEST_P(AttentionTest, LargeScoresAreNearOracle) {
     const std::size_t t = i / static_cast<std::size_t>(w.shape_.head_dim) % 300;
     s.runs[0].k[i] *= 0.1f * static_cast<float>(t);
   }
-  Batch(w, {{&s, Range(0, 40)}}).Run(isa());
-  Batch batch(w, {{&s, Range(0, 40)}});
-  batch.Run(isa());
-  for (const auto& want = reference::Attention(batch.params(), w.inv_freq_).out; const double x : want) {
-    ASSERT_TRUE(std::isfinite(x));
-  }
-  for (std::size_t i = 0; i < 40u * static_cast<std::size_t>(w.shape_.num_heads * w.shape_.head_dim); ++i) {
-    ASSERT_TRUE(std::isfinite(batch.Output(i)));
-  }
-  if (GetParam().isa != CpuIsa::kAvx512Bf16) {
-    batch.ExpectNearOracle(isa());
-  }
+  // Errors of such scores are large and alike, so only the worst-case bound applies.
+  Batch(w, {{&s, Range(0, 40)}}).ExpectNearOracle(isa(), Bound::kWorstCase);
 }
 
 TEST_P(AttentionTest, BitsDoNotDependOnChunksRowsThreadsPagesOrCompanions) {
