@@ -11,8 +11,9 @@ namespace kvshare::runtime {
 // The token chosen for the `step`-th generated token (0 first). A pure function of its arguments: the random number is
 // derived from (seed, step), so a reply does not depend on what else the daemon was doing.
 // Greedy (temperature 0) takes the largest logit, the lowest id among equals.
-// Otherwise, as transformers does it: logits / temperature, then top-k, then top-p (the smallest set of most likely tokens
-// whose probabilities reach top_p; at least one), then one draw in double precision.
+// Otherwise, as transformers does it: logits / temperature, then top-k, then top-p (the smallest set of most likely
+// tokens whose probabilities reach top_p; at least one), then one draw in double precision.
+// Of equals at the edge of top-k the lowest ids stay. NaN counts as impossible; infinite logits share all probability.
 TokenId SampleToken(std::span<const float> logits, const SamplingParams& params, std::int64_t step);
 
 }  // namespace kvshare::runtime

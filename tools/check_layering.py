@@ -67,6 +67,7 @@ DOORS = {
     "OpenMP": (r"omp\.h$", ("kernels/cpu/linear",)),
     "OpenSSL": (r"openssl/", ("libkvshare/core/hash.cc",)),
     "PCRE2": (r"pcre2", ("runtime/pre_tokenizer.cc",)),
+    "utf8proc": (r"utf8proc", ("runtime/unicode.cc",)),
     "FlatBuffers": (r"(flatbuffers/|.*_generated\.h$)", ("protocol/", "libkvshare/codec/")),
     "CLI11": (r"CLI/", ("tools/", "agentd/main.cc")),
     "zlib": (r"zlib\.h$", ("tools/",)),
