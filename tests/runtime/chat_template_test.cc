@@ -121,6 +121,15 @@ TEST(ChatTemplateTest, BoundsHold) {
     for (int i = 0; i < n; ++i) out += s;
     return out;
   };
+  // Macros that call themselves from deep inside: the stack must hold until the bound is met.
+  const std::string calls[] = {
+      repeat("{% if 1 %}", 60) + "{{ " + repeat("not ", 65) + "m(1) }}" + repeat("{% endif %}", 60),
+      "{{ " + repeat("m(", 70) + "1" + repeat(")", 70) + " }}",
+      "{{ " + repeat("[", 70) + "m(1)" + repeat("]", 70) + " }}"};
+  for (const std::string& body : calls) {
+    const std::string source = "{% macro m(n) %}" + body + "{% endmacro %}{{ m(1) }}";
+    EXPECT_EQ(Failure(source).code(), StatusCode::kResourceExhausted) << body.substr(0, 40);
+  }
   for (const std::string& deep :
        {"{{ " + repeat("(", 5000) + "1" + repeat(")", 5000) + " }}", "{{ " + repeat("-", 5000) + "1 }}",
         "{{ 1" + repeat(" + 1", 5000) + " }}", "{{ x" + repeat(".x", 5000) + " }}", repeat("{% if 1 %}", 5000),
