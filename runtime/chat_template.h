@@ -1,4 +1,5 @@
-// ChatTemplate: chat messages to prompt text through the Jinja subset that model files use (docs/design/chat-template.md).
+// ChatTemplate: chat messages to prompt text through the Jinja subset that model files use
+// (docs/design/chat-template.md).
 #pragma once
 
 #include <memory>
@@ -19,10 +20,10 @@ class ChatTemplate {
  public:
   virtual ~ChatTemplate() = default;
 
-  // `messages_json`: a non-empty JSON array of objects with a string `role` and a `content` that is a string, null (with
-  // tool_calls) or a list of text parts; `tools_json`: a JSON array or empty.
-  // Returns InvalidArgument naming the message and field that is wrong, or with the template's own raise_exception text;
-  // ResourceExhausted when rendering exceeds its bounds (steps, output bytes, depth).
+  // `messages_json`: a non-empty JSON array of objects with a string `role` and a `content` that is a string, null
+  // (with tool_calls) or a list of text parts; `tools_json`: a JSON array or empty. Returns InvalidArgument naming the
+  // message and field that is wrong, or with the template's own raise_exception text; ResourceExhausted when rendering
+  // exceeds its bounds (steps, output bytes, depth).
   virtual Result<std::string> Render(std::string_view messages_json, std::string_view tools_json,
                                      bool add_generation_prompt) const = 0;
 };

@@ -54,7 +54,7 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": "get_weather",
-            "description": "Weather of a city; \"now\" or later <b>&amp;</b>",
+            "description": "Weather; \"now\" or later <b>&amp;</b>",
             "parameters": {
                 "type": "object",
                 "properties": {"city": {"type": "string"}, "days": {"type": "integer", "default": 1.5}},
@@ -81,7 +81,8 @@ CHATS = [
             "content": None,
             "tool_calls": [
                 {"id": "call00001", "type": "function",
-                 "function": {"name": "get_weather", "arguments": {"city": "Köln", "days": 2, "fine": True, "x": None}}},
+                 "function": {"name": "get_weather",
+                              "arguments": {"city": "Köln", "days": 2, "fine": True, "x": None}}},
                 {"id": "call00002", "type": "function", "function": {"name": "stop", "arguments": {}}},
             ],
         },
@@ -180,7 +181,8 @@ FAMILIES = {
 {%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
 {%- for message in messages[::-1] %}
     {%- set index = (messages|length - 1) - loop.index0 %}
-    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string
+        and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
         {%- set ns.multi_step_tool = false %}
         {%- set ns.last_query_index = index %}
     {%- endif %}
@@ -204,7 +206,8 @@ FAMILIES = {
             {%- endif %}
         {%- endif %}
         {%- if loop.index0 > ns.last_query_index and (loop.last or (not loop.last and reasoning_content)) %}
-            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning_content.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n'
+              + reasoning_content.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
         {%- else %}
             {{- '<|im_start|>' + message.role + '\\n' + content }}
         {%- endif %}
@@ -259,7 +262,8 @@ FAMILIES = {
 {%- set ns = namespace() %}
 {%- set ns.index = 0 %}
 {%- for message in loop_messages %}
-    {%- if not (message.role == "tool" or message.role == "tool_results" or (message.tool_calls is defined and message.tool_calls is not none)) %}
+    {%- if not (message.role == "tool" or message.role == "tool_results"
+        or (message.tool_calls is defined and message.tool_calls is not none)) %}
         {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}
             {{- raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
         {%- endif %}
@@ -347,67 +351,44 @@ FAMILIES = {
 """,
 }
 
-# One piece of the language each; x, d, l and s stand for values set in PRELUDE.
+# One piece of the language a line; x, d, l and s stand for values set in PRELUDE.
 PRELUDE = (
     "{% set s = 'Grün ist the Wörld' %}{% set l = [3, 1, 2, 1] %}"
     "{% set d = {'b': 1, 'a': [1, 2.5, none, true], 'items': 'mine'} %}{% set x = 7 %}\n"
 )
-EXPRESSIONS = """
-1 + 2 * 3 - 4 / 2|7 // 2, -7 // 2, 7 % 3, -7 % 3, 7 % -3, 2 ** 10, 2 ** -1|-x, +x, -x ** 2, - x|upper
-1.0, 0.1 + 0.2, 1e20, 1e16, 1e15, 123456789.123, 1e-5, 0.0001, 100.0 / 3, 5 / 2, 6 / 2|1_000 + 1
-'a' ~ 1 ~ none ~ true ~ 1.5 ~ [1, 'x'] ~ {'k': 'v'}|'ab' * 3, [1] * 2, 'a' 'b'|"\\n\\t\\x41\\u00e9\\'" ~ 'q"'
-l[0], l[-1], l[1:], l[:-1], l[::2], l[::-1], l[5:], l[-2:], l[10], l[-10:2], l[3:0:-1]
-s[0], s[-1], s[2:6], s[::-1], s[:3] ~ s[3:], s[100], s[2:1]|(1, 2, 'x'), (1,), ()|[[], {}, '', none, 0, 0.0]|[true, false]
-d.b, d['b'], d.a[1], d.missing, d['missing'], d['items']|d.items() | list|d.keys() | list, d.values() | list
-d.get('b'), d.get('zz'), d.get('zz', 5)|'b' in d, 'zz' in d, 1 in l, 9 not in l, 'ist' in s, 'x' not in s|undefinedthing
-undefinedthing is defined, undefinedthing is undefined, x is defined, none is none, x is not none
-s is string, x is string, l is iterable, x is iterable, d is mapping, l is mapping, s is sequence, d is sequence, x is sequence
-x is number, 1.5 is number, true is number, x is integer, true is integer, 1.5 is float, x is float, true is boolean, x is boolean
-true is true, 1 is true, false is false, x is odd, x is even, x is divisibleby 7, x is divisibleby(2), x is eq 7, x is gt 6, x is in [7]
-'AB' is upper, 'ab' is lower, x is sameas x, x is ne 8, x is equalto 7, x == 7.0, true == 1, 'a' == 1, [1] == [1.0], {'a': 1} == {'a': 1}
-1 < 2 < 3, 1 < 2 > 3, 'a' < 'b', [1, 2] < [1, 3], not x, not not x, x and 0, 0 or 'z', none or [] or 'last', x or undefinedthing
-'yes' if x else 'no', 'yes' if not x, ('a' if x > 100 else 'b' if x > 6 else 'c')|undefinedthing or 'fallback', undefinedthing and 1
-s.upper(), s.lower(), s.title(), s.capitalize(), s | upper, s | lower, s | title, s | capitalize|s.split(), s.split('t'), s.split(' ', 1), s.rsplit(' ', 1)
-'  a b '.strip(), '  a b '.lstrip() ~ '|', '  a b '.rstrip() ~ '|', 'xxaxx'.strip('x'), 'abcba'.strip('ab'), '<t>'.strip('<>')
-s.startswith('Gr'), s.endswith(('ld', 'zz')), s.replace('t', 'TT'), s.replace('t', '', 1), s.find('ist'), s.find('zz'), s.rfind('W'), s.count('t')
-'-'.join(['a', 'b']), 'a\\nb\\r\\nc'.splitlines(), '12'.isdigit(), 'ab'.isalpha(), ' '.isspace(), 'prefix-x'.removeprefix('prefix-'), 'a.py'.removesuffix('.py')
-' x ' | trim ~ '.', 'xxaxx' | trim('x'), s | length, l | length, d | length, l | count, undefinedthing | length
-l | join, l | join(', '), [{'n': 'a'}, {'n': 'b'}] | join('/', attribute='n'), undefinedthing | default('dflt'), undefinedthing | d, '' | default('e', true), none | default('n')
-l | first, l | last, s | first, [] | first, s | last, l | sort, l | sort(reverse=true), ['b', 'A', 'c'] | sort, ['b', 'A'] | sort(case_sensitive=true), l | unique | list
-l | reverse | list, s | reverse, l | sum, l | min, l | max, -3 | abs, 2.5 | round, 2.567 | round(2), 7 | string ~ '!', '42' | int + 1, 'x' | int, 'x' | int(9), '3.9' | int, 3.9 | int, '2.5' | float
-l | map('string') | list, ['a', 'b'] | map('upper') | join, [{'a': {'b': 1}}] | map(attribute='a.b') | list, [{'q': 1}, {}] | map(attribute='q', default=0) | list
-[{'r': 'u', 'n': 1}, {'r': 'a', 'n': 2}] | selectattr('r', 'equalto', 'u') | map(attribute='n') | list, [{'r': 1}, {}] | rejectattr('r') | list, [{'r': 1}, {}] | selectattr('r', 'defined') | list
-[0, 1, 2] | select | list, [1, 2, 3] | select('odd') | list, [1, 2, 3] | reject('gt', 1) | list, d | items | list, d | dictsort, s | list
-d | tojson, d | tojson(indent=2), d | tojson(sort_keys=true), l | tojson(indent=4), [] | tojson(indent=2), {} | tojson(indent=2), {'ü': '\\u2028<>&\\'"\\n\\x07'} | tojson, {'ü': '日'} | tojson(ensure_ascii=true)
-{'a': [1, {'b': []}]} | tojson(separators=(',', ':')), [1.0, 1e20, none, true] | tojson, 'x' | tojson, 'a\\nb\\n\\nc' | indent, 'a\\nb' | indent(2, true), 'a\\n\\nb' | indent(width=1, blank=true)
-['it\\'s', "q\\"", 'both\\'"', 'tab\\t', 'ü', '\\x00', '\\u200b', '\\xad']|range(3) | list, range(2, 5) | list, range(5, 0, -2) | list, range(3)[1], dict(a=1, b='x')
-namespace(a=1).a, s | replace('t', 'T') | replace('ü', 'ue'), s | replace('', '.'), 'aXbX' | replace('X', 'y', 1), x | string | length, (x | string) ~ 'b', [x, x] | length == 2
-'<&>"' | e|'<&>' | safe|{1: 'a', 'k': [1], none: 2}, {1: 'one'}[1], {true: 'one'}[1], [1, 2,], {'a': 1,}|l is defined and l | length > 2, not l is defined, l is not defined, x is not in [1, 2]
-loop is defined, 'a' in 'abc' and 'b' in 'abc', 1 if false else 2 if false else 3, [1, 2][1 if true else 0], {'a': 1}.a, 'x'.upper().lower().strip(), (1 + 2) * 3
-d.a | join(',') | upper, d.a | map('string') | map('upper') | list, d['a'][1:] | length, 'a,b'.split(',')[-1], 'abc'[1:].upper(), 'ß'.upper(), 'ÀÉ'.lower()
-x.foo.bar|undefinedthing.foo|undefinedthing + 1|1 / 0|x()|'a' + 1|[] | first | upper|1 < 'a'|undefinedthing()|none + 1|none.foo, none is mapping|range(3).foo|l.foo.bar
-raise_exception('Said by ' ~ s)|l['a'], l.zzz|'abc'.nosuch()|5 | length|5 | items | list|none | list|x in x
-""".strip().split("\n")
+with open("tests/golden/template_expressions.txt", encoding="utf-8") as lines:
+    EXPRESSIONS = lines.read().splitlines()
 
 STATEMENTS = [
-    "{% for i in [1, 2, 3] %}{{ loop.index }}/{{ loop.length }}{{ loop.index0 }}{{ loop.revindex }}{{ loop.revindex0 }}"
-    "{{ loop.first }}{{ loop.last }} {{ loop.previtem }}<{{ loop.nextitem }}>\n{% endfor %}",
-    "{% for i in [] %}never{% else %}empty{% endfor %}|{% for i in [1, 2, 3, 4] if i is even %}{{ loop.index }}:{{ i }}"
-    "/{{ loop.length }} {% else %}none{% endfor %}",
-    "{% for k, v in {'a': 1, 'b': 2}.items() %}{{ k }}={{ v }};{% endfor %}{% for (a, b), c in [[[1, 2], 3]] %}{{ a + b + c }}{% endfor %}",
-    "{% for i in range(10) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
-    "{% set x = 1 %}{% for i in [1, 2] %}{{ x }}{% set x = x + i %}{{ x }} {% endfor %}{{ x }}",
-    "{% set ns = namespace(n=0, l=[]) %}{% for i in [1, 2, 3] %}{% set ns.n = ns.n + i %}{% set ns.l = ns.l + [i] %}{% endfor %}{{ ns.n }} {{ ns.l }}{{ ns.zz }}",
+    "{% for i in [1, 2, 3] %}{{ loop.index }}/{{ loop.length }}{{ loop.index0 }}{{ loop.r"
+    "evindex }}{{ loop.revindex0 }}{{ loop.first }}{{ loop.last }} {{ loop.previtem }}<{{"
+    " loop.nextitem }}>\n{% endfor %}",
+    "{% for i in [] %}never{% else %}empty{% endfor %}|{% for i in [1, 2, 3, 4] if i is e"
+    "ven %}{{ loop.index }}:{{ i }}/{{ loop.length }} {% else %}none{% endfor %}",
+    "{% for k, v in {'a': 1, 'b': 2}.items() %}{{ k }}={{ v }};{% endfor %}{% for (a, b),"
+    " c in [[[1, 2], 3]] %}{{ a + b + c }}{% endfor %}",
+    "{% for i in range(10) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 4 %}{% bre"
+    "ak %}{% endif %}{{ i }}{% endfor %}",
+    "{% set x = 1 %}{% for i in [1, 2] %}{{ x }}{% set x = x + i %}{{ x }} {% endfor %}{{"
+    " x }}",
+    "{% set ns = namespace(n=0, l=[]) %}{% for i in [1, 2, 3] %}{% set ns.n = ns.n + i %}"
+    "{% set ns.l = ns.l + [i] %}{% endfor %}{{ ns.n }} {{ ns.l }}{{ ns.zz }}",
     "{% set a, b = 1, 2 %}{{ a }}{{ b }}{% set c = 1, 2 %}{{ c }}",
-    "{% set t %}  block {{ 1 + 1 }}\n{% endset %}[{{ t }}]{% set u | upper | trim %} loud {% endset %}[{{ u }}]",
-    "{% macro m(a, b='B', c=none) %}{{ a }}-{{ b }}-{{ c }};{% endmacro %}{{ m(1) }}{{ m(1, 2) }}{{ m(1, c=3) }}{{ m(b=2, a=5) }}{{ m() }}",
-    "{% macro fact(n) %}{{ n if n < 2 else n * (fact(n - 1) | int) }}{% endmacro %}{{ fact(5) }}",
-    "{% set y = 'outer' %}{% macro m() %}{{ y }}{% set y = 'inner' %}{{ y }}{% endmacro %}{{ m() }}{{ y }}{% set y = 'later' %}{{ m() }}",
+    "{% set t %}  block {{ 1 + 1 }}\n{% endset %}[{{ t }}]{% set u | upper | trim %} loud "
+    "{% endset %}[{{ u }}]",
+    "{% macro m(a, b='B', c=none) %}{{ a }}-{{ b }}-{{ c }};{% endmacro %}{{ m(1) }}{{ m("
+    "1, 2) }}{{ m(1, c=3) }}{{ m(b=2, a=5) }}{{ m() }}",
+    "{% macro fact(n) %}{{ n if n < 2 else n * (fact(n - 1) | int) }}{% endmacro %}{{ fac"
+    "t(5) }}",
+    "{% set y = 'outer' %}{% macro m() %}{{ y }}{% set y = 'inner' %}{{ y }}{% endmacro %"
+    "}{{ m() }}{{ y }}{% set y = 'later' %}{{ m() }}",
     "{% macro m(a) %}x{% endmacro %}{{ m(1, 2) }}",
     "{% macro m(a) %}x{% endmacro %}{{ m(z=2) }}",
-    "{% filter upper %}low {{ 'er' }}{% endfilter %}{% filter replace('a', 'b') | upper %}banana{% endfilter %}",
+    "{% filter upper %}low {{ 'er' }}{% endfilter %}{% filter replace('a', 'b') | upper %"
+    "}banana{% endfilter %}",
     "{% with a = 1, b = 2 %}{{ a + b }}{% endwith %}{{ a }}",
-    "{% if false %}a{% elif 0 %}b{% elif 'x' %}c{% else %}d{% endif %}{% if x is not defined %}{% set x = 3 %}{% endif %}{{ x }}",
+    "{% if false %}a{% elif 0 %}b{% elif 'x' %}c{% else %}d{% endif %}{% if x is not defi"
+    "ned %}{% set x = 3 %}{% endif %}{{ x }}",
     "{% raw %}{{ not }} {% touched %}{% endraw %}|{%- raw -%}  a  {%- endraw -%}|",
     "a{# comment #}b{#- tight -#} c\n  {# own line #}\nd",
     "x\n  {% if true %}\n  y\n  {% endif %}\nz\n",
@@ -416,27 +397,49 @@ STATEMENTS = [
     "  {% if true %} a {% endif %}  b  {{ 1 }}\n{{ 2 }}\n  {{- 3 -}}\n  {{ 4 }}",
     "a\r\nb\rc{{ 'd\\r\\n' }}\r\n",
     "line\n\t {% set q = 1 %} \n end {%- set r = 2 %}\n\n{{ q }}{{ r }}\n",
-    "{% for i in [1, 2] %}\n  {% for j in ['a', 'b'] %}\n    {{ loop.index }}{{ loop.depth }}{{ i }}{{ j }}\n  {% endfor %}\n  {{ loop.index }}\n{% endfor %}\n",
-    "{% for i in 'añb' %}[{{ i }}]{% endfor %}{% for k in {'x': 1, 'y': 2} %}{{ k }}{% endfor %}{% for i in undefinedthing %}{% endfor %}",
-    "{% for i in [1, 2, 3] %}{{ loop.cycle('odd', 'even') }} {{ loop.changed(i // 2) }};{% endfor %}",
+    "{% for i in [1, 2] %}\n  {% for j in ['a', 'b'] %}\n    {{ loop.index }}{{ loop.depth "
+    "}}{{ i }}{{ j }}\n  {% endfor %}\n  {{ loop.index }}\n{% endfor %}\n",
+    "{% for i in 'añb' %}[{{ i }}]{% endfor %}{% for k in {'x': 1, 'y': 2} %}{{ k }}{% en"
+    "dfor %}{% for i in undefinedthing %}{% endfor %}",
+    "{% for i in [1, 2, 3] %}{{ loop.cycle('odd', 'even') }} {{ loop.changed(i // 2) }};{"
+    "% endfor %}",
     "{% generation %}in {% set g = 1 %}{{ g }}{% endgeneration %}{{ g }}",
     "{% for i in 5 %}{% endfor %}",
     "{% set x.y = 1 %}",
     "{% set x = {} %}{% set x.y = 1 %}",
     "{% for a, b in [[1]] %}{% endfor %}",
-    "{{ messages[0].role }}{{ messages | length }}{{ messages[-1]['content'] }}{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ tools }}{{ documents }}",
+    "{{ messages[0].role }}{{ messages | length }}{{ messages[-1]['content'] }}{{ bos_tok"
+    "en }}{{ eos_token }}{{ add_generation_prompt }}{{ tools }}{{ documents }}",
     "{% for m in messages %}{{ m }}\n{% endfor %}",
     "{{ messages | tojson(indent=1) }}",
-    # Not templates at all.
-    "{% if x %}", "{{ 1 + }}", "{{ 'open }}", "{% endif %}", "{{ (1 }}", "{% nosuchtag %}", "{{ x | nosuchfilter }}",
-    "{{ x is nosuchtest }}", "{# open", "{% raw %} open", "{{ [1, 2 }}", "{{ a b }}", "{% for in x %}{% endfor %}", "{{ ) }}",
-    "{% set = 1 %}", "{% macro %}{% endmacro %}", "{{ x[ }}", "{{ '\\xZZ' }}", "{% if %}{% endif %}", "{{ $ }}", "{% break %}",
+    "{% if x %}",
+    "{{ 1 + }}",
+    "{{ 'open }}",
+    "{% endif %}",
+    "{{ (1 }}",
+    "{% nosuchtag %}",
+    "{{ x | nosuchfilter }}",
+    "{{ x is nosuchtest }}",
+    "{# open",
+    "{% raw %} open",
+    "{{ [1, 2 }}",
+    "{{ a b }}",
+    "{% for in x %}{% endfor %}",
+    "{{ ) }}",
+    "{% set = 1 %}",
+    "{% macro %}{% endmacro %}",
+    "{{ x[ }}",
+    "{{ '\\xZZ' }}",
+    "{% if %}{% endif %}",
+    "{{ $ }}",
+    "{% break %}",
     "plain { text } with % signs # and }} ends %} #}",
 ]
 
 
 def render(template, chat, tools, add):
-    row = {"template": template, "messages": chat, "tools": tools, "add_generation_prompt": add, "bos": "<s>", "eos": "</s>"}
+    row = {"template": template, "messages": chat, "tools": tools, "add_generation_prompt": add}
+    row |= {"bos": "<s>", "eos": "</s>"}
     try:
         row["prompt"] = ENV.from_string(template).render(
             messages=chat, tools=tools, documents=None, add_generation_prompt=add, bos_token="<s>", eos_token="</s>"
@@ -453,45 +456,11 @@ def main():
     for template in FAMILIES.values():
         for chat, tools, add in itertools.product(CHATS, (None, TOOLS), (True, False)):
             render(template, chat, tools, add)
-    for line in EXPRESSIONS:
-        for expression in split_bars(line):
-            render(PRELUDE + "{{ " + expression + " }}", CHATS[0], None, True)
-            for part in split_commas(expression):
-                render(PRELUDE + "{{ " + part + " }}", CHATS[0], None, True)
+    for expression in EXPRESSIONS:
+        render(PRELUDE + "{{ " + expression + " }}", CHATS[0], None, True)
     for template in STATEMENTS:
         render(template, CHATS[0], None, True)
         render(template, CHATS[3], TOOLS, False)
-
-
-def split_top(text, separator):
-    """Splits at separators outside quotes and brackets."""
-    parts, depth, quote, last = [], 0, "", 0
-    for i, c in enumerate(text):
-        if quote:
-            quote = "" if c == quote and text[i - 1] != "\\" else quote
-        elif c in "'\"":
-            quote = c
-        elif c in "([{":
-            depth += 1
-        elif c in ")]}":
-            depth -= 1
-        elif c == separator and depth == 0:
-            parts.append(text[last:i])
-            last = i + 1
-    return [p.strip() for p in parts + [text[last:]]]
-
-
-def split_bars(line):
-    """Expressions of a line are separated by bars without spaces; a filter's bar has them."""
-    out = []
-    for part in split_top(line.replace(" | ", " \0 "), "|"):
-        out.append(part.replace("\0", "|"))
-    return out
-
-
-def split_commas(expression):
-    parts = split_top(expression, ",")
-    return parts if len(parts) > 1 else []
 
 
 if __name__ == "__main__":

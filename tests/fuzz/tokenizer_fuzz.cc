@@ -11,8 +11,10 @@ namespace {
 
 std::vector<std::string> Seeds() {
   const std::string head =
-      R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2,"Ġ":3,"Ġa":4,"Ã":5,"©":6,"1":7},"merges":["a b",["Ġ","a"]]},)"
-      R"("added_tokens":[{"id":8,"content":"<|x|>","special":true},{"id":9,"content":"[y]","lstrip":true,"rstrip":true,)"
+      R"({"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2,"Ġ":3,"Ġa":4,"Ã":5,"©":6,"1":7},"merges":)"
+      R"(["a b",["Ġ","a"]]},)"
+      R"("added_tokens":[{"id":8,"content":"<|x|>","special":true},{"id":9,"content":"[y]","lstrip":true,)"
+      R"("rstrip":true,)"
       R"("single_word":true,"normalized":true}],"pre_tokenizer":)";
   const std::string text = std::string(1, '\0') +
                            "ab a b11<|x|> [y] \xC3\xA9"
