@@ -161,7 +161,6 @@ class ZmqRouterServer final : public RouterServer {
         {nullptr, mailbox_->wake_fd(), ZMQ_POLLIN, 0},
     }};
     zmq::poll(items.data(), items.size(), PollTimeout());
-    if (stopping_) return false;
     bool more = true;
     for (int i = 0; i < kFramesPerStep && more; ++i) more = ReceiveOne();
     const Mailbox::Contents contents = mailbox_->TakeAll();
@@ -169,7 +168,9 @@ class ZmqRouterServer final : public RouterServer {
     for (const std::shared_ptr<StreamSink>& sink : contents.ready) FlushSink(*sink);
     if (pending_peers_ > 0) RetryPending();
     if (!peers_.empty() && Clock::now() >= next_tick_) Tick();
-    return !(draining_ && Drained());
+    // After TakeAll, which may have taken the wake-up that came with it.
+    const bool drained = draining_ && Drained();
+    return !stopping_ && !drained;
   }
 
   milliseconds PollTimeout() const {
