@@ -414,7 +414,11 @@ Status OneDnnEngine::CheckRowInvariance() {
     random = random * 1664525u + 1013904223u;
     return static_cast<float>(static_cast<std::int32_t>(random)) * 0x1p-31f;
   };
-  for (const auto& [n, k] : {std::pair<std::int64_t, std::int64_t>{960, 576}, {576, 1536}, {272, 192}}) {
+  struct Case {
+    std::int64_t n, k;
+  };
+  for (const Case& shape : {Case{960, 576}, Case{576, 1536}, Case{272, 192}}) {
+    const std::int64_t n = shape.n, k = shape.k;
     std::vector<float> w(static_cast<std::size_t>(n * k)), wide(static_cast<std::size_t>(kRows * k));
     for (float& v : w) v = next();
     for (float& v : wide) v = next();
