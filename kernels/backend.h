@@ -61,7 +61,7 @@ struct RopeTable {
   std::span<const float> cos;  // [positions, half], on the device
   std::span<const float> sin;
   std::int64_t positions = 0;
-  int half = 0;                // rotary_dim / 2; dimensions beyond rotary_dim are not rotated
+  int half = 0;  // rotary_dim / 2; dimensions beyond rotary_dim are not rotated
 };
 
 struct EmbedParams {
@@ -72,35 +72,35 @@ struct EmbedParams {
 
 // out = x / sqrt(mean(x^2) + eps) * weight, per row; the mean in fp32 in a fixed order.
 struct RmsNormParams {
-  MatrixView x;                    // [T, hidden] fp32
-  std::span<const float> weight;   // [hidden]
+  MatrixView x;                   // [T, hidden] fp32
+  std::span<const float> weight;  // [hidden]
   float eps = 0;
-  MatrixView out;                  // [T, hidden], compute dtype
+  MatrixView out;  // [T, hidden], compute dtype
 };
 
 // out = x W^T + bias, or out += x W^T + bias with `accumulate`.
 struct LinearParams {
-  MatrixView x;                    // [T, K], compute dtype
+  MatrixView x;  // [T, K], compute dtype
   const LinearWeights* weights = nullptr;
-  MatrixView out;                  // [T, N] fp32
+  MatrixView out;  // [T, N] fp32
   bool accumulate = false;
 };
 
 // out = silu(x Wg^T + bg) * (x Wu^T + bu) (SwiGLU, arXiv 2002.05202), weights made with LinearSpec::gated.
 struct GatedLinearParams {
-  MatrixView x;                    // [T, K], compute dtype
+  MatrixView x;  // [T, K], compute dtype
   const LinearWeights* weights = nullptr;
-  MatrixView out;                  // [T, N / 2], compute dtype
+  MatrixView out;  // [T, N / 2], compute dtype
 };
 
 // Splits qkv rows [q heads | k heads | v heads]; applies the per-head RMS norms of QK-norm models in place to q
 // (q stays un-rotated: attention rotates it per segment) and to k; rotates k at the row's position; stores k and v
 // at the row's slot in the compute dtype of the pages.
 struct StoreKvParams {
-  MatrixView qkv;                           // [T, (num_heads + 2 num_kv_heads) * head_dim] fp32
+  MatrixView qkv;  // [T, (num_heads + 2 num_kv_heads) * head_dim] fp32
   int num_heads = 0;
   int layer = 0;
-  std::span<const float> q_norm;            // [head_dim] or empty
+  std::span<const float> q_norm;  // [head_dim] or empty
   std::span<const float> k_norm;
   float eps = 0;
   RopeTable rope;
@@ -118,24 +118,24 @@ struct StoreKvParams {
 // (out, lse); partials are folded left to right, over splits and then over segments in the order given.
 // A row that sees no key gets zeros.
 struct AttentionParams {
-  MatrixView q;                             // [T, >= num_heads * head_dim] fp32, un-rotated
+  MatrixView q;  // [T, >= num_heads * head_dim] fp32, un-rotated
   int num_heads = 0;
   int layer = 0;
   float scale = 0;
-  std::int64_t window = 0;                  // sliding window, 0 = none
+  std::int64_t window = 0;  // sliding window, 0 = none
   RopeTable rope;
   std::span<const std::int64_t> positions;  // [T]
   std::span<const KvSegment> segments;
   KvPages pages;
-  MatrixView out;                           // [T, num_heads * head_dim], compute dtype
+  MatrixView out;  // [T, num_heads * head_dim], compute dtype
 };
 
 inline constexpr std::int64_t kSplitTokens = 1024;
 
 struct Capabilities {
-  std::string device;          // "cpu"
-  std::string isa;             // avx512-bf16 | avx512 | avx2 | plain
-  std::string linear;          // the library and version behind Linear
+  std::string device;  // "cpu"
+  std::string isa;     // avx512-bf16 | avx512 | avx2 | plain
+  std::string linear;  // the library and version behind Linear
   DType compute = DType::kF32;
   int threads = 1;
   // Names everything that can change a result's bits; part of the KV's `space`.

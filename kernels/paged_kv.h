@@ -65,9 +65,9 @@ struct KvSlot {
 // those whose position is <= positions[i].
 struct KvSegment {
   std::span<const PageIndex> pages;
-  std::int64_t start = 0;              // absolute position of the first token where it is placed
-  std::int64_t length = 0;             // tokens; the last page may be partly filled
-  std::int64_t shift = 0;              // placed - base: the query is rotated by position - shift
+  std::int64_t start = 0;   // absolute position of the first token where it is placed
+  std::int64_t length = 0;  // tokens; the last page may be partly filled
+  std::int64_t shift = 0;   // placed - base: the query is rotated by position - shift
   std::int64_t row_begin = 0;
   std::int64_t row_end = 0;
   std::span<const std::uint64_t> skip;  // per page: bit t set = token t is not seen; empty = all are seen

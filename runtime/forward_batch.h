@@ -12,9 +12,9 @@
 namespace kvshare::runtime {
 
 struct ForwardBatch {
-  std::vector<TokenId> ids;              // [T]
-  std::vector<std::int64_t> positions;   // [T] absolute, < max_positions
-  std::vector<kernels::KvSlot> slots;    // [T] where each row's K and V are written
+  std::vector<TokenId> ids;             // [T]
+  std::vector<std::int64_t> positions;  // [T] absolute, < max_positions
+  std::vector<kernels::KvSlot> slots;   // [T] where each row's K and V are written
   // What the rows see, including the rows themselves (their slots lie in the segments' pages).
   std::vector<kernels::KvSegment> segments;
   std::vector<std::int64_t> logit_rows;  // rows whose logits are wanted, ascending

@@ -16,7 +16,7 @@ constexpr std::int64_t kMaxVocab = std::int64_t{1} << 22;
 constexpr std::int64_t kMaxWidth = std::int64_t{1} << 20;
 constexpr std::int64_t kMaxLayers = 1024;
 constexpr std::int64_t kMaxHeads = 1024;
-constexpr std::int64_t kMaxHeadDim = 256;  // as kernels/cpu/attention.cc
+constexpr std::int64_t kMaxHeadDim = 256;                      // as kernels/cpu/attention.cc
 constexpr std::int64_t kMaxPositions = std::int64_t{1} << 21;  // RoPE's tables hold one row for each
 
 enum class Bias { kNever, kAlways, kByConfig };

@@ -12,8 +12,7 @@ namespace kvshare::internal {
 }
 }  // namespace kvshare::internal
 
-#define KVS_CHECK(expr) \
-  ((expr) ? static_cast<void>(0) : ::kvshare::internal::CheckFailed(__FILE__, __LINE__, #expr))
+#define KVS_CHECK(expr) ((expr) ? static_cast<void>(0) : ::kvshare::internal::CheckFailed(__FILE__, __LINE__, #expr))
 
 #ifdef NDEBUG
 #define KVS_DCHECK(expr) static_cast<void>(sizeof((expr) ? 1 : 0))

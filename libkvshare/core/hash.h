@@ -47,10 +47,10 @@ class DigestBuilder {
 
   DigestBuilder& Bytes(std::span<const std::byte> bytes);
   DigestBuilder& Text(std::string_view text);
-  DigestBuilder& U64(std::uint64_t value);                    // 8 bytes, little-endian
-  DigestBuilder& Tokens(std::span<const TokenId> tokens);     // 4 bytes each, little-endian
-  DigestBuilder& Child(const Digest& digest);                 // 32 bytes
-  Digest Finish();                                            // once
+  DigestBuilder& U64(std::uint64_t value);                 // 8 bytes, little-endian
+  DigestBuilder& Tokens(std::span<const TokenId> tokens);  // 4 bytes each, little-endian
+  DigestBuilder& Child(const Digest& digest);              // 32 bytes
+  Digest Finish();                                         // once
 
  private:
   struct State;

@@ -21,8 +21,6 @@ Result<ReuseMode> ParseReuseMode(std::string_view name) {
   return InvalidArgument("unknown reuse mode '" + std::string(name) + "'; use off or exact");
 }
 
-std::string_view FinishReasonName(FinishReason reason) {
-  return reason == FinishReason::kStop ? "stop" : "length";
-}
+std::string_view FinishReasonName(FinishReason reason) { return reason == FinishReason::kStop ? "stop" : "length"; }
 
 }  // namespace kvshare

@@ -65,8 +65,8 @@ class Client {
 };
 
 struct ClientOptions {
-  std::string endpoint;                       // ipc://PATH or tcp://HOST:PORT
-  std::chrono::milliseconds timeout{30000};   // for every call but Generate, which has its own
+  std::string endpoint;                      // ipc://PATH or tcp://HOST:PORT
+  std::chrono::milliseconds timeout{30000};  // for every call but Generate, which has its own
 };
 
 // Returns InvalidArgument for an endpoint that cannot be one. Does not wait for the daemon: the first call does.

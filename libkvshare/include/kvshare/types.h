@@ -44,18 +44,18 @@ struct SamplingParams {
   float temperature = 0.0f;  // 0: greedy, whatever the others say
   int top_k = 0;             // 0: no limit
   float top_p = 1.0f;
-  std::uint64_t seed = 0;    // same seed, same prompt, same parameters: same tokens
+  std::uint64_t seed = 0;  // same seed, same prompt, same parameters: same tokens
 };
 
 struct GenerateRequest {
   Prompt prompt;
   SamplingParams sampling;
   int max_tokens = 128;
-  std::vector<std::string> stop;    // generation ends before the first of these; it is not part of the text
-  bool ignore_eos = false;          // replay: decode max_tokens whatever the model says
-  std::string agent;                // who asks; for statistics ("" is reported as "default")
-  std::string session;              // which conversation; advisory
-  std::optional<ReuseMode> reuse;   // unset: the daemon's own mode
+  std::vector<std::string> stop;   // generation ends before the first of these; it is not part of the text
+  bool ignore_eos = false;         // replay: decode max_tokens whatever the model says
+  std::string agent;               // who asks; for statistics ("" is reported as "default")
+  std::string session;             // which conversation; advisory
+  std::optional<ReuseMode> reuse;  // unset: the daemon's own mode
   std::chrono::milliseconds timeout{300000};
 };
 
@@ -112,8 +112,8 @@ struct RenderReply {
 
 // One span of a prompt in an explanation. Spans cover the prompt without gap or overlap, in order.
 struct ExplainSpan {
-  std::string kind;         // exact | moved | fresh
-  std::int64_t start = 0;   // token index in the prompt
+  std::string kind;        // exact | moved | fresh
+  std::int64_t start = 0;  // token index in the prompt
   std::int64_t length = 0;
   std::string source;       // for reused spans: the agent whose request stored it
   std::string tier;         // host | cold | ""
@@ -168,11 +168,11 @@ struct Stats {
 
 // What the daemon serves.
 struct ServerInfo {
-  std::string version;         // kvshare's version
-  std::string model;           // the model's name, as its files give it
-  std::string space;           // hex digest of everything that makes KV comparable (docs/formats/keys.md)
-  std::string dtype;           // float32 | bfloat16
-  std::string isa;             // the kernels in use
+  std::string version;  // kvshare's version
+  std::string model;    // the model's name, as its files give it
+  std::string space;    // hex digest of everything that makes KV comparable (docs/formats/keys.md)
+  std::string dtype;    // float32 | bfloat16
+  std::string isa;      // the kernels in use
   ReuseMode reuse = ReuseMode::kExact;
   std::int64_t max_context_tokens = 0;
   std::int64_t vocab_size = 0;
