@@ -1,5 +1,4 @@
 // The CPU backend: checks shapes, cuts work into tasks, and calls the kernels of the instruction set chosen at start.
-#include <sched.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -38,13 +37,6 @@ class MappedBuffer : public Buffer {
   std::byte* data_;
   std::size_t size_;
 };
-
-int UsableCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-  return std::max(1, CPU_COUNT(&set));
-}
 
 class CpuBackend : public Backend {
  public:

@@ -11,8 +11,12 @@
 
 namespace kvshare::kernels {
 
+// How many cores this process may run on, by its affinity; at least 1.
+int UsableCores();
+
 // Owned by one thread, which is worker 0 and the only one to call ParallelFor. The other workers spin for a moment
-// after a job (a wake-up costs tens of microseconds, a forward step has hundreds of jobs) and then sleep.
+// after a job (a wake-up costs tens of microseconds, a forward step has hundreds of jobs) and then sleep. Nobody spins
+// where there are more threads than cores: it would only keep the one that has work from running.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -50,18 +54,23 @@ class ThreadPool {
   void WorkerLoop(int worker);
 
   // The current job. ticket_ = generation << 32 | next task. A worker reads the job's fields, then claims a task by
-  // compare-and-swap on the ticket it read before them: that it succeeds proves that the fields belonged to this
-  // generation, because they only change when every task of the generation has been claimed and finished.
-  std::atomic<std::uint64_t> ticket_{0};
+  // compare-and-swap on the ticket it read before them. That it succeeds proves that the fields belong to this
+  // generation: before they change, the ticket is closed (its task becomes kClosed), so whoever has seen a new field
+  // finds its ticket gone.
+  static constexpr std::uint32_t kClosed = 0xffffffff;
+  std::atomic<std::uint64_t> ticket_{kClosed};
   std::atomic<std::uint32_t> tasks_{0};
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> context_{nullptr};
   std::atomic<std::uint32_t> finished_{0};
   std::atomic<bool> stop_{false};
 
+  const bool spin_;
   std::mutex mutex_;
-  std::condition_variable wake_;
-  std::atomic<int> sleepers_{0};
+  std::condition_variable wake_;      // for workers: a new generation, or stop_
+  std::condition_variable done_;      // for the owner: all tasks have finished
+  std::atomic<int> sleepers_{0};      // workers in wake_
+  std::atomic<bool> waiting_{false};  // the owner in done_
   std::vector<std::thread> workers_;
 };
 
