@@ -134,6 +134,7 @@ Result<std::uint64_t> TensorBytes(const TensorType& type, std::span<const std::i
 void DecodeRows(const TensorView& tensor, std::int64_t begin, std::int64_t end, float* out) {
   KVS_CHECK(tensor.shape.size() <= 2 && 0 <= begin && begin <= end && end <= tensor.rows());
   const std::int64_t row_blocks = tensor.cols() / tensor.type->block_values;
+  if (begin == end || row_blocks == 0) return;  // `out` may be null where there is nothing to write
   const std::byte* in = tensor.bytes.data() + static_cast<std::size_t>(begin * row_blocks) * tensor.type->block_bytes;
   tensor.type->decode(in, (end - begin) * row_blocks, out);
 }

@@ -18,11 +18,11 @@ std::vector<std::string> Seeds() {
     const std::string config = testing::TinyConfigJson(options);
     seeds.push_back(config);
     seeds.push_back(config + std::string(1, '\0') + R"({"eos_token_id":[1,2]})");
-    for (
-        const char* rope :
-        {R"({"rope_type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4,"original_max_position_embeddings":64})",
-         R"({"type":"yarn","factor":4,"original_max_position_embeddings":64,"beta_fast":32,"mscale":0.7,"mscale_all_dim":1})",
-         R"({"type":"linear","factor":2})"}) {
+    for (const char* rope : {R"({"rope_type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4,)"
+                             R"("original_max_position_embeddings":64})",
+                             R"({"type":"yarn","factor":4,"original_max_position_embeddings":64,"beta_fast":32,)"
+                             R"("mscale":0.7,"mscale_all_dim":1})",
+                             R"({"type":"linear","factor":2})"}) {
       std::string with = config;
       with.insert(with.find("\"rope_scaling\""), std::string("\"rope_parameters\":") + rope + ",");
       seeds.push_back(with);

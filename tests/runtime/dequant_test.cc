@@ -115,6 +115,17 @@ TEST(DequantTest, RowsDecodeAlone) {
   }
 }
 
+// Found by fuzzing: an empty tensor has no memory behind it, and neither has what it decodes to.
+TEST(DequantTest, EmptyTensorsTouchNoMemory) {
+  for (const std::uint32_t type : {0u, 1u, 8u}) {
+    DecodeRows({FindGgufType(type), {0, 32}, {}}, 0, 0, nullptr);
+    DecodeRows({FindGgufType(type), {4, 0}, {}}, 0, 4, nullptr);
+  }
+  float untouched = 7;
+  DecodeRows({FindGgufType(0), {0}, {}}, 0, 1, &untouched);
+  EXPECT_EQ(untouched, 7);
+}
+
 TEST(DequantTest, SizesThatCannotBeAreRefused) {
   const TensorType& q8 = *FindGgufType(8);
   EXPECT_EQ(TensorBytes(q8, std::vector<std::int64_t>{3, 64}).value(), 3u * 2 * 34);

@@ -1,8 +1,10 @@
 #include "tests/runtime/forward_harness.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "libkvshare/core/check.h"
@@ -18,15 +20,15 @@ ForwardHarness::ForwardHarness(Model* model, kernels::PageIndex num_pages) : mod
   pages_ = {memory_->data(), num_pages, layout};
 }
 
-std::vector<float> ForwardHarness::Step(std::vector<Sequence*> sequences, const std::vector<std::int64_t>& counts,
-                                        bool last_only) {
+std::vector<float> ForwardHarness::Step(const std::vector<Sequence*>& sequences,
+                                        const std::vector<std::int64_t>& counts, std::vector<std::int64_t> logit_rows) {
   ForwardBatch batch;
+  batch.logit_rows = std::move(logit_rows);
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     Sequence& q = *sequences[s];
     if (counts[s] == 0) continue;
     const auto begin = static_cast<std::int64_t>(batch.ids.size());
     for (std::int64_t i = 0; i < counts[s]; ++i, ++q.done) {
-      if (!last_only || i + 1 == counts[s]) batch.logit_rows.push_back(static_cast<std::int64_t>(batch.ids.size()));
       batch.ids.push_back(q.ids[static_cast<std::size_t>(q.done)]);
       batch.positions.push_back(q.done);
       batch.slots.push_back({q.pages[static_cast<std::size_t>(q.done / kernels::kPageTokens)],
@@ -49,7 +51,9 @@ std::vector<float> ForwardHarness::Logits(std::span<const TokenId> ids, std::int
   std::vector<float> logits;
   while (sequence.done < static_cast<std::int64_t>(ids.size())) {
     const std::int64_t left = static_cast<std::int64_t>(ids.size()) - sequence.done;
-    const std::vector<float> piece = Step({&sequence}, {std::min(left, chunk)});
+    std::vector<std::int64_t> all(static_cast<std::size_t>(std::min(left, chunk)));
+    std::iota(all.begin(), all.end(), 0);
+    const std::vector<float> piece = Step({&sequence}, {std::min(left, chunk)}, all);
     logits.insert(logits.end(), piece.begin(), piece.end());
   }
   return logits;

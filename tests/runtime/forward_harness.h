@@ -24,9 +24,12 @@ class ForwardHarness {
   ForwardHarness(Model* model, kernels::PageIndex num_pages);
 
   // Computes the next `counts[s]` tokens of every sequence s (0: it sits this step out) in one batch, in the order
-  // given, and returns the logits of all these rows. With `last_only`, only those of each sequence's last row.
-  std::vector<float> Step(std::vector<Sequence*> sequences, const std::vector<std::int64_t>& counts,
-                          bool last_only = false);
+  // given, and returns the logits of the rows `logit_rows` of that batch.
+  std::vector<float> Step(const std::vector<Sequence*>& sequences, const std::vector<std::int64_t>& counts,
+                          std::vector<std::int64_t> logit_rows);
+
+  // One sequence's next `count` tokens; the logits of the last of them.
+  std::vector<float> Advance(Sequence* sequence, std::int64_t count) { return Step({sequence}, {count}, {count - 1}); }
 
   // All logits [ids, vocab] of one prompt in pieces of `chunk` tokens, on pages 0, 1, 2, ...
   std::vector<float> Logits(std::span<const TokenId> ids, std::int64_t chunk);

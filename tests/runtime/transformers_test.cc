@@ -80,7 +80,7 @@ TEST(TransformersTest, SmolLm2FromGgufAgreesAndContinuesTheSame) {
     Sequence sequence{.ids = row["ids"].get<std::vector<TokenId>>(), .pages = {}, .done = 0};
     for (kernels::PageIndex p = 0; p < kMaxPages; ++p) sequence.pages.push_back(p);
     ForwardHarness harness(model.get(), kMaxPages);
-    std::vector<float> logits = harness.Step({&sequence}, {static_cast<std::int64_t>(sequence.ids.size())}, true);
+    std::vector<float> logits = harness.Advance(&sequence, static_cast<std::int64_t>(sequence.ids.size()));
     ASSERT_EQ(logits.size(), vocab);
     double worst = 0, scale = 1;
     for (std::size_t i = 0; i < row["top_ids"].size(); ++i) {
@@ -94,7 +94,7 @@ TEST(TransformersTest, SmolLm2FromGgufAgreesAndContinuesTheSame) {
       const auto next = static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
       ASSERT_EQ(next, want.get<TokenId>()) << row["prompt"];
       sequence.ids.push_back(next);
-      logits = harness.Step({&sequence}, {1}, true);
+      logits = harness.Advance(&sequence, 1);
     }
   }
   EXPECT_GT(prompts, 0);
