@@ -20,7 +20,7 @@ namespace kvshare::kernels {
 namespace {
 
 // Raised when a kernel's arithmetic changes: KV made before must not meet KV made after.
-constexpr int kKernelRevision = 1;
+constexpr int kKernelRevision = 2;
 
 // Rows of an element-wise operation that one task takes: a few microseconds of work.
 constexpr std::int64_t kRowsPerTask = 16;
@@ -44,7 +44,7 @@ class CpuBackend : public Backend {
       : isa_(isa), compute_(compute), pool_(threads), elementwise_(ElementwiseFor(isa)) {}
 
   Status Start() {
-    KVS_ASSIGN_OR_RETURN(linear_, NewLinearEngine(isa_, compute_, elementwise_, pool_));
+    KVS_ASSIGN_OR_RETURN(linear_, NewLinearEngine({.isa = isa_, .compute = compute_}, elementwise_, pool_));
     Describe();
     return OkStatus();
   }
@@ -61,7 +61,11 @@ class CpuBackend : public Backend {
     return std::unique_ptr<Buffer>(std::make_unique<MappedBuffer>(static_cast<std::byte*>(data), bytes));
   }
 
-  Result<std::unique_ptr<LinearWeights>> MakeLinear(const LinearSpec& spec) override { return linear_->Pack(spec); }
+  Result<std::unique_ptr<LinearWeights>> MakeLinear(const LinearSpec& spec) override {
+    auto weights = linear_->Pack(spec);
+    Describe();  // a shape that failed its check multiplies differently, and the numerics id says so
+    return weights;
+  }
 
   void Embed(const EmbedParams& p) override {
     const auto rows = static_cast<std::int64_t>(p.ids.size());
@@ -119,7 +123,7 @@ class CpuBackend : public Backend {
 
   Status SelfTest() override {
     Status status = linear_->SelfTest();
-    Describe();  // a failed first test changes the arithmetic, and so the numerics id
+    Describe();
     return status;
   }
 
@@ -138,7 +142,7 @@ class CpuBackend : public Backend {
 
   template <typename Fn>
   void ForRows(std::int64_t rows, Fn&& fn) {
-    pool_.ParallelFor((rows + kRowsPerTask - 1) / kRowsPerTask, [&](std::int64_t task) {
+    pool_.ParallelForAtHome((rows + kRowsPerTask - 1) / kRowsPerTask, [&](std::int64_t task, int) {
       const std::int64_t end = std::min(rows, (task + 1) * kRowsPerTask);
       for (std::int64_t r = task * kRowsPerTask; r < end; ++r) fn(r);
     });

@@ -10,10 +10,10 @@ namespace {
 using F = Simd::F;
 constexpr int kLanes = Simd::kLanes;
 
-// exp(x), at most 2 ulp off for x in [-87, 88]; beyond, the ends of that range. Cody-Waite reduction, then the
-// Taylor-like minimax polynomial of Cephes' expf (degree 5 on [-ln2/2, ln2/2]).
+// exp(x), at most 2 ulp off for x in [-87, 88]; below exp(-87), and infinite from 88.4 on, a little before fp32 ends.
+// Cody-Waite reduction, then the Taylor-like minimax polynomial of Cephes' expf (degree 5 on [-ln2/2, ln2/2]).
 inline F Exp(F x) {
-  x = Simd::Min(Simd::Max(x, Simd::Set(-87.0f)), Simd::Set(88.0f));
+  x = Simd::Min(Simd::Max(x, Simd::Set(-87.0f)), Simd::Set(89.0f));
   const F n = Simd::Round(Simd::Mul(x, Simd::Set(1.44269504088896341f)));
   F r = Simd::Fma(n, Simd::Set(-0.693359375f), x);
   r = Simd::Fma(n, Simd::Set(2.12194440e-4f), r);

@@ -1,17 +1,17 @@
 #include "kernels/cpu/linear.h"
 
 #include <omp.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <deque>
-#include <new>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <vector>
 
+#include "kernels/cpu/weight_memory.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 
@@ -28,51 +28,6 @@ constexpr std::int64_t kPanelCols = 512;
 constexpr std::int64_t kWidePanelCols = 2048;
 constexpr std::int64_t kWideLayer = 8192;
 constexpr std::int64_t kColMultiple = 16;
-
-struct FreeAligned {
-  void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{64}); }
-};
-using AlignedBytes = std::unique_ptr<std::byte, FreeAligned>;
-
-AlignedBytes AllocateAligned(std::size_t bytes) {
-  auto* p = static_cast<std::byte*>(::operator new (bytes, std::align_val_t{64}, std::nothrow));
-  return AlignedBytes(p);
-}
-
-// Packed weights, laid out one after another on huge pages: they are read whole for every token, and with 4 KiB pages
-// two cores reading at once lose a third of the memory's bandwidth to address translation
-// (bench/kernels/linear_bench.cc).
-class WeightArena {
- public:
-  ~WeightArena() {
-    for (const Chunk& chunk : chunks_) munmap(chunk.data, chunk.size);
-  }
-
-  // 64-byte aligned; nullptr when the machine has no more memory. Given back with the arena.
-  std::byte* Allocate(std::size_t bytes) {
-    bytes = (bytes + 63) & ~std::size_t{63};
-    if (chunks_.empty() || chunks_.back().size - chunks_.back().used < bytes) {
-      const std::size_t size = (std::max(bytes, kChunkBytes) + kHugePage - 1) & ~(kHugePage - 1);
-      void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-      if (data == MAP_FAILED) return nullptr;
-      madvise(data, size, MADV_HUGEPAGE);
-      chunks_.push_back({static_cast<std::byte*>(data), size, 0});
-    }
-    Chunk& chunk = chunks_.back();
-    chunk.used += bytes;
-    return chunk.data + chunk.used - bytes;
-  }
-
- private:
-  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
-  static constexpr std::size_t kChunkBytes = std::size_t{32} << 20;
-  struct Chunk {
-    std::byte* data;
-    std::size_t size;
-    std::size_t used;
-  };
-  std::vector<Chunk> chunks_;
-};
 
 dnnl::memory::desc RowMajor(std::int64_t rows, std::int64_t cols, dnnl::memory::data_type type) {
   return {{rows, cols}, type, dnnl::memory::format_tag::ab};
@@ -104,6 +59,7 @@ struct PanelShape {
   std::int64_t cols = 0;
   dnnl::memory::desc packed;
   std::array<Primitive, kRowSizes> primitives;  // [i] multiplies 2^i rows
+  bool fixed_rows = false;                      // failed the row-invariance check: always multiplies kRowBlock rows
 };
 
 struct Panel {
@@ -134,6 +90,7 @@ struct Handles {
   dnnl::memory src, dst, scratchpad;
 };
 
+// Everything a thread multiplies with; all of it exists before the first multiplication that needs it.
 struct ThreadState {
   dnnl::stream stream;
   std::vector<std::array<Handles, kRowSizes>> handles;  // by shape
@@ -144,6 +101,17 @@ struct ThreadState {
   AlignedBytes scratchpad;
   std::size_t scratchpad_bytes = 0;
 };
+
+// Makes a buffer at least `wanted` bytes large, zeroed: padding rows are multiplied too, so let them be numbers.
+bool Grow(AlignedBytes& buffer, std::size_t& size, std::size_t wanted) {
+  if (wanted <= size) return true;
+  AlignedBytes larger = AllocateAligned(wanted);
+  if (larger == nullptr) return false;
+  std::memset(larger.get(), 0, wanted);
+  buffer = std::move(larger);
+  size = wanted;
+  return true;
+}
 
 // Debian's oneDNN is built with OpenMP; each of our threads is to stay one thread.
 void KeepOpenMpSingle() {
@@ -156,10 +124,11 @@ void KeepOpenMpSingle() {
 
 class OneDnnEngine : public LinearEngine {
  public:
-  OneDnnEngine(CpuIsa isa, DType compute, const ElementwiseKernel& elementwise, ThreadPool& pool)
+  OneDnnEngine(const LinearOptions& options, const ElementwiseKernel& elementwise, ThreadPool& pool)
       : engine_(dnnl::engine::kind::cpu, 0),
-        compute_(compute),
-        weights_dtype_(compute == DType::kBf16 && isa == CpuIsa::kAvx512Bf16 ? DType::kBf16 : DType::kF32),
+        compute_(options.compute),
+        fixed_rows_(options.fixed_rows),
+        weights_dtype_(compute_ == DType::kBf16 && options.isa == CpuIsa::kAvx512Bf16 ? DType::kBf16 : DType::kF32),
         elementwise_(elementwise),
         pool_(pool) {
     threads_.resize(static_cast<std::size_t>(pool.size()));
@@ -175,45 +144,65 @@ class OneDnnEngine : public LinearEngine {
     const dnnl_version_t* v = dnnl_version();
     return "oneDNN " + std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch) +
            " isa" + std::to_string(static_cast<int>(dnnl::get_effective_cpu_isa())) +
-           (weights_dtype_ == DType::kBf16 ? " bf16" : " f32") + (fixed_rows_ ? " fixed-rows" : "");
+           (weights_dtype_ == DType::kBf16 ? " bf16" : " f32") + FixedShapes();
   }
 
  private:
   dnnl::memory::data_type dnnl_dtype() const {
     return weights_dtype_ == DType::kBf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   }
+  // Names the shapes that failed the check: they multiply differently, so their results' bits differ too.
+  std::string FixedShapes() const {
+    std::string names;
+    for (const PanelShape& shape : shapes_) {
+      if (shape.fixed_rows) names += " fixed-rows" + std::to_string(shape.k) + "x" + std::to_string(shape.cols);
+    }
+    return names;
+  }
+  // Finds or makes the shape; a new one is checked before it is used, and never changes afterwards.
   Result<const PanelShape*> ShapeFor(std::int64_t k, std::int64_t cols);
-  void PackPanel(const LinearSpec& spec, const PackedWeights& weights, const Panel& panel, std::vector<float>& plain);
+  Result<PanelShape> MakeShape(std::int64_t k, std::int64_t cols);
+  Status PrepareThreads(const PanelShape& shape);
+  Status CheckRowInvariance(const PanelShape& shape);
+  // Packs a plain [cols, K] fp32 matrix. Runs on any thread, so it must not throw.
+  dnnl_status_t Reorder(std::int64_t k, std::int64_t cols, float* plain, dnnl::memory to) const;
+  dnnl_status_t PackPanel(const LinearSpec& spec, const PackedWeights& weights, const Panel& panel, float* plain);
   // Multiplies rows [first, first + rows) of x by a panel into the thread's scratch; returns it, [rows, panel cols].
   const float* Multiply(const MatrixView& x, std::int64_t first, std::int64_t rows, const Panel& panel, int worker);
   template <typename Epilogue>
   void ForEachBlock(const MatrixView& x, const PackedWeights& weights, Epilogue&& epilogue);
-  Status CheckRowInvariance();
 
   dnnl::engine engine_;
   const DType compute_;
+  const bool fixed_rows_;  // for every shape
   const DType weights_dtype_;
   const ElementwiseKernel& elementwise_;
   ThreadPool& pool_;
-  bool fixed_rows_ = false;  // the self-test failed: every multiplication has kRowBlock rows
   WeightArena arena_;
   std::deque<PanelShape> shapes_;
   std::vector<ThreadState> threads_;
 };
 
-void Grow(AlignedBytes& buffer, std::size_t& size, std::size_t wanted) {
-  if (wanted <= size) return;
-  buffer = AllocateAligned(wanted);
-  KVS_CHECK(buffer != nullptr);
-  std::memset(buffer.get(), 0, wanted);  // padding rows are multiplied too: let them be numbers
-  size = wanted;
-}
-
 Result<const PanelShape*> OneDnnEngine::ShapeFor(std::int64_t k, std::int64_t cols) {
   for (const PanelShape& shape : shapes_) {
     if (shape.k == k && shape.cols == cols) return &shape;
   }
-  PanelShape shape{.index = shapes_.size(), .k = k, .cols = cols, .packed = {}, .primitives = {}};
+  KVS_ASSIGN_OR_RETURN(PanelShape shape, MakeShape(k, cols));
+  KVS_RETURN_IF_ERROR(PrepareThreads(shape));
+  shape.fixed_rows = fixed_rows_;
+  if (!CheckRowInvariance(shape).ok()) {
+    shape.fixed_rows = true;  // one number of rows for all: a row's result cannot depend on how many there are
+    KVS_RETURN_IF_ERROR(CheckRowInvariance(shape));
+  }
+  shapes_.push_back(std::move(shape));
+  return &shapes_.back();
+}
+
+Result<PanelShape> OneDnnEngine::MakeShape(std::int64_t k, std::int64_t cols) {
+  PanelShape shape;
+  shape.index = shapes_.size();
+  shape.k = k;
+  shape.cols = cols;
   try {
     const dnnl::memory::desc any({k, cols}, dnnl_dtype(), dnnl::memory::format_tag::any);
     const auto f32 = dnnl::memory::data_type::f32;
@@ -230,8 +219,49 @@ Result<const PanelShape*> OneDnnEngine::ShapeFor(std::int64_t k, std::int64_t co
     return Internal("oneDNN cannot multiply [rows, " + std::to_string(k) + "] by [" + std::to_string(k) + ", " +
                     std::to_string(cols) + "]: " + e.what());
   }
-  shapes_.push_back(std::move(shape));
-  return &shapes_.back();
+  return shape;
+}
+
+// Handles and buffers for every thread, so that nothing is made, and nothing can fail, between jobs.
+Status OneDnnEngine::PrepareThreads(const PanelShape& shape) {
+  std::size_t scratchpad_bytes = 0;
+  for (const Primitive& primitive : shape.primitives) {
+    scratchpad_bytes = std::max(scratchpad_bytes, primitive.scratchpad.get_size());
+  }
+  const auto row_bytes = static_cast<std::size_t>(shape.k) * DTypeBytes(weights_dtype_);
+  for (ThreadState& state : threads_) {
+    if (!Grow(state.rows, state.rows_bytes, static_cast<std::size_t>(kRowBlock) * row_bytes) ||
+        !Grow(state.result, state.result_bytes, static_cast<std::size_t>(kRowBlock * shape.cols) * sizeof(float)) ||
+        !Grow(state.scratchpad, state.scratchpad_bytes, scratchpad_bytes)) {
+      return ResourceExhausted("the machine has no memory left for the threads' scratch");
+    }
+    state.handles.resize(shape.index + 1);
+    try {
+      for (std::size_t i = 0; i < kRowSizes; ++i) {
+        const Primitive& primitive = shape.primitives[i];
+        state.handles[shape.index][i] = {dnnl::memory(primitive.src, engine_, nullptr),
+                                         dnnl::memory(primitive.dst, engine_, nullptr),
+                                         dnnl::memory(primitive.scratchpad, engine_, nullptr)};
+      }
+    } catch (const dnnl::error& e) {
+      return Internal(std::string("oneDNN cannot describe memory: ") + e.what());
+    }
+  }
+  return OkStatus();
+}
+
+// W is [cols, K] as stored: column-major seen as [K, cols].
+dnnl_status_t OneDnnEngine::Reorder(std::int64_t k, std::int64_t cols, float* plain, dnnl::memory to) const {
+  KeepOpenMpSingle();
+  try {
+    dnnl::memory from({{k, cols}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ba}, engine_, plain);
+    dnnl::stream stream(engine_);
+    dnnl::reorder(from, to).execute(stream, from, to);
+    stream.wait();
+    return dnnl_success;
+  } catch (const dnnl::error& e) {
+    return e.status;
+  }
 }
 
 // The rows of W behind output columns [first, first + cols), over the concatenated parts.
@@ -248,22 +278,15 @@ void GatherRows(const LinearSpec& spec, std::int64_t first, std::int64_t cols, s
   }
 }
 
-void OneDnnEngine::PackPanel(const LinearSpec& spec, const PackedWeights& weights, const Panel& panel,
-                             std::vector<float>& plain) {
-  KeepOpenMpSingle();
+// `plain` has room for the panel, [cols, K] fp32.
+dnnl_status_t OneDnnEngine::PackPanel(const LinearSpec& spec, const PackedWeights& weights, const Panel& panel,
+                                      float* plain) {
   const std::int64_t k = weights.k;
   const std::int64_t total_cols = panel.shape->cols;
   const std::int64_t cols = weights.gated ? total_cols / 2 : total_cols;
-  plain.resize(static_cast<std::size_t>(total_cols * k));
-  GatherRows(spec, panel.first_col, cols, k, plain.data());
-  if (weights.gated) GatherRows(spec, weights.n / 2 + panel.first_col, cols, k, plain.data() + cols * k);
-  // W is [cols, K] as stored: column-major seen as [K, cols].
-  dnnl::memory from({{k, total_cols}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ba}, engine_,
-                    plain.data());
-  dnnl::memory to = panel.data;
-  dnnl::stream stream(engine_);
-  dnnl::reorder(from, to).execute(stream, from, to);
-  stream.wait();
+  GatherRows(spec, panel.first_col, cols, k, plain);
+  if (weights.gated) GatherRows(spec, weights.n / 2 + panel.first_col, cols, k, plain + cols * k);
+  return Reorder(panel.shape->k, total_cols, plain, panel.data);
 }
 
 Result<std::unique_ptr<LinearWeights>> OneDnnEngine::Pack(const LinearSpec& spec) {
@@ -283,6 +306,7 @@ Result<std::unique_ptr<LinearWeights>> OneDnnEngine::Pack(const LinearSpec& spec
   const std::int64_t widest = (weights->n > kWideLayer ? kWidePanelCols : kPanelCols) / (spec.gated ? 2 : 1);
   const std::int64_t count = (out_cols + widest - 1) / widest;
   const std::int64_t width = ((out_cols + count - 1) / count + kColMultiple - 1) / kColMultiple * kColMultiple;
+  std::int64_t widest_panel = 0;
   try {
     for (std::int64_t first = 0; first < out_cols; first += width) {
       const std::int64_t cols = std::min(width, out_cols - first);
@@ -290,6 +314,7 @@ Result<std::unique_ptr<LinearWeights>> OneDnnEngine::Pack(const LinearSpec& spec
       const std::size_t bytes = shape->packed.get_size();
       std::byte* data = arena_.Allocate(bytes);
       if (data == nullptr) return ResourceExhausted("the machine has no memory left for packed weights");
+      widest_panel = std::max(widest_panel, shape->cols);
       weights->panels.push_back({shape, dnnl::memory(shape->packed, engine_, data), first});
       weights->total_bytes += bytes;
       if (spec.bias.empty()) continue;
@@ -298,12 +323,22 @@ Result<std::unique_ptr<LinearWeights>> OneDnnEngine::Pack(const LinearSpec& spec
         if (!spec.gated) break;
       }
     }
-    std::vector<std::vector<float>> plain(threads_.size());
-    pool_.ParallelFor(static_cast<std::int64_t>(weights->panels.size()), [&](std::int64_t i, int worker) {
-      PackPanel(spec, *weights, weights->panels[static_cast<std::size_t>(i)], plain[static_cast<std::size_t>(worker)]);
-    });
   } catch (const dnnl::error& e) {
-    return Internal(std::string("oneDNN cannot pack weights: ") + e.what());
+    return Internal(std::string("oneDNN cannot describe weights: ") + e.what());
+  }
+  std::vector<AlignedBytes> plain(threads_.size());
+  for (AlignedBytes& buffer : plain) {
+    buffer = AllocateAligned(static_cast<std::size_t>(widest_panel * weights->k) * sizeof(float));
+    if (buffer == nullptr) return ResourceExhausted("the machine has no memory left to pack weights");
+  }
+  std::atomic<dnnl_status_t> failure{dnnl_success};
+  pool_.ParallelFor(static_cast<std::int64_t>(weights->panels.size()), [&](std::int64_t i, int worker) {
+    const dnnl_status_t status = PackPanel(spec, *weights, weights->panels[static_cast<std::size_t>(i)],
+                                           reinterpret_cast<float*>(plain[static_cast<std::size_t>(worker)].get()));
+    if (status != dnnl_success) failure.store(status);
+  });
+  if (failure.load() != dnnl_success) {
+    return Internal("oneDNN cannot pack weights (status " + std::to_string(failure.load()) + ")");
   }
   return std::unique_ptr<LinearWeights>(std::move(weights));
 }
@@ -313,14 +348,13 @@ const float* OneDnnEngine::Multiply(const MatrixView& x, std::int64_t first, std
   ThreadState& state = threads_[static_cast<std::size_t>(worker)];
   KeepOpenMpSingle();
   const PanelShape& shape = *panel.shape;
-  const int size_index = fixed_rows_ ? kRowSizes - 1 : RowSizeIndex(rows);
+  const int size_index = shape.fixed_rows ? kRowSizes - 1 : RowSizeIndex(rows);
   const std::int64_t padded = std::int64_t{1} << size_index;
   const Primitive& primitive = shape.primitives[static_cast<std::size_t>(size_index)];
 
   void* src = x.row<std::byte>(0) + static_cast<std::size_t>(first * x.stride) * DTypeBytes(x.dtype);
   if (padded != rows || x.stride != shape.k || x.dtype != weights_dtype_) {
     const std::size_t row_bytes = static_cast<std::size_t>(shape.k) * DTypeBytes(weights_dtype_);
-    Grow(state.rows, state.rows_bytes, static_cast<std::size_t>(kRowBlock) * row_bytes);
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::byte* from =
           static_cast<std::byte*>(src) + static_cast<std::size_t>(r * x.stride) * DTypeBytes(x.dtype);
@@ -333,15 +367,8 @@ const float* OneDnnEngine::Multiply(const MatrixView& x, std::int64_t first, std
     }
     src = state.rows.get();
   }
-  Grow(state.result, state.result_bytes, static_cast<std::size_t>(kRowBlock * shape.cols) * sizeof(float));
-  Grow(state.scratchpad, state.scratchpad_bytes, primitive.scratchpad.get_size());
 
-  if (state.handles.size() <= shape.index) state.handles.resize(shape.index + 1);
   Handles& handles = state.handles[shape.index][static_cast<std::size_t>(size_index)];
-  if (!handles.src) {
-    handles = {dnnl::memory(primitive.src, engine_, nullptr), dnnl::memory(primitive.dst, engine_, nullptr),
-               dnnl::memory(primitive.scratchpad, engine_, nullptr)};
-  }
   handles.src.set_data_handle(src);
   handles.dst.set_data_handle(state.result.get());
   handles.scratchpad.set_data_handle(state.scratchpad.get());
@@ -358,7 +385,7 @@ template <typename Epilogue>
 void OneDnnEngine::ForEachBlock(const MatrixView& x, const PackedWeights& weights, Epilogue&& epilogue) {
   const std::int64_t blocks = (x.rows + kRowBlock - 1) / kRowBlock;
   const auto panels = static_cast<std::int64_t>(weights.panels.size());
-  pool_.ParallelFor(blocks * panels, [&](std::int64_t task, int worker) {
+  pool_.ParallelForAtHome(blocks * panels, [&](std::int64_t task, int worker) {
     const std::int64_t first = task / panels * kRowBlock;
     const std::int64_t rows = std::min(kRowBlock, x.rows - first);
     const Panel& panel = weights.panels[static_cast<std::size_t>(task % panels)];
@@ -406,43 +433,46 @@ void OneDnnEngine::RunGated(const GatedLinearParams& p) {
                });
 }
 
-// Rows alone, in blocks of every size and at every offset must have the bits they have among 64 others.
-Status OneDnnEngine::CheckRowInvariance() {
-  constexpr std::int64_t kRows = 3 * kRowBlock + 37;
+// Rows alone, in blocks of every size and at every place must have the bits they have among 63 others.
+Status OneDnnEngine::CheckRowInvariance(const PanelShape& shape) {
+  const std::int64_t k = shape.k, cols = shape.cols;
   std::uint32_t random = 12345;
-  const auto next = [&random] {
-    random = random * 1664525u + 1013904223u;
-    return static_cast<float>(static_cast<std::int32_t>(random)) * 0x1p-31f;
+  const auto fill = [&random](float* values, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      random = random * 1664525u + 1013904223u;
+      values[i] = static_cast<float>(static_cast<std::int32_t>(random)) * 0x1p-31f;
+    }
   };
-  struct Case {
-    std::int64_t n, k;
+  const auto floats = [](std::int64_t count) {
+    return AllocateAligned(static_cast<std::size_t>(count) * sizeof(float));
   };
-  for (const Case& shape : {Case{960, 576}, Case{576, 1536}, Case{272, 192}}) {
-    const std::int64_t n = shape.n, k = shape.k;
-    std::vector<float> w(static_cast<std::size_t>(n * k)), wide(static_cast<std::size_t>(kRows * k));
-    for (float& v : w) v = next();
-    for (float& v : wide) v = next();
-    const HostMatrix part{w.data(), n, k};
-    KVS_ASSIGN_OR_RETURN(std::unique_ptr<LinearWeights> weights,
-                         Pack({.parts = {&part, 1}, .bias = {}, .gated = false}));
-    std::vector<std::byte> x(wide.size() * DTypeBytes(compute_));
-    elementwise_.narrow(wide.data(), static_cast<std::int64_t>(wide.size()), compute_, x.data());
-    std::vector<float> whole(static_cast<std::size_t>(kRows * n)), part_out(whole.size());
-    const auto run = [&](std::int64_t first, std::int64_t rows, float* out) {
-      Run({.x = {x.data() + static_cast<std::size_t>(first * k) * DTypeBytes(compute_), compute_, rows, k, k},
-           .weights = weights.get(),
-           .out = {out, DType::kF32, rows, n, n},
-           .accumulate = false});
-    };
-    run(0, kRows, whole.data());
-    for (std::int64_t size : {1, 2, 3, 5, 8, 17, 33, 64}) {
-      for (std::int64_t first = 0; first + size <= kRows; first += 41) {
-        run(first, size, part_out.data());
-        if (std::memcmp(part_out.data(), whole.data() + first * n,
-                        static_cast<std::size_t>(size * n) * sizeof(float)) != 0) {
-          return Internal("a linear layer's rows depend on their companions (" + std::to_string(size) +
-                          " rows, K=" + std::to_string(k) + ", N=" + std::to_string(n) + ", " + description() + ")");
-        }
+  const AlignedBytes plain = floats(std::max(cols, kRowBlock) * k), packed = AllocateAligned(shape.packed.get_size());
+  const AlignedBytes x = floats(kRowBlock * k), whole = floats(kRowBlock * cols);
+  if (plain == nullptr || packed == nullptr || x == nullptr || whole == nullptr) {
+    return ResourceExhausted("the machine has no memory left to check a linear layer");
+  }
+  auto* const values = reinterpret_cast<float*>(plain.get());
+  fill(values, cols * k);
+  Panel panel;
+  panel.shape = &shape;
+  try {
+    panel.data = dnnl::memory(shape.packed, engine_, packed.get());
+  } catch (const dnnl::error& e) {
+    return Internal(std::string("oneDNN cannot describe weights: ") + e.what());
+  }
+  if (Reorder(k, cols, values, panel.data) != dnnl_success) return Internal("oneDNN cannot pack weights");
+  fill(values, kRowBlock * k);
+  elementwise_.narrow(values, kRowBlock * k, compute_, x.get());
+  const MatrixView view{x.get(), compute_, kRowBlock, k, k};
+  const std::size_t row_bytes = static_cast<std::size_t>(cols) * sizeof(float);
+  std::memcpy(whole.get(), Multiply(view, 0, kRowBlock, panel, 0), static_cast<std::size_t>(kRowBlock) * row_bytes);
+  for (const std::int64_t size : {1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 33, 63}) {
+    // Three places suffice for each number of rows: what a row's place could change is its offset in a register tile.
+    for (const std::int64_t first : {std::int64_t{0}, (kRowBlock - size) / 3, kRowBlock - size}) {
+      if (std::memcmp(Multiply(view, first, size, panel, 0), whole.get() + static_cast<std::size_t>(first) * row_bytes,
+                      static_cast<std::size_t>(size) * row_bytes) != 0) {
+        return Internal("a linear layer's rows depend on their companions (" + std::to_string(size) + " rows, K=" +
+                        std::to_string(k) + ", columns=" + std::to_string(cols) + ", " + description() + ")");
       }
     }
   }
@@ -450,17 +480,23 @@ Status OneDnnEngine::CheckRowInvariance() {
 }
 
 Status OneDnnEngine::SelfTest() {
-  if (CheckRowInvariance().ok()) return OkStatus();
-  fixed_rows_ = true;
-  return CheckRowInvariance();
+  if (shapes_
+          .empty()) {  // no layer yet: shapes of a small model stand in; each layer's own are checked when it is made
+    for (const auto& [k, cols] : {std::pair<std::int64_t, std::int64_t>{576, 480}, {1536, 288}, {192, 272}}) {
+      KVS_RETURN_IF_ERROR(ShapeFor(k, cols).status());
+    }
+    return OkStatus();
+  }
+  for (const PanelShape& shape : shapes_) KVS_RETURN_IF_ERROR(CheckRowInvariance(shape));
+  return OkStatus();
 }
 
 }  // namespace
 
-Result<std::unique_ptr<LinearEngine>> NewLinearEngine(CpuIsa isa, DType compute, const ElementwiseKernel& elementwise,
-                                                      ThreadPool& pool) {
+Result<std::unique_ptr<LinearEngine>> NewLinearEngine(const LinearOptions& options,
+                                                      const ElementwiseKernel& elementwise, ThreadPool& pool) {
   try {
-    return std::unique_ptr<LinearEngine>(std::make_unique<OneDnnEngine>(isa, compute, elementwise, pool));
+    return std::unique_ptr<LinearEngine>(std::make_unique<OneDnnEngine>(options, elementwise, pool));
   } catch (const dnnl::error& e) {
     return Unavailable(std::string("oneDNN cannot start on this processor: ") + e.what());
   }

@@ -22,14 +22,20 @@ class LinearEngine {
   virtual Result<std::unique_ptr<LinearWeights>> Pack(const LinearSpec& spec) = 0;
   virtual void Run(const LinearParams& p) = 0;
   virtual void RunGated(const GatedLinearParams& p) = 0;
-  // Internal when a row's result depends on its companions. From the first failure on only one row block size is used,
-  // which cannot depend on them; if even that fails, it says so.
+  // Internal when a row's result depends on its companions, for any shape made so far. Pack() has checked them too, and
+  // made those that failed multiply one number of rows only; this looks again.
   virtual Status SelfTest() = 0;
-  virtual std::string description() const = 0;  // library, version, weights' type
+  virtual std::string description() const = 0;  // library, version, instruction set, weights' type, shapes that failed
 };
 
-// `pool` and `elementwise` must outlive the engine. `isa` is a version this machine has.
-Result<std::unique_ptr<LinearEngine>> NewLinearEngine(CpuIsa isa, DType compute, const ElementwiseKernel& elementwise,
-                                                      ThreadPool& pool);
+struct LinearOptions {
+  CpuIsa isa = CpuIsa::kPlain;   // one this machine has
+  DType compute = DType::kBf16;  // of activations
+  bool fixed_rows = false;       // for tests: every shape as if it had failed the check
+};
+
+// `pool` and `elementwise` must outlive the engine.
+Result<std::unique_ptr<LinearEngine>> NewLinearEngine(const LinearOptions& options,
+                                                      const ElementwiseKernel& elementwise, ThreadPool& pool);
 
 }  // namespace kvshare::kernels

@@ -24,7 +24,7 @@ struct Simd {
   static F Min(F a, F b) { return a < b ? a : b; }
   static F Max(F a, F b) { return a > b ? a : b; }
   static F Round(F x) { return std::nearbyint(x); }
-  // 2^n for integral n in [-126, 127].
+  // 2^n for integral n in [-126, 128]; 2^128 is infinity.
   static F Pow2(F n) {
     const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<int>(n) + 127) << 23;
     F result;

@@ -54,7 +54,8 @@ int UsableCores() {
   return std::max(1, CPU_COUNT(&set));
 }
 
-ThreadPool::ThreadPool(int threads) : spin_(threads <= UsableCores()) {
+ThreadPool::ThreadPool(int threads)
+    : ranges_(static_cast<std::size_t>(std::max(threads, 1))), spin_(threads <= UsableCores()) {
   KVS_CHECK(threads >= 1);
   workers_.reserve(static_cast<std::size_t>(threads - 1));
   for (int worker = 1; worker < threads; ++worker) {

@@ -45,7 +45,37 @@ class ThreadPool {
     Run(tasks, call, &fn);
   }
 
+  // As ParallelFor, with each worker at home in its own share of the tasks: worker w starts with the w-th of size()
+  // equal ranges and takes from others' only when that is done. Jobs over the same rows then find them in the caches of
+  // the same core, job after job; what moves between cores costs as much as memory. Tasks start in ascending order only
+  // within a range.
+  template <typename Fn>
+  void ParallelForAtHome(std::int64_t tasks, Fn&& fn) {
+    if (tasks <= 1 || workers_.empty()) {
+      for (std::int64_t i = 0; i < tasks; ++i) fn(i, 0);
+      return;
+    }
+    const std::int64_t workers = size();
+    for (std::int64_t w = 0; w < workers; ++w) {
+      ranges_[static_cast<std::size_t>(w)].next.store(tasks * w / workers, std::memory_order_relaxed);
+      ranges_[static_cast<std::size_t>(w)].end = tasks * (w + 1) / workers;
+    }
+    // One task a worker; who comes late finds its range taken by others.
+    ParallelFor(workers, [&](std::int64_t, int worker) {
+      for (std::int64_t i = 0; i < workers; ++i) {
+        Range& range = ranges_[static_cast<std::size_t>((worker + i) % workers)];
+        for (std::int64_t task; (task = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) {
+          fn(task, worker);
+        }
+      }
+    });
+  }
+
  private:
+  struct alignas(64) Range {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
   using Call = void (*)(void* context, std::int64_t task, int worker);
 
   void Run(std::int64_t tasks, Call call, void* context);
@@ -64,6 +94,8 @@ class ThreadPool {
   std::atomic<void*> context_{nullptr};
   std::atomic<std::uint32_t> finished_{0};
   std::atomic<bool> stop_{false};
+
+  std::vector<Range> ranges_;  // of ParallelForAtHome, by worker
 
   const bool spin_;
   std::mutex mutex_;
