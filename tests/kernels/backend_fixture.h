@@ -4,11 +4,15 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
+#include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -80,6 +84,30 @@ class HostRows {
   std::int64_t rows_, cols_;
   DType dtype_;
   std::vector<std::byte> bytes_;
+};
+
+// Compares many elements with their bounds and names the worst: the one whose error is most times its bound.
+class WorstError {
+ public:
+  explicit WorstError(std::string what) : what_(std::move(what)) {}
+  ~WorstError() { EXPECT_LE(ratio_, 1.0) << what_ << ": worst of " << count_ << " is " << where_; }
+
+  void Compare(double got, double wanted, double bound, std::int64_t row, std::int64_t col) {
+    ++count_;
+    const double error = std::abs(got - wanted);
+    const double ratio = error == 0 ? 0 : error / bound;  // NaN and a bound of zero are worse than all
+    if (ratio <= ratio_) return;
+    ratio_ = std::isnan(ratio) ? std::numeric_limits<double>::infinity() : ratio;
+    std::ostringstream text;
+    text << "[" << row << ", " << col << "]: " << got << " instead of " << wanted << ", off by " << error
+         << ", allowed " << bound;
+    where_ = text.str();
+  }
+
+ private:
+  std::string what_, where_;
+  std::int64_t count_ = 0;
+  double ratio_ = 0;
 };
 
 struct BackendCase {

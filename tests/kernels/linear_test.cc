@@ -4,6 +4,9 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/thread_pool.h"
 #include "tests/kernels/backend_fixture.h"
 #include "tests/reference/ops_reference.h"
 
@@ -82,6 +85,7 @@ TEST_P(LinearTest, AgreesWithTheOracle) {
       x.FillNormal(random_);
       out.FillNormal(random_);
       const HostRows before = out;
+      WorstError worst("Linear K " + std::to_string(shape.k) + " N " + std::to_string(n_));
       backend_->Linear({.x = x.View(), .weights = packed_.get(), .out = out.View(), .accumulate = accumulate});
       for (const std::int64_t r : {0, 1, 15, 16, 63, 64, 66}) {
         const std::vector<float> row = x.Row(r);
@@ -91,8 +95,7 @@ TEST_P(LinearTest, AgreesWithTheOracle) {
             exact.value += double{before.Get(r, c)};
             exact.magnitude += std::abs(double{before.Get(r, c)});
           }
-          ASSERT_NEAR(out.Get(r, c), exact.value, SumBound(exact, shape.k))
-              << "row " << r << " column " << c << " K " << shape.k << " N " << n_;
+          worst.Compare(out.Get(r, c), exact.value, SumBound(exact, shape.k), r, c);
         }
       }
     }
@@ -107,6 +110,7 @@ TEST_P(LinearTest, GatedAgreesWithTheOracle) {
       const std::int64_t half = n_ / 2;
       HostRows x(70, shape.k, dtype()), out(70, half, dtype());
       x.FillNormal(random_, 3.0f);
+      WorstError worst("GatedLinear K " + std::to_string(shape.k) + " N " + std::to_string(n_));
       backend_->GatedLinear({.x = x.View(), .weights = packed_.get(), .out = out.View()});
       for (const std::int64_t r : {0, 17, 63, 64, 69}) {
         const std::vector<float> row = x.Row(r);
@@ -118,7 +122,7 @@ TEST_P(LinearTest, GatedAgreesWithTheOracle) {
           const double gate_error = 1.1 * SumBound(gate, shape.k), up_error = SumBound(up, shape.k);
           const double bound = gate_error * (std::abs(up.value) + up_error) + std::abs(silu) * up_error +
                                (8 * kF32Eps + DTypeEps(dtype())) * std::abs(value) + 0x1p-120;
-          ASSERT_NEAR(out.Get(r, c), value, bound) << "row " << r << " column " << c << " N " << n_;
+          worst.Compare(out.Get(r, c), value, bound, r, c);
         }
       }
     }
@@ -136,6 +140,21 @@ TEST_P(LinearTest, ARowsBitsAreItsOwn) {
     const std::int64_t first = std::uniform_int_distribution<std::int64_t>(0, kRows - rows)(random_);
     HostRows part(rows, n_, DType::kF32);
     backend_->Linear({.x = x.View(first, rows), .weights = packed_.get(), .out = part.View()});
+    ASSERT_TRUE(whole.HoldsRows(first, part)) << rows << " rows from " << first;
+  }
+}
+
+TEST_P(LinearTest, AGatedRowsBitsAreItsOwn) {
+  MakeWeights({192, {528, 528}}, true, true);
+  constexpr std::int64_t kRows = 130;
+  HostRows x(kRows, 192, dtype()), whole(kRows, n_ / 2, dtype());
+  x.FillNormal(random_);
+  backend_->GatedLinear({.x = x.View(), .weights = packed_.get(), .out = whole.View()});
+  for (int trial = 0; trial < 60; ++trial) {
+    const std::int64_t rows = std::uniform_int_distribution<std::int64_t>(1, trial % 3 == 0 ? kRows : 9)(random_);
+    const std::int64_t first = std::uniform_int_distribution<std::int64_t>(0, kRows - rows)(random_);
+    HostRows part(rows, n_ / 2, dtype());
+    backend_->GatedLinear({.x = x.View(first, rows), .weights = packed_.get(), .out = part.View()});
     ASSERT_TRUE(whole.HoldsRows(first, part)) << rows << " rows from " << first;
   }
 }
@@ -173,6 +192,62 @@ TEST_P(LinearTest, ThreadsDoNotChangeBits) {
   }
 }
 
+// K = 1 and one weight of 1 make the gate whatever x is: SwiGLU far from where models keep it.
+TEST_P(LinearTest, SwigluAtItsEnds) {
+  const float ones[] = {1.0f, 0.0f};
+  const float zero_then_one[] = {0.0f, 1.0f};
+  const HostMatrix parts[] = {{ones, 1, 2}, {zero_then_one, 1, 2}};  // gate = x[0], up = x[1]
+  auto packed = backend_->MakeLinear({.parts = parts, .bias = {}, .gated = true});
+  ASSERT_TRUE(packed.ok()) << packed.status().message();
+  const std::vector<float> gates = {0.0f,   1e-30f, -1e-30f, 1.0f, -1.0f, 10.0f, -10.0f, 80.0f,
+                                    -80.0f, -88.0f, -89.0f,  1e4f, -1e4f, 1e30f, -1e30f, -3e38f};
+  const auto rows = static_cast<std::int64_t>(gates.size());
+  HostRows x(rows + 1, 2, dtype()), out(rows + 1, 1, dtype());
+  for (std::int64_t r = 0; r < rows; ++r) {
+    x.Set(r, 0, gates[static_cast<std::size_t>(r)]);
+    x.Set(r, 1, 1.0f);
+  }
+  x.Set(rows, 0, std::nanf(""));
+  x.Set(rows, 1, 1.0f);
+  backend_->GatedLinear({.x = x.View(), .weights = packed->get(), .out = out.View()});
+  WorstError worst("SwiGLU");
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const double exact = reference::Silu(double{x.Get(r, 0)});
+    // 8 half-units, the output's rounding, and 90 / 2^127 where exp reaches infinity a little early.
+    worst.Compare(out.Get(r, 0), exact, (8 * kF32Eps + DTypeEps(dtype())) * std::abs(exact) + 0x1p-120, r, 0);
+  }
+  EXPECT_TRUE(std::isnan(out.Get(rows, 0)));
+}
+
+// What the engine falls back to where a library's rows depend on each other must give the same bits where they do not.
+TEST_P(LinearTest, OneNumberOfRowsForAllGivesTheSameBits) {
+  ThreadPool pool(2);
+  const ElementwiseKernel& elementwise = ElementwiseFor(GetParam().isa);
+  std::vector<float> w(272 * 96);
+  std::normal_distribution<float> normal(0.0f, 0.1f);
+  for (float& v : w) v = normal(random_);
+  const HostMatrix part{w.data(), 272, 96};
+  std::vector<HostRows> outs;
+  HostRows x(71, 96, dtype());
+  x.FillNormal(random_);
+  for (const bool fixed_rows : {false, true}) {
+    auto engine =
+        NewLinearEngine({.isa = GetParam().isa, .compute = dtype(), .fixed_rows = fixed_rows}, elementwise, pool);
+    ASSERT_TRUE(engine.ok()) << engine.status().message();
+    auto packed = (*engine)->Pack({.parts = {&part, 1}, .bias = {}, .gated = false});
+    ASSERT_TRUE(packed.ok()) << packed.status().message();
+    EXPECT_TRUE((*engine)->SelfTest().ok());
+    EXPECT_EQ((*engine)->description().find("fixed-rows96x272") != std::string::npos, fixed_rows);
+    for (const std::int64_t rows : {71, 3, 1}) {
+      HostRows out(rows, 272, DType::kF32);
+      (*engine)->Run({.x = x.View(0, rows), .weights = packed->get(), .out = out.View(), .accumulate = false});
+      outs.push_back(std::move(out));
+    }
+  }
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_TRUE(outs[i].SameBytes(outs[i + 3])) << outs[i].rows() << " rows";
+  for (std::size_t i = 1; i < 3; ++i) EXPECT_TRUE(outs[0].HoldsRows(0, outs[i])) << outs[i].rows() << " rows";
+}
+
 TEST_P(LinearTest, StridedRowsAreRead) {
   MakeWeights({64, {32}}, false, false);
   HostRows wide(6, 200, dtype()), narrow(6, 64, dtype()), a(6, n_, DType::kF32), b(6, n_, DType::kF32);
@@ -188,6 +263,8 @@ TEST_P(LinearTest, StridedRowsAreRead) {
 }
 
 TEST_P(LinearTest, SelfTestPasses) {
+  EXPECT_TRUE(backend_->SelfTest().ok());  // before there is any layer
+  MakeWeights({72, {513}}, false, false);  // and over the layers there are
   const Status status = backend_->SelfTest();
   EXPECT_TRUE(status.ok()) << status.message();
 }

@@ -1,6 +1,8 @@
 // Embed, RmsNorm, StoreKv and CopyPageRows against their oracles, on every instruction set of this machine.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <optional>
 #include <vector>
 
 #include "tests/kernels/backend_fixture.h"
@@ -30,14 +32,39 @@ TEST_P(RowOpsTest, RmsNormAgreesWithTheOracle) {
     backend_->RmsNorm({.x = x.View(), .weight = w, .eps = 1e-5f, .out = out.View()});
     // The mean's n-term sum enters through a square root; two products, the division and the root; then the output.
     const double relative = (static_cast<double>(n) / 2 + 8) * kF32Eps + DTypeEps(dtype());
+    WorstError worst("RmsNorm n " + std::to_string(n));
     for (std::int64_t r = 0; r < x.rows(); ++r) {
       const std::vector<double> exact = reference::RmsNorm(x.Row(r), w, double{1e-5f});
       for (std::int64_t c = 0; c < n; ++c) {
         const double value = exact[static_cast<std::size_t>(c)];
-        ASSERT_NEAR(out.Get(r, c), value, relative * std::abs(value) + 0x1p-126) << "n " << n << " row " << r;
+        worst.Compare(out.Get(r, c), value, relative * std::abs(value) + 0x1p-126, r, c);
       }
     }
   }
+}
+
+// Whatever rows stand beside it, numbers or not, wherever the batch is cut and however many threads there are.
+TEST_P(RowOpsTest, ANormedRowsBitsAreItsOwn) {
+  constexpr std::int64_t kRows = 83, kCols = 193;
+  HostRows x(kRows, kCols, DType::kF32), weight(1, kCols, DType::kF32), whole(kRows, kCols, dtype());
+  x.FillNormal(random_, 5.0f);
+  weight.FillNormal(random_);
+  const std::vector<float> w = weight.Row(0);
+  backend_->RmsNorm({.x = x.View(), .weight = w, .eps = 1e-5f, .out = whole.View()});
+  for (const int threads : {1, 2, 3}) {
+    const std::unique_ptr<Backend> backend = MakeBackend(threads);
+    for (int trial = 0; trial < 20; ++trial) {
+      const std::int64_t rows = std::uniform_int_distribution<std::int64_t>(1, kRows)(random_);
+      const std::int64_t first = std::uniform_int_distribution<std::int64_t>(0, kRows - rows)(random_);
+      HostRows part(rows, kCols, dtype());
+      backend->RmsNorm({.x = x.View(first, rows), .weight = w, .eps = 1e-5f, .out = part.View()});
+      ASSERT_TRUE(whole.HoldsRows(first, part)) << rows << " rows from " << first << ", " << threads << " threads";
+    }
+  }
+  HostRows dirty = x, out(kRows, kCols, dtype());
+  for (std::int64_t c = 0; c < kCols; ++c) dirty.Set(40, c, std::nanf(""));
+  backend_->RmsNorm({.x = dirty.View(), .weight = w, .eps = 1e-5f, .out = out.View()});
+  for (std::int64_t r = 0; r < kRows; ++r) EXPECT_EQ(out.Row(r) == whole.Row(r), r != 40) << "row " << r;
 }
 
 struct KvShape {
@@ -102,7 +129,8 @@ class StoreKvTest : public BackendTest {
 };
 
 TEST_P(StoreKvTest, StoresRotatedKeysAndPlainValuesAndLeavesTheRest) {
-  for (const KvShape& shape : {KvShape{9, 3, 64, 32, false}, KvShape{4, 2, 16, 8, true}, KvShape{2, 1, 24, 6, true}}) {
+  for (const KvShape& shape : {KvShape{9, 3, 64, 32, false}, KvShape{4, 2, 16, 8, true}, KvShape{2, 1, 24, 6, true},
+                               KvShape{4, 1, 128, 64, true}, KvShape{2, 2, 15, 7, false}}) {
     Prepare(shape);
     const int d = shape.head_dim;
     HostRows qkv(3, (shape.heads + 2 * shape.kv_heads) * d, DType::kF32);
@@ -158,6 +186,40 @@ TEST_P(StoreKvTest, StoresRotatedKeysAndPlainValuesAndLeavesTheRest) {
   }
 }
 
+// One batch of many rows, the same rows one by one, and the same on other numbers of threads: the same pages and q.
+TEST_P(StoreKvTest, ARowsBitsAreItsOwn) {
+  Prepare({4, 2, 64, 32, true});
+  constexpr std::int64_t kRows = 77;
+  HostRows qkv(kRows, 8 * 64, DType::kF32);
+  qkv.FillNormal(random_);
+  std::vector<std::int64_t> positions;
+  std::vector<KvSlot> slots;
+  for (std::int64_t r = 0; r < kRows; ++r) {
+    positions.push_back(r * 3 + 1);
+    slots.push_back({static_cast<PageIndex>(r / kPageTokens), static_cast<int>(r % kPageTokens)});
+  }
+  const std::vector<std::byte> fresh = pages_storage_;
+  HostRows whole = qkv;
+  Store(whole, positions, slots);
+  const std::vector<std::byte> stored = pages_storage_;
+  for (const int threads : {1, 2, 3}) {
+    backend_ = MakeBackend(threads);
+    pages_storage_ = fresh;
+    for (std::int64_t first = 0; first < kRows;) {
+      const std::int64_t rows = std::min(kRows - first, std::uniform_int_distribution<std::int64_t>(1, 40)(random_));
+      HostRows part(rows, qkv.cols(), DType::kF32);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t c = 0; c < qkv.cols(); ++c) part.Set(r, c, qkv.Get(first + r, c));
+      }
+      Store(part, {positions.begin() + first, positions.begin() + first + rows},
+            {slots.begin() + first, slots.begin() + first + rows});
+      EXPECT_TRUE(whole.HoldsRows(first, part)) << rows << " rows from " << first;
+      first += rows;
+    }
+    EXPECT_TRUE(pages_storage_ == stored) << threads << " threads";
+  }
+}
+
 TEST_P(StoreKvTest, CopyPageRowsCopiesTheFirstRowsOfEverySlab) {
   Prepare({4, 2, 16, 8, false});
   for (std::size_t i = 0; i < pages_storage_.size(); ++i) pages_storage_[i] = static_cast<std::byte>(i * 131 >> 3);
@@ -189,6 +251,67 @@ TEST(BackendOptionsTest, WrongOptionsAreNamed) {
   const auto isa = ParseCpuIsa("avx1024");
   ASSERT_FALSE(isa.ok());
   EXPECT_NE(isa.status().message().find("avx1024"), std::string::npos);
+}
+
+class IsaVariable {  // KVSHARE_ISA for the time of a test
+ public:
+  explicit IsaVariable(const char* value) {
+    if (const char* before = std::getenv("KVSHARE_ISA")) before_ = before;
+    setenv("KVSHARE_ISA", value, 1);
+  }
+  ~IsaVariable() {
+    if (before_.has_value()) {
+      setenv("KVSHARE_ISA", before_->c_str(), 1);
+    } else {
+      unsetenv("KVSHARE_ISA");
+    }
+  }
+
+ private:
+  std::optional<std::string> before_;
+};
+
+TEST(BackendOptionsTest, TheEnvironmentChoosesTheInstructionSet) {
+  const IsaVariable variable("plain");
+  const auto by_environment = NewCpuBackend({.compute = DType::kF32, .threads = 1});
+  ASSERT_TRUE(by_environment.ok()) << by_environment.status().message();
+  EXPECT_EQ((*by_environment)->capabilities().isa, "plain");
+  // What the program asks for comes first.
+  const CpuIsa best = AvailableIsas().front();
+  const auto by_option = NewCpuBackend({.compute = DType::kF32, .threads = 1, .isa = best});
+  ASSERT_TRUE(by_option.ok()) << by_option.status().message();
+  EXPECT_EQ((*by_option)->capabilities().isa, CpuIsaName(best));
+}
+
+TEST(BackendOptionsTest, AWrongInstructionSetInTheEnvironmentIsNamed) {
+  const IsaVariable variable("sse9");
+  const auto backend = NewCpuBackend({.compute = DType::kF32, .threads = 1});
+  ASSERT_FALSE(backend.ok());
+  EXPECT_EQ(backend.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(backend.status().message().find("KVSHARE_ISA"), std::string::npos);
+  EXPECT_NE(backend.status().message().find("sse9"), std::string::npos);
+}
+
+TEST(BackendOptionsTest, EveryNameOfAnInstructionSetIsRead) {
+  for (const CpuIsa isa : {CpuIsa::kAuto, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
+    const auto parsed = ParseCpuIsa(CpuIsaName(isa));
+    ASSERT_TRUE(parsed.ok());
+    EXPECT_EQ(*parsed, isa);
+  }
+  EXPECT_EQ(AvailableIsas().back(), CpuIsa::kPlain);
+}
+
+TEST(BackendOptionsTest, MemoryIsAlignedAndZeroed) {
+  const auto backend = NewCpuBackend({.compute = DType::kF32, .threads = 1});
+  ASSERT_TRUE(backend.ok());
+  for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{4097}, std::size_t{5} << 20}) {
+    const auto buffer = (*backend)->Allocate(bytes);
+    ASSERT_TRUE(buffer.ok()) << buffer.status().message();
+    EXPECT_EQ((*buffer)->size(), bytes);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>((*buffer)->data()) % 64, 0u);
+    EXPECT_TRUE(
+        std::all_of((*buffer)->data(), (*buffer)->data() + bytes, [](std::byte b) { return b == std::byte{0}; }));
+  }
 }
 
 TEST(BackendOptionsTest, NumericsIdNamesInstructionSetAndDtype) {
