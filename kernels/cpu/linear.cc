@@ -11,6 +11,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <vector>
 
+#include "kernels/cpu/few_rows.h"
 #include "kernels/cpu/weight_memory.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
@@ -27,7 +28,7 @@ constexpr int kRowSizes = 7;  // 1, 2, 4, ..., 64
 constexpr std::int64_t kPanelCols = 512;
 constexpr std::int64_t kWidePanelCols = 2048;
 constexpr std::int64_t kWideLayer = 8192;
-constexpr std::int64_t kColMultiple = 16;
+constexpr std::int64_t kColMultiple = 64;  // what oneDNN packs together: it would pad other widths
 
 dnnl::memory::desc RowMajor(std::int64_t rows, std::int64_t cols, dnnl::memory::data_type type) {
   return {{rows, cols}, type, dnnl::memory::format_tag::ab};
@@ -59,13 +60,16 @@ struct PanelShape {
   std::int64_t cols = 0;
   dnnl::memory::desc packed;
   std::array<Primitive, kRowSizes> primitives;  // [i] multiplies 2^i rows
-  bool fixed_rows = false;                      // failed the row-invariance check: always multiplies kRowBlock rows
+  // What the row-invariance check has left of the ways to multiply.
+  std::int64_t few_rows_chunk = 0;  // up to kFewRows rows by our kernel, in chunks of K whose sums have oneDNN's bits
+  bool fixed_rows = false;          // always kRowBlock rows
 };
 
 struct Panel {
   const PanelShape* shape = nullptr;
-  dnnl::memory data;           // in the engine's arena
-  std::int64_t first_col = 0;  // in the output; for gated layers, of the combined output
+  dnnl::memory data;                      // in the engine's arena
+  const std::uint16_t* packed = nullptr;  // the same bytes
+  std::int64_t first_col = 0;             // in the output; for gated layers, of the combined output
 };
 
 class PackedWeights : public LinearWeights {
@@ -163,6 +167,8 @@ class OneDnnEngine : public LinearEngine {
   Result<const PanelShape*> ShapeFor(std::int64_t k, std::int64_t cols);
   Result<PanelShape> MakeShape(std::int64_t k, std::int64_t cols);
   Status PrepareThreads(const PanelShape& shape);
+  bool CanMultiplyFewRows(const PanelShape& shape) const;
+  void FindFewRowsChunk(PanelShape& shape);
   Status CheckRowInvariance(const PanelShape& shape);
   // Packs a plain [cols, K] fp32 matrix. Runs on any thread, so it must not throw.
   dnnl_status_t Reorder(std::int64_t k, std::int64_t cols, float* plain, dnnl::memory to) const;
@@ -178,6 +184,11 @@ class OneDnnEngine : public LinearEngine {
   const DType weights_dtype_;
   const ElementwiseKernel& elementwise_;
   ThreadPool& pool_;
+#if defined(__x86_64__)
+  const FewRowsKernel few_rows_ = Avx512Bf16FewRows;
+#else
+  const FewRowsKernel few_rows_ = nullptr;
+#endif
   WeightArena arena_;
   std::deque<PanelShape> shapes_;
   std::vector<ThreadState> threads_;
@@ -190,6 +201,7 @@ Result<const PanelShape*> OneDnnEngine::ShapeFor(std::int64_t k, std::int64_t co
   KVS_ASSIGN_OR_RETURN(PanelShape shape, MakeShape(k, cols));
   KVS_RETURN_IF_ERROR(PrepareThreads(shape));
   shape.fixed_rows = fixed_rows_;
+  if (!fixed_rows_ && CanMultiplyFewRows(shape)) FindFewRowsChunk(shape);
   if (!CheckRowInvariance(shape).ok()) {
     shape.fixed_rows = true;  // one number of rows for all: a row's result cannot depend on how many there are
     KVS_RETURN_IF_ERROR(CheckRowInvariance(shape));
@@ -220,6 +232,26 @@ Result<PanelShape> OneDnnEngine::MakeShape(std::int64_t k, std::int64_t cols) {
                     std::to_string(cols) + "]: " + e.what());
   }
   return shape;
+}
+
+bool OneDnnEngine::CanMultiplyFewRows(const PanelShape& shape) const {
+  if (few_rows_ == nullptr || weights_dtype_ != DType::kBf16 || shape.k % 32 != 0) return false;
+  try {
+    return shape.packed ==
+           dnnl::memory::desc({shape.k, shape.cols}, dnnl_dtype(), dnnl::memory::format_tag::BA16a64b2a);
+  } catch (const dnnl::error&) {
+    return false;  // the library does not know this layout, so it has not chosen it
+  }
+}
+
+// oneDNN does not say how it cuts K: a length that gives its bits is its length.
+void OneDnnEngine::FindFewRowsChunk(PanelShape& shape) {
+  for (const std::int64_t chunk : {shape.k, std::int64_t{1024}, std::int64_t{512}, std::int64_t{256}}) {
+    if (chunk > shape.k) continue;
+    shape.few_rows_chunk = chunk;
+    if (CheckRowInvariance(shape).ok()) return;
+  }
+  shape.few_rows_chunk = 0;
 }
 
 // Handles and buffers for every thread, so that nothing is made, and nothing can fail, between jobs.
@@ -315,7 +347,8 @@ Result<std::unique_ptr<LinearWeights>> OneDnnEngine::Pack(const LinearSpec& spec
       std::byte* data = arena_.Allocate(bytes);
       if (data == nullptr) return ResourceExhausted("the machine has no memory left for packed weights");
       widest_panel = std::max(widest_panel, shape->cols);
-      weights->panels.push_back({shape, dnnl::memory(shape->packed, engine_, data), first});
+      weights->panels.push_back(
+          {shape, dnnl::memory(shape->packed, engine_, data), reinterpret_cast<const std::uint16_t*>(data), first});
       weights->total_bytes += bytes;
       if (spec.bias.empty()) continue;
       for (std::int64_t begin : {first, weights->n / 2 + first}) {
@@ -346,8 +379,14 @@ Result<std::unique_ptr<LinearWeights>> OneDnnEngine::Pack(const LinearSpec& spec
 const float* OneDnnEngine::Multiply(const MatrixView& x, std::int64_t first, std::int64_t rows, const Panel& panel,
                                     int worker) {
   ThreadState& state = threads_[static_cast<std::size_t>(worker)];
-  KeepOpenMpSingle();
   const PanelShape& shape = *panel.shape;
+  if (shape.few_rows_chunk > 0 && rows <= kFewRows) {
+    auto* const product = reinterpret_cast<float*>(state.result.get());
+    few_rows_(x.row<std::uint16_t>(first), x.stride, rows, {panel.packed, shape.k, shape.few_rows_chunk, shape.cols},
+              product);
+    return product;
+  }
+  KeepOpenMpSingle();
   const int size_index = shape.fixed_rows ? kRowSizes - 1 : RowSizeIndex(rows);
   const std::int64_t padded = std::int64_t{1} << size_index;
   const Primitive& primitive = shape.primitives[static_cast<std::size_t>(size_index)];
@@ -455,6 +494,7 @@ Status OneDnnEngine::CheckRowInvariance(const PanelShape& shape) {
   fill(values, cols * k);
   Panel panel;
   panel.shape = &shape;
+  panel.packed = reinterpret_cast<const std::uint16_t*>(packed.get());
   try {
     panel.data = dnnl::memory(shape.packed, engine_, packed.get());
   } catch (const dnnl::error& e) {
