@@ -71,8 +71,8 @@ void Layer(benchmark::State& state, bool gated) {
   auto backend = NewCpuBackend({.compute = DType::kBf16, .threads = threads});
   if (!backend.ok()) return state.SkipWithError(backend.status().message().c_str());
   const std::vector<float> w = RandomMatrix(n * k);
-  // 96 MB of weights, at least one layer.
-  const std::int64_t layers = std::max<std::int64_t>(1, (std::int64_t{96} << 20) / (2 * n * k));
+  // 256 MB of weights, several times what caches hold.
+  const std::int64_t layers = std::max<std::int64_t>(1, (std::int64_t{256} << 20) / (2 * n * k));
   std::vector<std::unique_ptr<LinearWeights>> weights;
   for (std::int64_t i = 0; i < layers; ++i) {
     auto packed = MakeWeights(**backend, w, n, k, gated);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/few_rows.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/thread_pool.h"
 #include "tests/kernels/backend_fixture.h"
@@ -267,6 +268,45 @@ TEST_P(LinearTest, SelfTestPasses) {
   MakeWeights({72, {513}}, false, false);  // and over the layers there are
   const Status status = backend_->SelfTest();
   EXPECT_TRUE(status.ok()) << status.message();
+}
+
+// The kernel for a few rows by itself, on weights packed by hand: every number of rows, columns that do not fill a
+// block, and every cut of K.
+TEST(FewRowsTest, AgreesWithTheOracle) {
+#if defined(__x86_64__)
+  if (!CpuHasIsa(CpuIsa::kAvx512Bf16)) GTEST_SKIP() << "this processor has no AVX-512-BF16";
+  constexpr std::int64_t kK = 160;
+  std::mt19937_64 random(5);
+  for (const std::int64_t cols : {1, 15, 16, 17, 63, 64, 65, 130}) {
+    HostRows w(cols, kK, DType::kBf16), x(kFewRows, kK, DType::kBf16);
+    w.FillNormal(random);
+    x.FillNormal(random);
+    HostRows packed((cols + 63) / 64, kK * 64, DType::kBf16);
+    for (std::int64_t c = 0; c < cols; ++c) {
+      for (std::int64_t i = 0; i < kK; ++i) packed.Set(c / 64, i / 2 * 128 + c % 64 * 2 + i % 2, w.Get(c, i));
+    }
+    for (const std::int64_t chunk : {32, 64, 128, 160}) {
+      for (std::int64_t rows = 1; rows <= kFewRows; ++rows) {
+        HostRows out(rows + 1, cols, DType::kF32);
+        for (std::int64_t c = 0; c < cols; ++c) out.Set(rows, c, 7.0f);  // a row that is not the kernel's
+        Avx512Bf16FewRows(x.View().row<std::uint16_t>(0), kK, rows,
+                          {packed.View().row<std::uint16_t>(0), kK, chunk, cols}, out.View().row<float>(0));
+        WorstError worst(std::to_string(rows) + " rows, " + std::to_string(cols) + " columns, chunks of " +
+                         std::to_string(chunk));
+        for (std::int64_t c = 0; c < cols; ++c) {
+          for (std::int64_t r = 0; r < rows; ++r) {
+            const reference::Sum exact = reference::Dot(x.Row(r), w.Row(c), 0);
+            // One rounding for each product added, in whatever chunks.
+            worst.Compare(out.Get(r, c), exact.value, static_cast<double>(kK) * kF32Eps * exact.magnitude, r, c);
+          }
+          EXPECT_EQ(out.Get(rows, c), 7.0f);
+        }
+      }
+    }
+  }
+#else
+  GTEST_SKIP() << "not an x86-64 processor";
+#endif
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, LinearTest, ::testing::ValuesIn(BackendCases()), BackendCaseName);

@@ -23,6 +23,22 @@ TEST(ThreadPoolTest, EveryTaskRunsExactlyOnce) {
   }
 }
 
+TEST(ThreadPoolTest, EveryTaskRunsExactlyOnceAtHome) {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    for (const std::int64_t tasks : {0, 1, 2, 7, 64, 1000}) {
+      std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
+      for (int job = 1; job <= 50; ++job) {
+        pool.ParallelForAtHome(tasks, [&](std::int64_t i, int worker) {
+          EXPECT_TRUE(worker >= 0 && worker < threads);
+          runs[static_cast<std::size_t>(i)].fetch_add(1);
+        });
+        for (const std::atomic<int>& count : runs) ASSERT_EQ(count.load(), job);
+      }
+    }
+  }
+}
+
 TEST(ThreadPoolTest, WorkersAreNumberedWithinThePool) {
   ThreadPool pool(3);
   std::vector<std::atomic<int>> by_worker(3);
