@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Files compiled for one instruction set hand the linker nothing but their one function.
 
-An inline or template function compiled with AVX-512 flags is a weak symbol that the linker may pick for every caller, so
-that a machine without AVX-512 would die in, say, std::string. Usage: isa_objects_test.py NM OBJECT...
+An inline or template function compiled with AVX-512 flags is a weak symbol that the linker may pick for every caller:
+a machine without AVX-512 would then die in, say, std::string. Usage: isa_objects_test.py NM OBJECT...
 """
 
 import re
