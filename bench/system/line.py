@@ -4,8 +4,9 @@
   bench/system/line.py --model MODEL [--repeat 5] [--tokens 1500] [--limit 12]
 
 1. exact hit: fresh random prompts of --tokens tokens, each sent twice to one daemon; time to first token of both.
-2. daemon against in-process engine: the first --limit requests of the shipped trace with reuse off, replayed through a
-   daemon over ipc and through the engine inside kvctl, in turns; time to first token as the client sees it, and wall time.
+2. daemon against in-process engine: the first --limit requests of the shipped trace with reuse off, replayed through
+   a daemon over ipc and through the engine inside kvctl, in turns; time to first token as the client sees it, and
+   wall time.
 
 Prints a table, and one JSON object with --format json. Standard library only.
 """
@@ -26,7 +27,8 @@ TRACE = os.path.join(ROOT, "bench", "traces", "team.ktr.jsonl")
 
 def kvctl(*argv):
     """Runs kvctl and returns the JSON it prints."""
-    done = subprocess.run([os.path.join(BIN, "kvctl"), *map(str, argv), "--format", "json"], capture_output=True, text=True)
+    command = [os.path.join(BIN, "kvctl"), *map(str, argv), "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"line.py: kvctl {argv[0]} failed ({done.returncode}): {done.stderr.strip()}")
     return json.loads(done.stdout)
@@ -92,7 +94,8 @@ def main():
         full, hit = exact_hit(daemon, folder, args.tokens, args.repeat)
         over, inside = daemon_cost(daemon, args.model, args.limit, args.repeat)
     result = {"prefill_ttft_ms": full, "hit_ttft_ms": hit, "hit_share": hit / full,
-              "daemon": {"ttft_ms": over[0], "wall_ms": over[1]}, "in_process": {"ttft_ms": inside[0], "wall_ms": inside[1]},
+              "daemon": {"ttft_ms": over[0], "wall_ms": over[1]},
+              "in_process": {"ttft_ms": inside[0], "wall_ms": inside[1]},
               "daemon_ttft_ratio": over[0] / inside[0], "daemon_wall_ratio": over[1] / inside[1]}
     if args.format == "json":
         print(json.dumps(result))
