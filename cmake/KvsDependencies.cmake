@@ -8,7 +8,13 @@ find_package(FlatBuffers CONFIG REQUIRED)                 # protocol, libkvshare
 find_package(cppzmq REQUIRED)                             # libkvshare/client, agentd/server
 find_package(nlohmann_json REQUIRED)                      # runtime, tools
 find_package(CLI11 REQUIRED)                              # tools, agentd/main.cc
-find_package(dnnl REQUIRED)                               # kernels/cpu/linear.cc
+# kernels/cpu/linear.cc. By header and library: Debian 12's dnnl-config.cmake asks for OpenCL's development files, which
+# the CPU's part does not need.
+find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.hpp REQUIRED)
+find_library(DNNL_LIBRARY dnnl REQUIRED)
+add_library(kvs_dnnl INTERFACE)
+target_include_directories(kvs_dnnl SYSTEM INTERFACE ${DNNL_INCLUDE_DIR})
+target_link_libraries(kvs_dnnl INTERFACE ${DNNL_LIBRARY})
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)  # runtime/pre_tokenizer.cc
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)  # runtime/unicode.cc
 pkg_check_modules(ZLIB REQUIRED IMPORTED_TARGET zlib)     # tools: .gz traces
