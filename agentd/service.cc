@@ -65,6 +65,12 @@ Status CheckParameters(const GenerateRequest& request) {
   return OkStatus();
 }
 
+// The approximate modes need repair, which the engine does not have.
+Status CheckMode(ReuseMode mode) {
+  if (mode == ReuseMode::kOff || mode == ReuseMode::kExact) return OkStatus();
+  return Unimplemented("reuse mode " + std::string(ReuseModeName(mode)) + " is not built; use off or exact");
+}
+
 class ServiceImpl final : public Service {
  public:
   ServiceImpl(std::unique_ptr<runtime::Model> model, std::unique_ptr<PageArena> arena, const ServiceOptions& options)
@@ -131,6 +137,7 @@ class ServiceImpl final : public Service {
     admitted.ignore_eos = request.ignore_eos;
     admitted.agent = stats_.Intern(request.agent);
     admitted.reuse = request.reuse.value_or(reuse_);
+    KVS_RETURN_IF_ERROR(CheckMode(admitted.reuse));
     // A year is forever, and added to now it does not overflow the clock.
     admitted.deadline =
         admitted.arrival + std::min<std::chrono::milliseconds>(request.timeout, std::chrono::hours(24 * 365));
@@ -230,6 +237,7 @@ Result<std::unique_ptr<Service>> NewService(std::unique_ptr<runtime::Model> mode
     if (value < 1)
       return InvalidArgument(std::string(name) + " is " + std::to_string(value) + "; it must be at least 1");
   }
+  KVS_RETURN_IF_ERROR(CheckMode(options.reuse));
   if (options.kv_pool_bytes < 0) return InvalidArgument("kv_pool_bytes is negative");
   KVS_ASSIGN_OR_RETURN(const kernels::PageIndex pages, PoolPages(*model, options.kv_pool_bytes));
   KVS_ASSIGN_OR_RETURN(auto arena, PageArena::Create(model->backend(), model->kv_layout(), pages));

@@ -34,6 +34,12 @@ Status ReadReuse(wire::Reuse in, std::optional<ReuseMode>* out) {
     case wire::Reuse::Default: out->reset(); return OkStatus();
     case wire::Reuse::Off: *out = ReuseMode::kOff; return OkStatus();
     case wire::Reuse::Exact: *out = ReuseMode::kExact; return OkStatus();
+    case wire::Reuse::Rotate: *out = ReuseMode::kRotate; return OkStatus();
+    case wire::Reuse::Epic: *out = ReuseMode::kEpic; return OkStatus();
+    case wire::Reuse::CacheBlend: *out = ReuseMode::kCacheBlend; return OkStatus();
+    case wire::Reuse::Dhd: *out = ReuseMode::kDhd; return OkStatus();
+    case wire::Reuse::Kvcomm: *out = ReuseMode::kKvcomm; return OkStatus();
+    case wire::Reuse::Auto: *out = ReuseMode::kAuto; return OkStatus();
   }
   return InvalidArgument("reuse mode " + std::to_string(static_cast<int>(in)) + " is not known to this version");
 }
@@ -51,7 +57,7 @@ flatbuffers::Offset<flatbuffers::Vector<std::int32_t>> WriteTokens(flatbuffers::
 
 wire::Reuse WriteReuse(std::optional<ReuseMode> mode) {
   if (!mode.has_value()) return wire::Reuse::Default;
-  return *mode == ReuseMode::kOff ? wire::Reuse::Off : wire::Reuse::Exact;
+  return static_cast<wire::Reuse>(static_cast<int>(*mode) + 1);  // kvshare.fbs: shifted by one
 }
 
 Result<Frame> MakeFrame(wire::FrameKind kind, std::uint64_t correlation,

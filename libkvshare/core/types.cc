@@ -1,24 +1,38 @@
 #include "kvshare/types.h"
 
+#include <string>
+#include <utility>
+
 namespace kvshare {
 
+namespace {
+
+constexpr std::pair<ReuseMode, std::string_view> kReuseModes[] = {
+    {ReuseMode::kOff, "off"},
+    {ReuseMode::kExact, "exact"},
+    {ReuseMode::kRotate, "rotate"},
+    {ReuseMode::kEpic, "epic"},
+    {ReuseMode::kCacheBlend, "cacheblend"},
+    {ReuseMode::kDhd, "dhd"},
+    {ReuseMode::kKvcomm, "kvcomm"},
+    {ReuseMode::kAuto, "auto"},
+};
+
+}  // namespace
+
 std::string_view ReuseModeName(ReuseMode mode) {
-  switch (mode) {
-    case ReuseMode::kOff: return "off";
-    case ReuseMode::kExact: return "exact";
+  for (const auto& [known, name] : kReuseModes) {
+    if (known == mode) return name;
   }
   return "off";
 }
 
 Result<ReuseMode> ParseReuseMode(std::string_view name) {
-  if (name == "off") return ReuseMode::kOff;
-  if (name == "exact") return ReuseMode::kExact;
-  for (std::string_view later : {"rotate", "epic", "cacheblend", "dhd", "kvcomm", "auto"}) {
-    if (name == later) {
-      return Unimplemented("reuse mode '" + std::string(name) + "' is not built yet; use off or exact");
-    }
+  for (const auto& [mode, known] : kReuseModes) {
+    if (known == name) return mode;
   }
-  return InvalidArgument("unknown reuse mode '" + std::string(name) + "'; use off or exact");
+  return InvalidArgument("unknown reuse mode '" + std::string(name) +
+                         "'; use off, exact, rotate, epic, cacheblend, dhd, kvcomm or auto");
 }
 
 std::string_view FinishReasonName(FinishReason reason) { return reason == FinishReason::kStop ? "stop" : "length"; }

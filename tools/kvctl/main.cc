@@ -91,7 +91,7 @@ void AddReuse(CLI::App* app, std::optional<ReuseMode>* reuse) {
         if (!mode.ok()) return mode.status();
         return std::optional<ReuseMode>(*mode);
       },
-      "off or exact; default: the daemon's own", "MODE");
+      "off, exact, rotate, epic, cacheblend, dhd, kvcomm or auto; default: the daemon's own", "MODE");
 }
 
 void AddCounts(CLI::App* app, const char* name, std::vector<std::int64_t>* out, std::int64_t max, const char* help) {

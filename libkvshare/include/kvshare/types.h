@@ -16,11 +16,18 @@ namespace kvshare {
 
 using TokenId = std::int32_t;
 
-// How KV that the daemon already holds may be used for a prompt. Only the exact modes exist so far; the
-// approximate ones (rotate, epic, cacheblend, dhd, kvcomm, auto) are refused by name until they are built.
+// How KV that the daemon already holds may be used for a prompt. Every mode but the first uses exact prefixes; those
+// after kExact also use chunks that stand elsewhere and differ in how they repair them (docs/reference/reuse.md). Their
+// answers are labelled approximate.
 enum class ReuseMode : std::uint8_t {
-  kOff = 0,    // every token is computed, and nothing is stored
-  kExact = 1,  // the longest stored prefix, bit for bit what computing it would give
+  kOff = 0,         // every token is computed, and nothing is stored
+  kExact = 1,       // the longest stored prefix, bit for bit what computing it would give
+  kRotate = 2,      // moved chunks as stored, at their new positions
+  kEpic = 3,        // and the first tokens of each chunk recomputed (EPIC, arXiv 2410.15332)
+  kCacheBlend = 4,  // and the tokens whose V deviates most recomputed (CacheBlend, arXiv 2405.16444)
+  kDhd = 5,         // and those that deviate most where attention looks (KVShare, arXiv 2503.16525)
+  kKvcomm = 6,      // corrected by anchors' offsets, else computed (KVCOMM, arXiv 2510.12872)
+  kAuto = 7,        // probes, selection and a measured error that sends a chunk back to exact
 };
 
 std::string_view ReuseModeName(ReuseMode mode);
@@ -50,7 +57,7 @@ struct SamplingParams {
 struct GenerateRequest {
   Prompt prompt;
   SamplingParams sampling;
-  int max_tokens = 128;
+  int max_tokens = 128;            // 0: the prompt's KV is computed and stored, and nothing is generated
   std::vector<std::string> stop;   // generation ends before the first of these; it is not part of the text
   bool ignore_eos = false;         // replay: decode max_tokens whatever the model says
   std::string agent;               // who asks; for statistics ("" is reported as "default")
@@ -131,6 +138,93 @@ struct Explanation {
   std::vector<ExplainSpan> spans;
 };
 
+// ---- stored KV by name: what an agent or an operator may ask about it, and do with it ----
+
+struct LookupRequest {
+  Prompt prompt;
+  std::string agent;
+  std::string session;
+};
+
+// What of a prompt is stored at this moment. host + cold == prefix tokens.
+struct Match {
+  std::int64_t prompt_tokens = 0;
+  std::int64_t prefix_tokens = 0;  // an exact prefix, at most prompt_tokens - 1: the last token is always computed
+  std::int64_t host_tokens = 0;    // of the prefix, ready in memory
+  std::int64_t cold_tokens = 0;    // of the prefix, to be loaded
+  std::int64_t chunk_tokens = 0;   // beyond the prefix, stored as chunks that stood elsewhere
+};
+
+// The shape of KV in memory (docs/formats/kv-page.md).
+struct KvLayoutInfo {
+  int num_layers = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  int page_tokens = 0;
+  std::int64_t page_bytes = 0;
+  std::string dtype;  // float32 | bfloat16
+};
+
+// One page of a lease: `valid_tokens` rows from token `start` on, at `offset` of the daemon's shared memory. The page's
+// content is that of the lease as long as its generation is the one given here.
+struct LeasePage {
+  std::int64_t offset = 0;
+  std::int64_t start = 0;
+  int valid_tokens = 0;
+  std::uint64_t generation = 0;
+};
+
+// Pins stored KV for a while, so that it can be read where it lies. Loads what is in the cold tier first.
+struct AcquireRequest {
+  Prompt prompt;
+  std::string agent;
+  std::string session;
+  std::chrono::milliseconds ttl{30000};  // the lease ends by itself then; at most 10 minutes
+};
+struct LeaseInfo {
+  std::uint64_t id = 0;
+  std::int64_t tokens = 0;  // leading tokens of the prompt; 0: nothing is stored, and there is nothing to release
+  std::chrono::milliseconds ttl{0};
+  KvLayoutInfo layout;
+  std::vector<LeasePage> pages;
+};
+
+// Keeps a stored prefix from being evicted until Unpin or `ttl`. At most half of the pool can be pinned.
+struct PinRequest {
+  Prompt prompt;
+  std::chrono::milliseconds ttl{0};  // 0: until Unpin
+};
+struct PinInfo {
+  std::string key;  // names the pin for Unpin; the key of the prefix's last page (Entry::key)
+  std::int64_t tokens = 0;
+};
+
+struct EvictRequest {
+  std::string key;   // this entry and all that continues it; empty: everything
+  bool host = true;  // from memory
+  bool cold = true;  // from the cold tier
+};
+
+// A page of stored KV, as lists show it.
+struct Entry {
+  std::string key;          // hex digest of the page's context (docs/formats/keys.md)
+  std::string parent;       // key of the page before it; empty for the first
+  std::string tier;         // host | cold | host+cold
+  std::string source;       // the agent whose request stored it
+  std::int64_t start = 0;   // position of its first token
+  std::int64_t tokens = 0;  // 1..64
+  std::int64_t bytes = 0;
+  std::int64_t hits = 0;     // requests that used it since it came to its tier
+  std::int64_t idle_ms = 0;  // since it was last used
+  std::int64_t leases = 0;   // running requests and leases that hold it
+  bool pinned = false;
+  std::vector<TokenId> ids;  // its tokens; only where one entry was asked for by key
+};
+struct EntriesRequest {
+  std::string key;           // one entry, by its key or a unique beginning of it; empty: the most recently used
+  std::int64_t limit = 100;  // at most 10,000
+};
+
 // Totals since the daemon started.
 struct ReuseTotals {
   std::int64_t requests = 0;
@@ -150,10 +244,25 @@ struct PoolStats {
 };
 struct ColdStats {  // zero until a cold tier is configured
   std::int64_t entries = 0;
-  std::int64_t bytes = 0;
-  std::int64_t hits = 0;
-  std::int64_t misses = 0;
-  std::int64_t integrity_errors = 0;
+  std::int64_t bytes = 0;             // of its quota, in use
+  std::int64_t hits = 0;              // pages loaded
+  std::int64_t misses = 0;            // pages that were asked for and could not be loaded
+  std::int64_t integrity_errors = 0;  // records that were damaged, and dropped
+  std::int64_t capacity_bytes = 0;
+  std::int64_t stores = 0;
+  std::int64_t dropped = 0;  // pages that could not be written in time
+  std::int64_t evictions = 0;
+  std::int64_t read_bytes = 0;
+  std::int64_t written_bytes = 0;
+  std::string state;  // "" without a cold tier | ok | why it only reads, or is off
+};
+
+// Counts by upper bound, as Prometheus has them: `counts[i]` observations were at most `bounds[i]`, the last bound is
+// infinite and left out of `bounds`.
+struct Histogram {
+  std::vector<double> bounds;
+  std::vector<std::int64_t> counts;  // one more than bounds; not cumulative
+  double sum = 0;
 };
 struct Stats {
   ReuseTotals totals;
@@ -162,6 +271,13 @@ struct Stats {
   std::int64_t requests_running = 0;
   std::int64_t requests_waiting = 0;
   std::int64_t requests_failed = 0;
+  std::int64_t pinned_bytes = 0;   // kept by Pin
+  std::int64_t client_leases = 0;  // held by Acquire
+  double uptime_s = 0;
+  Histogram ttft_seconds;
+  Histogram queue_seconds;
+  Histogram prefill_seconds;
+  Histogram inter_token_seconds;                     // one observation per request: the mean of its tokens
   std::map<std::string, std::int64_t> miss_reasons;  // reason -> tokens
   std::map<std::string, ReuseTotals> agents;
 };

@@ -60,7 +60,8 @@ TEST(ResultDeathTest, ReadingTheValueOfAFailureEndsTheProgram) {
 }
 
 TEST(TypesTest, ReuseModesParseTheirOwnNames) {
-  for (ReuseMode mode : {ReuseMode::kOff, ReuseMode::kExact}) {
+  for (ReuseMode mode : {ReuseMode::kOff, ReuseMode::kExact, ReuseMode::kRotate, ReuseMode::kEpic,
+                         ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kKvcomm, ReuseMode::kAuto}) {
     ASSERT_TRUE(ParseReuseMode(ReuseModeName(mode)).ok());
     EXPECT_EQ(*ParseReuseMode(ReuseModeName(mode)), mode);
   }
