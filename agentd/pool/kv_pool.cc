@@ -1,6 +1,7 @@
 #include "agentd/pool/kv_pool.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "libkvshare/core/check.h"
@@ -26,8 +27,12 @@ KvHandle::~KvHandle() {
   if (state_ != nullptr) state_->pool->Release(*state_);
 }
 
-KvPool::KvPool(PageIndex num_pages, const Digest& root)
-    : index_(num_pages, root), ghosts_(kGhostsPerPage * num_pages), pages_(num_pages) {}
+KvPool::KvPool(PageIndex num_pages, const Digest& root, KvPoolOptions options)
+    : index_(num_pages, root),
+      ghosts_(kGhostsPerPage * num_pages),
+      policy_(options.policy != nullptr ? std::move(options.policy) : NewDefaultPolicy(num_pages)),
+      max_retained_(std::min(options.max_retained, num_pages / 2)),
+      pages_(num_pages) {}
 
 KvPool::~KvPool() { KVS_CHECK(handles_.empty()); }
 
@@ -38,7 +43,9 @@ PoolUsage KvPool::usage() const {
   usage.indexed = index_.size();
   usage.pinned = pinned_;
   usage.reserved = reserved_;
+  usage.retained = retained_;
   usage.evictions = evictions_;
+  usage.hits = hits_;
   return usage;
 }
 
@@ -46,11 +53,11 @@ Result<KvHandle> KvPool::Acquire(const PrefixMatch& match, std::int64_t tokens) 
   const PageIndex needed = std::max(PagesFor(tokens), static_cast<PageIndex>(match.pages.size())) -
                            static_cast<PageIndex>(match.pages.size());
   // Pinning takes pages out of what could be evicted for the promise.
-  PageIndex newly_pinned = 0;
-  for (PageIndex page : match.pages) newly_pinned += pages_[page].pins == 0;
-  if (match.tail != kNoPage) newly_pinned += pages_[match.tail].pins == 0;
+  PageIndex newly_held = 0;
+  for (PageIndex page : match.pages) newly_held += !pages_[page].held();
+  if (match.tail != kNoPage) newly_held += !pages_[match.tail].held();
   const PoolUsage now = usage();
-  const std::int64_t available = std::int64_t{now.free} + Evictable() - reserved_ - newly_pinned;
+  const std::int64_t available = std::int64_t{now.free} + Evictable() - reserved_ - newly_held;
   if (available < needed) {
     return ResourceExhausted("the KV pool has " + std::to_string(std::max<std::int64_t>(available, 0)) +
                              " pages for this request, which needs " + std::to_string(needed));
@@ -62,11 +69,13 @@ Result<KvHandle> KvPool::Acquire(const PrefixMatch& match, std::int64_t tokens) 
   state.pages.reserve(match.pages.size() + needed);
   for (PageIndex page : match.pages) {
     Pin(page);
+    Hit(page);
     state.pages.push_back(page);
   }
   state.indexed = match.pages.size();
   if (match.tail != kNoPage) {
     Pin(match.tail);
+    Hit(match.tail);
     state.tail = match.tail;
     state.tail_tokens = match.tail_tokens;
   }
@@ -79,7 +88,7 @@ Result<KvHandle> KvPool::Acquire(const PrefixMatch& match, std::int64_t tokens) 
 void KvPool::ReleaseTail(KvHandle& handle) {
   KvHandle::State& state = *handle.state_;
   if (state.tail == kNoPage) return;
-  pages_[state.tail].last_used = ++clock_;
+  Touch(state.tail);
   Unpin(state.tail);
   state.tail = kNoPage;
   state.tail_tokens = 0;
@@ -112,8 +121,7 @@ void KvPool::Publish(KvHandle& handle, std::span<const TokenId> tokens, std::uin
       Unpin(ours);
       continue;
     }
-    if (place.superseded != kNoPage) RemoveFromIndex(place.superseded);
-    InsertIntoIndex(state.pages[i], parent, page_tokens, place.context, source);
+    Supersede(place.superseded, state.pages[i], parent, page_tokens, place.context, source);
   }
 }
 
@@ -130,75 +138,104 @@ void KvPool::Retire(KvHandle handle, std::span<const TokenId> tokens, std::uint3
     Touch(place.existing);
     return;
   }
-  if (place.superseded != kNoPage) RemoveFromIndex(place.superseded);
-  InsertIntoIndex(state.pages[full], parent, rest, place.context, source);
-}
-
-void KvPool::Clear() {
-  // Least recently used first is as good an order as any: a page becomes a leaf when those after it are gone.
-  while (!leaves_.empty()) RemoveFromIndex(leaves_.begin()->second);
+  Supersede(place.superseded, state.pages[full], parent, rest, place.context, source);
 }
 
 PageIndex KvPool::TakePage() {
-  if (free_.empty() && high_water_ == pages_.size()) EvictOldest();
+  if (free_.empty() && high_water_ == pages_.size()) EvictOne();
   if (free_.empty()) return high_water_++;
   const PageIndex page = free_.back();
   free_.pop_back();
   return page;
 }
 
-void KvPool::FreePage(PageIndex page) { free_.push_back(page); }
-
-void KvPool::EvictOldest() {
-  KVS_CHECK(!leaves_.empty());  // invariant 4
-  const PageIndex page = leaves_.begin()->second;
-  ghosts_.Add(index_.Context(index_.Parent(page)), index_.Context(page), index_.Tokens(page).size());
-  ++evictions_;
-  RemoveFromIndex(page);
+void KvPool::FreePage(PageIndex page) {
+  ++pages_[page].generation;
+  free_.push_back(page);
 }
 
-void KvPool::RemoveFromIndex(PageIndex page) {
+void KvPool::EvictOne() {
+  const PageIndex page = policy_->Victim();
+  KVS_CHECK(page != kNoBlock && CanBeEvicted(page));  // invariants 3 and 4
+  if (on_evict_) on_evict_(page);
+  ghosts_.Add(index_.Context(index_.Parent(page)), index_.Context(page), index_.Tokens(page).size());
+  ++evictions_;
+  RemoveFromIndex(page, true);
+}
+
+void KvPool::RemoveFromIndex(PageIndex page, bool evicted) {
   const PageIndex parent = index_.Parent(page);
-  leaves_.erase({pages_[page].last_used, page});
+  if (on_drop_) on_drop_(page);
+  policy_->OnRemove(page, evicted);
   index_.Remove(page);
-  if (pages_[page].pins > 0) {
-    --pinned_indexed_;  // whoever still reads it frees it
-  } else {
-    FreePage(page);
+  if (pages_[page].held()) --held_indexed_;
+  if (pages_[page].pins == 0) FreePage(page);  // else whoever still reads it frees it
+  if (parent != kNoPage) UpdateEvictable(parent);
+}
+
+void KvPool::Supersede(PageIndex old_page, PageIndex new_page, PageIndex parent, std::span<const TokenId> tokens,
+                       const Digest& context, std::uint32_t source) {
+  if (old_page == kNoPage) return InsertIntoIndex(new_page, parent, tokens, context, source);
+  // The new page holds the old one's tokens, so it takes over what PinEntry promised of them, under the old key.
+  const std::uint32_t retains = pages_[old_page].retains;
+  const std::int64_t hits = pages_[old_page].hits;
+  for (auto& [key, pinned] : pinned_entries_) {
+    if (pinned.last == old_page) pinned.last = new_page;
   }
-  if (parent != kNoPage) UpdateLeaf(parent);
+  Unretain(old_page, retains);
+  RemoveFromIndex(old_page, false);
+  InsertIntoIndex(new_page, parent, tokens, context, source);
+  Retain(new_page, retains);
+  pages_[new_page].hits = hits;
 }
 
 void KvPool::InsertIntoIndex(PageIndex page, PageIndex parent, std::span<const TokenId> tokens, const Digest& context,
                              std::uint32_t source) {
-  KVS_CHECK(pages_[page].pins > 0);
+  Page& state = pages_[page];
+  KVS_CHECK(state.pins > 0 && state.retains == 0);
   index_.Insert(page, parent, tokens, context, source);
-  ++pinned_indexed_;
+  ++held_indexed_;
   ghosts_.Erase(context);
-  if (parent != kNoPage) UpdateLeaf(parent);
+  state.depth = parent == kNoPage ? 0 : pages_[parent].depth + 1;
+  state.hits = 0;
+  state.used_ms = now_ms_;
+  state.last_used = ++clock_;
+  BlockInfo info;
+  std::memcpy(&info.name, context.bytes.data(), sizeof info.name);
+  info.parent = parent;
+  info.depth = state.depth;
+  info.tokens = static_cast<std::uint32_t>(tokens.size());
+  policy_->OnInsert(page, info);
+  if (parent != kNoPage) UpdateEvictable(parent);
 }
 
-void KvPool::UpdateLeaf(PageIndex page) {
-  const std::pair<std::uint64_t, PageIndex> key = {pages_[page].last_used, page};
-  if (index_.Contains(page) && pages_[page].pins == 0 && index_.IsLeaf(page)) {
-    leaves_.insert(key);
-  } else {
-    leaves_.erase(key);
-  }
+bool KvPool::CanBeEvicted(PageIndex page) const {
+  return index_.Contains(page) && !pages_[page].held() && index_.IsLeaf(page);
+}
+
+void KvPool::UpdateEvictable(PageIndex page) {
+  if (index_.Contains(page)) policy_->SetEvictable(page, CanBeEvicted(page));
+}
+
+void KvPool::Hit(PageIndex page) {
+  ++pages_[page].hits;
+  ++hits_;
+  policy_->OnHit(page);
 }
 
 void KvPool::Touch(PageIndex page) {
-  leaves_.erase({pages_[page].last_used, page});
   pages_[page].last_used = ++clock_;
-  UpdateLeaf(page);
+  pages_[page].used_ms = now_ms_;
+  if (index_.Contains(page)) policy_->OnRelease(page);
 }
 
 void KvPool::Pin(PageIndex page) {
+  const bool was_held = pages_[page].held();
   if (pages_[page].pins++ > 0) return;
   ++pinned_;
-  if (!index_.Contains(page)) return;
-  ++pinned_indexed_;
-  UpdateLeaf(page);
+  if (was_held || !index_.Contains(page)) return;
+  ++held_indexed_;
+  UpdateEvictable(page);
 }
 
 void KvPool::Unpin(PageIndex page) {
@@ -209,19 +246,19 @@ void KvPool::Unpin(PageIndex page) {
     FreePage(page);
     return;
   }
-  --pinned_indexed_;
-  UpdateLeaf(page);
+  if (pages_[page].held()) return;
+  --held_indexed_;
+  UpdateEvictable(page);
 }
 
 void KvPool::Release(KvHandle::State& state) {
-  // One moment for all: where the end of a sequence has been evicted, the pages before it come next.
-  const std::uint64_t now = ++clock_;
+  // The deepest first: of one sequence, the end is always older than the beginning.
   if (state.tail != kNoPage) {
-    pages_[state.tail].last_used = now;
+    Touch(state.tail);
     Unpin(state.tail);
   }
   for (auto page = state.pages.rbegin(); page != state.pages.rend(); ++page) {
-    pages_[*page].last_used = now;
+    Touch(*page);
     Unpin(*page);
   }
   reserved_ -= state.reserved;
@@ -248,28 +285,34 @@ Status KvPool::CheckIntegrity() const {
   }
   for (std::size_t page = high_water_; page < pages_.size(); ++page) is_free[page] = true;
 
-  PageIndex pinned = 0, pinned_indexed = 0, leaves = 0, used = 0;
+  PageIndex pinned = 0, held_indexed = 0, leaves = 0, used = 0;
   for (PageIndex page = 0; page < pages_.size(); ++page) {
+    const Page& state = pages_[page];
     const bool indexed = index_.Contains(page);
-    if (pages_[page].pins != pins[page]) return broken(page, "its pins are not those of the live handles");
+    if (state.pins != pins[page]) return broken(page, "its pins are not those of the live handles");
     const bool in_use = indexed || pins[page] > 0;
     if (is_free[page] == in_use) return broken(page, in_use ? "is used and free" : "is lost");
     used += in_use;
     pinned += pins[page] > 0;
-    pinned_indexed += indexed && pins[page] > 0;
-    if (indexed && pins[page] > 0 && index_.Parent(page) != kNoPage && pins[index_.Parent(page)] == 0) {
-      return broken(page, "is pinned, and the page before it is not");
+    held_indexed += indexed && state.held();
+    const PageIndex parent = indexed ? index_.Parent(page) : kNoPage;
+    if (indexed && state.held() && parent != kNoPage && !pages_[parent].held()) {
+      return broken(page, "is held, and the page before it is not");
     }
-    const bool leaf = indexed && pins[page] == 0 && index_.IsLeaf(page);
-    leaves += leaf;
-    if (leaf && !leaves_.contains({pages_[page].last_used, page}))
-      return broken(page, "could be evicted and is not listed");
+    if (indexed && state.depth != (parent == kNoPage ? 0 : pages_[parent].depth + 1)) {
+      return broken(page, "its depth is wrong");
+    }
+    leaves += CanBeEvicted(page);
+    if (policy_->IsEvictable(page) != CanBeEvicted(page)) {
+      return broken(page, "the policy is wrong about whether it can be evicted");
+    }
   }
   const PoolUsage now = usage();
   if (used + now.free != now.total) return Internal("KV pool: free and used pages do not add up to all");
-  if (pinned != pinned_ || pinned_indexed != pinned_indexed_)
-    return Internal("KV pool: the counts of pinned pages are wrong");
-  if (leaves != leaves_.size()) return Internal("KV pool: a page is listed for eviction that must stay");
+  if (pinned != pinned_ || held_indexed != held_indexed_)
+    return Internal("KV pool: the counts of pinned and held pages are wrong");
+  if (leaves != policy_->num_evictable()) return Internal("KV pool: the policy lists a page that must stay");
+  if (const Status status = CheckPins(); !status.ok()) return status;
   if (reserved != reserved_) return Internal("KV pool: the promise counter is not the handles' promises");
   if (std::uint64_t{reserved_} > std::uint64_t{now.free} + Evictable())
     return Internal("KV pool: promised more than there is");

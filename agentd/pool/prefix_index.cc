@@ -131,6 +131,30 @@ std::span<const TokenId> PrefixIndex::Tokens(PageIndex page) const { return node
 
 std::uint32_t PrefixIndex::Source(PageIndex page) const { return nodes_[page]->source; }
 
+std::vector<PageIndex> PrefixIndex::Subtree(PageIndex page) const {
+  std::vector<PageIndex> pages;
+  std::vector<const Node*> open = {NodeOrRoot(page)};
+  while (!open.empty()) {
+    const Node* node = open.back();
+    open.pop_back();
+    if (node->page != kNoPage) pages.push_back(node->page);
+    open.insert(open.end(), node->children.begin(), node->children.end());
+  }
+  return pages;
+}
+
+std::vector<PageIndex> PrefixIndex::Continuing(std::span<const TokenId> prefix) const {
+  const PrefixMatch match = Find(prefix);
+  const auto rest = prefix.subspan(static_cast<std::size_t>(match.full_tokens()));
+  // A prefix that ends with a page names that page.
+  if (rest.empty() && !match.pages.empty()) return {match.pages.back()};
+  std::vector<PageIndex> pages;
+  for (const Node* child : NodeOrRoot(match.pages.empty() ? kNoPage : match.pages.back())->children) {
+    if (CommonPrefix(child->view(), rest) == static_cast<int>(rest.size())) pages.push_back(child->page);
+  }
+  return pages;
+}
+
 Status PrefixIndex::CheckNode(const Node& node) const {
   const auto where = [&node](const char* what) {
     const std::string name = node.page == kNoPage ? "the root" : "page " + std::to_string(node.page);

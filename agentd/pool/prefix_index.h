@@ -84,6 +84,11 @@ class PrefixIndex {
   std::uint32_t Source(PageIndex page) const;  // whatever Insert was given
   PageIndex size() const { return size_; }
 
+  // `page` and all that continue it, each after the one before it; kNoPage: all pages.
+  std::vector<PageIndex> Subtree(PageIndex page) const;
+  // The topmost pages whose sequence, up to their end, begins with `prefix`.
+  std::vector<PageIndex> Continuing(std::span<const TokenId> prefix) const;
+
   // Internal naming the first broken invariant.
   Status CheckIntegrity() const;
 
