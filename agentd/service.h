@@ -23,6 +23,14 @@ struct ServiceOptions {
   std::int64_t max_running = 64;    // sequences decoded side by side
   std::int64_t max_waiting = 1024;  // beyond it ResourceExhausted at once
   std::int64_t prefill_chunk_tokens = 512;
+  std::string eviction_policy;  // of the memory pool; empty: the default (docs/design/pool.md names them)
+
+  std::string cold_dir;                 // where KV is kept on disk; empty: nowhere
+  std::int64_t cold_bytes = 8ll << 30;  // what may be used there, all in all
+  bool always_load = false;             // load from disk what is there, also where computing would be faster
+  std::int64_t max_leases = 4096;       // held at once by all clients
+  std::int64_t max_pins = 1024;         // likewise
+  std::chrono::milliseconds max_lease_ttl = std::chrono::minutes(10);
 };
 
 // Receives one request's outcome. Called on the engine's thread, never under a lock; must not block.
@@ -34,7 +42,8 @@ class GenerateSink {
   virtual void OnError(Status status) = 0;       // last call
 };
 
-// Thread-safe. Tokenize, Detokenize and Render run on the caller's thread; Generate and Explain on the engine's.
+// Thread-safe. Tokenize, Detokenize and Render run on the caller's thread; all others have their work done on the
+// engine's, between two steps, and all but Generate wait for it there.
 class Service {
  public:
   virtual ~Service() = default;
@@ -53,9 +62,33 @@ class Service {
   virtual Result<Explanation> Explain(const ExplainRequest& request) = 0;
   virtual Stats GetStats() const = 0;
 
+  // ---- stored KV by name. Keys are hex digests of a page's context (docs/formats/keys.md). ----
+
+  // What of a prompt is stored at this moment.
+  virtual Result<Match> Lookup(const LookupRequest& request) = 0;
+  // Leases the prompt's stored prefix, loaded from the cold tier where need be: waits for the disk. The lease ends by
+  // Release or its ttl; whoever asked for a client releases what a client left behind. ResourceExhausted when leases
+  // and pins hold as much of the pool as they may.
+  virtual Result<LeaseInfo> Acquire(const AcquireRequest& request) = 0;
+  virtual Status Release(std::uint64_t lease) = 0;  // NotFound: unknown, or ended
+  // Keeps the prompt's stored prefix in memory. A pin of the same prefix gets the new ttl. NotFound when nothing of the
+  // prompt is stored, ResourceExhausted as Acquire. May wait for the disk.
+  virtual Result<PinInfo> Pin(const PinRequest& request) = 0;
+  virtual Status Unpin(const std::string& key) = 0;  // NotFound: not pinned (any more)
+  // Loads from the cold tier to memory. Returns the leading tokens of the prompt that are in memory then. May wait for
+  // the disk.
+  virtual Result<std::int64_t> Prefetch(const LookupRequest& request) = 0;
+  // Returns how many pages were dropped; what is in use stays. NotFound for a key that no entry has, InvalidArgument
+  // for one that is not a key, or begins several.
+  virtual Result<std::int64_t> Evict(const EvictRequest& request) = 0;
+  // Stored pages, most recently used first; those of memory before those that are in the cold tier only. Errors as
+  // Evict.
+  virtual Result<std::vector<Entry>> Entries(const EntriesRequest& request) = 0;
+
   // Forgets all stored KV that no running request uses. Statistics stay.
   virtual void ClearPool() = 0;
-  // Ends when all running and waiting requests have. New ones are refused from now on.
+  // Ends when all running and waiting requests have, and the cold tier has all that memory has. New requests are
+  // refused from now on.
   virtual void Drain() = 0;
   // For tests and debugging: Internal naming the first broken invariant of the pool.
   virtual Status CheckIntegrity() = 0;

@@ -1,14 +1,18 @@
 #include "tests/testing/echo_service.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 #include <variant>
+
+#include "libkvshare/core/hash.h"
 
 namespace kvshare::testing {
 namespace {
 
 constexpr std::chrono::seconds kWaitMax{20};
 constexpr int kMaxTokens = 1 << 16;
+constexpr std::int64_t kPage = 64;
 
 std::vector<TokenId> BytesAsTokens(std::string_view text) {
   std::vector<TokenId> ids;
@@ -130,8 +134,8 @@ Result<RenderReply> EchoService::Render(const RenderRequest& request) const {
 
 Result<std::uint64_t> EchoService::Generate(const GenerateRequest& request,
                                             std::shared_ptr<agentd::GenerateSink> sink) {
-  if (request.max_tokens < 1 || request.max_tokens > kMaxTokens) {
-    return InvalidArgument("max_tokens must be within 1.." + std::to_string(kMaxTokens));
+  if (request.max_tokens < 0 || request.max_tokens > kMaxTokens) {
+    return InvalidArgument("max_tokens must be within 0.." + std::to_string(kMaxTokens));
   }
   std::uint64_t id = 0;
   {
@@ -170,6 +174,85 @@ Stats EchoService::GetStats() const {
   stats.requests_running = static_cast<std::int64_t>(active_.size());
   stats.agents["default"] = stats.totals;
   return stats;
+}
+
+Result<Match> EchoService::Lookup(const LookupRequest& request) {
+  const auto length = static_cast<std::int64_t>(PromptTokens(request.prompt).size());
+  if (length == 0) return InvalidArgument("the prompt is empty");
+  return Match{.prompt_tokens = length, .prefix_tokens = length - 1, .host_tokens = length - 1};
+}
+
+Result<LeaseInfo> EchoService::Acquire(const AcquireRequest& request) {
+  const auto length = static_cast<std::int64_t>(PromptTokens(request.prompt).size());
+  if (length == 0) return InvalidArgument("the prompt is empty");
+  LeaseInfo info;
+  info.tokens = length;
+  info.ttl = request.ttl;
+  info.layout = {.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .page_tokens = kPage, .page_bytes = 4096};
+  info.layout.dtype = "float32";
+  for (std::int64_t start = 0; start < length; start += kPage) {
+    info.pages.push_back({.offset = start / kPage * 4096,
+                          .start = start,
+                          .valid_tokens = static_cast<int>(std::min<std::int64_t>(kPage, length - start)),
+                          .generation = static_cast<std::uint64_t>(start + 1)});
+  }
+  const std::lock_guard lock(mu_);
+  info.id = ++last_lease_;
+  leases_.insert(info.id);
+  return info;
+}
+
+Status EchoService::Release(std::uint64_t lease) {
+  const std::lock_guard lock(mu_);
+  if (leases_.erase(lease) == 0) return NotFound("lease " + std::to_string(lease) + " is not held");
+  changed_.notify_all();
+  return OkStatus();
+}
+
+int EchoService::leases() const {
+  const std::lock_guard lock(mu_);
+  return static_cast<int>(leases_.size());
+}
+
+Result<PinInfo> EchoService::Pin(const PinRequest& request) {
+  const auto tokens = PromptTokens(request.prompt);
+  if (tokens.empty()) return NotFound("nothing of the prompt is stored");
+  PinInfo info{.key = ContentDigest(tokens).Hex(), .tokens = static_cast<std::int64_t>(tokens.size())};
+  const std::lock_guard lock(mu_);
+  pins_.insert(info.key);
+  return info;
+}
+
+Status EchoService::Unpin(const std::string& key) {
+  const std::lock_guard lock(mu_);
+  if (pins_.erase(key) == 0) return NotFound("the key " + key + " is not pinned");
+  return OkStatus();
+}
+
+Result<std::int64_t> EchoService::Prefetch(const LookupRequest& request) {
+  return static_cast<std::int64_t>(PromptTokens(request.prompt).size());
+}
+
+Result<std::int64_t> EchoService::Evict(const EvictRequest& request) {
+  if (request.key == "unknown") return NotFound("no entry has the key " + request.key);
+  return request.host && request.cold ? 2 : 1;
+}
+
+Result<std::vector<Entry>> EchoService::Entries(const EntriesRequest& request) {
+  if (request.key == "unknown") return NotFound("no entry has the key " + request.key);
+  std::vector<Entry> entries;
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(request.limit, 3); ++i) {
+    Entry& entry = entries.emplace_back();
+    entry.key = "key" + std::to_string(i);
+    entry.tier = i == 0 ? "host" : "host+cold";
+    entry.source = "echo";
+    entry.start = i * kPage;
+    entry.tokens = kPage;
+    entry.bytes = 4096;
+    entry.pinned = i == 1;
+    if (!request.key.empty()) entry.ids = {1, 2, 3};
+  }
+  return entries;
 }
 
 EchoService::Active* EchoService::Runnable(std::uint64_t* request_id) {

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -48,6 +49,16 @@ class EchoService final : public agentd::Service {
   void Cancel(std::uint64_t request_id) override;
   Result<Explanation> Explain(const ExplainRequest& request) override;
   Stats GetStats() const override;
+  // Every prompt is stored in memory, whole; leases and pins are given to whoever asks, and counted.
+  Result<Match> Lookup(const LookupRequest& request) override;
+  Result<LeaseInfo> Acquire(const AcquireRequest& request) override;
+  Status Release(std::uint64_t lease) override;
+  Result<PinInfo> Pin(const PinRequest& request) override;
+  Status Unpin(const std::string& key) override;
+  Result<std::int64_t> Prefetch(const LookupRequest& request) override;
+  Result<std::int64_t> Evict(const EvictRequest& request) override;
+  Result<std::vector<Entry>> Entries(const EntriesRequest& request) override;
+  int leases() const;  // held now
   void ClearPool() override {}
   void Drain() override {}
   Status CheckIntegrity() override { return OkStatus(); }
@@ -73,6 +84,9 @@ class EchoService final : public agentd::Service {
   int finished_ = 0;
   GenerateRequest last_request_;
   std::map<std::uint64_t, Active> active_;
+  std::uint64_t last_lease_ = 0;
+  std::set<std::uint64_t> leases_;
+  std::set<std::string> pins_;
   std::thread thread_;
 };
 
