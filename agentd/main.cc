@@ -1,6 +1,7 @@
-// agentd: one model, one pool of KV, one socket. Flags, signals and exit codes; everything else is the Service's.
+// agentd: one model, one pool of KV, one socket. Settings, signals and exit codes; everything else is the Service's.
 #include <malloc.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <atomic>
@@ -10,18 +11,21 @@
 #include <cstdio>
 #include <cstdlib>
 #include <future>
-#include <limits>
 #include <memory>
-#include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
+#include "agentd/config/config.h"
+#include "agentd/config/options.h"
 #include "agentd/server/router_server.h"
 #include "agentd/service.h"
 #include "kvshare/status.h"
 #include "kvshare/types.h"
-#include "libkvshare/core/endpoint.h"
+#include "libkvshare/core/status_macros.h"
+#include "libkvshare/core/suggest.h"
 #include "runtime/model.h"
 
 namespace kvshare::agentd {
@@ -40,65 +44,63 @@ int Fail(int exit_code, const std::string& message) {
   return exit_code;
 }
 
-struct Flags {
-  std::string model;
-  std::string listen;
-  std::string reuse = "exact";
-  std::string dtype = "bfloat16";
-  int threads = 0;
-  std::string kv_pool_size;
-  std::int64_t max_running = 64;
-  std::int64_t max_waiting = 1024;
-  std::int64_t prefill_chunk = 512;
+// What the command line holds beside the settings that agentd/config knows.
+struct CommandLine {
+  std::string config_file;
+  bool check_config = false;
+  bool print_config = false;
+  std::vector<std::pair<std::size_t, std::string>> flags;  // option and text, in order
 };
 
-// "8GiB", "512MiB", "4KiB" or plain bytes.
-std::optional<std::int64_t> ParseBytes(const std::string& text) {
-  std::size_t digits = 0;
-  std::int64_t value = 0;
-  for (; digits < text.size() && text[digits] >= '0' && text[digits] <= '9'; ++digits) {
-    if (value > (std::numeric_limits<std::int64_t>::max() - 9) / 10) return std::nullopt;
-    value = value * 10 + (text[digits] - '0');
+void DefineFlags(CLI::App& app, CommandLine& line) {
+  app.set_version_flag("--version", std::string("agentd ") + KVSHARE_VERSION);
+  app.add_option("--config", line.config_file, "A YAML file of settings; environment and flags win over it")
+      ->type_name("FILE");
+  app.add_flag("--check-config", line.check_config, "Check the settings and end: exit code 0 or 2");
+  app.add_flag("--print-config", line.print_config, "Print the settings and where each comes from, and end");
+  const std::span<const Option> options = Options();
+  for (std::size_t i = 0; i < options.size(); ++i) {
+    const Option& option = options[i];
+    const std::string fallback = *option.fallback == '\0' ? "" : std::string(" [") + option.fallback + "]";
+    app.add_option_function<std::string>(
+           option.flag, [&line, i](const std::string& text) { line.flags.emplace_back(i, text); },
+           option.help + fallback)
+        ->type_name(ValuesOf(option));
   }
-  if (digits == 0) return std::nullopt;
-  const std::string unit = text.substr(digits);
-  int shift = 0;
-  if (unit == "KiB") {
-    shift = 10;
-  } else if (unit == "MiB") {
-    shift = 20;
-  } else if (unit == "GiB") {
-    shift = 30;
-  } else if (unit == "TiB") {
-    shift = 40;
-  } else if (!unit.empty() && unit != "B") {
-    return std::nullopt;
-  }
-  if (value > (std::numeric_limits<std::int64_t>::max() >> shift)) return std::nullopt;
-  return value << shift;
 }
 
-void DefineFlags(CLI::App& app, Flags& flags) {
-  app.set_version_flag("--version", std::string("agentd ") + KVSHARE_VERSION);
-  app.add_option("--model", flags.model, "A Hugging Face directory or one .gguf file");
-  app.add_option("--listen", flags.listen, "ipc://PATH or tcp://HOST:PORT");
-  app.add_option("--reuse", flags.reuse, "off | exact: how stored KV may be used")->capture_default_str();
-  app.add_option("--dtype", flags.dtype, "float32 | bfloat16: what KV and activations are kept in")
-      ->capture_default_str();
-  app.add_option("--threads", flags.threads, "Threads that compute; 0 is one per core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  app.add_option("--kv-pool-size", flags.kv_pool_size,
-                 "Memory for KV: 8GiB, 512MiB or bytes (default: a quarter of what is free)");
-  app.add_option("--max-running", flags.max_running, "Requests computed side by side")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  app.add_option("--max-waiting", flags.max_waiting, "Requests that may wait; more are refused")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--prefill-chunk", flags.prefill_chunk, "Prompt tokens computed per step")
-      ->check(CLI::Range(1, 8192))
-      ->capture_default_str();
+std::string Usage(const CLI::App& app, const CLI::ParseError& error) {
+  // An unknown word is the likely cause of whatever else went wrong.
+  for (const std::string& word : app.remaining()) {
+    if (word == "--") continue;
+    std::vector<std::string> known;
+    for (const CLI::Option* option : app.get_options()) {
+      for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+    }
+    const std::string name = word.substr(0, word.find('='));
+    const std::string near = Nearest(name, known);
+    return "unknown argument '" + name + "'" + (near.empty() ? "" : "; did you mean '" + near + "'?") +
+           "; see agentd --help";
+  }
+  return std::string(error.what()) + "; see agentd --help";
+}
+
+// All layers, the lowest first.
+Status Collect(const CommandLine& line, Settings& settings) {
+  std::string file = line.config_file;
+  if (const char* named = std::getenv("KVSHARE_CONFIG"); file.empty() && named != nullptr) file = named;
+  if (!file.empty()) {
+    const Result<std::string> text = ReadConfigFile(file);
+    if (!text.ok()) return text.status();
+    KVS_RETURN_IF_ERROR(settings.AddFile(*text, file));
+  }
+  std::vector<std::string> environment;
+  for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
+    environment.emplace_back(*variable);
+  }
+  KVS_RETURN_IF_ERROR(settings.AddEnvironment(environment));
+  for (const auto& [option, text] : line.flags) KVS_RETURN_IF_ERROR(settings.AddFlag(option, text));
+  return OkStatus();
 }
 
 // Signals by a thread of their own: a handler could do next to nothing. The first one starts the drain, the second one
@@ -134,45 +136,35 @@ class SignalWatch {
   std::promise<void> first_;
 };
 
-int Serve(const Flags& flags, SignalWatch& signals) {
-  // Checked here and not by CLI11, which would name a missing flag before a misspelt one.
-  if (flags.model.empty()) return Fail(kExitUsage, "--model is required: a Hugging Face directory or one .gguf file");
-  if (flags.listen.empty()) return Fail(kExitUsage, "--listen is required: ipc://PATH or tcp://HOST:PORT");
-  if (const auto endpoint = ParseEndpoint(flags.listen, EndpointUse::kListen); !endpoint.ok()) {
-    return Fail(kExitUsage, "--listen: " + endpoint.status().message());
-  }
-  const Result<ReuseMode> reuse = ParseReuseMode(flags.reuse);
-  if (!reuse.ok()) return Fail(kExitUsage, "--reuse: " + reuse.status().message());
-  if (flags.dtype != "float32" && flags.dtype != "bfloat16") {
-    return Fail(kExitUsage, "--dtype: \"" + flags.dtype + "\" is not known; use float32 or bfloat16");
-  }
+ServiceOptions OptionsOf(const Config& config) {
   ServiceOptions options;
-  options.reuse = *reuse;
-  options.max_running = flags.max_running;
-  options.max_waiting = flags.max_waiting;
-  options.prefill_chunk_tokens = flags.prefill_chunk;
-  if (!flags.kv_pool_size.empty()) {
-    const std::optional<std::int64_t> bytes = ParseBytes(flags.kv_pool_size);
-    if (!bytes.has_value() || *bytes == 0) {
-      return Fail(kExitUsage,
-                  "--kv-pool-size: \"" + flags.kv_pool_size + "\" is not a size; write 8GiB, 512MiB or bytes");
-    }
-    options.kv_pool_bytes = *bytes;
-  }
+  options.reuse = config.reuse;
+  options.max_running = config.max_running;
+  options.max_waiting = config.max_waiting;
+  options.prefill_chunk_tokens = config.prefill_chunk;
+  options.kv_pool_bytes = config.pool_bytes;
+  options.eviction_policy = config.eviction;
+  options.cold_dir = config.cold_dir;
+  options.cold_bytes = config.cold_bytes;
+  return options;
+}
 
+int Serve(const Config& config, SignalWatch& signals) {
   const auto start = std::chrono::steady_clock::now();
   runtime::LoadOptions load;
-  load.dtype = flags.dtype == "float32" ? kernels::DType::kF32 : kernels::DType::kBf16;
-  load.threads = flags.threads;
-  load.max_batch_rows = flags.max_running + flags.prefill_chunk;
-  Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(flags.model, load);
+  load.dtype = config.float32 ? kernels::DType::kF32 : kernels::DType::kBf16;
+  load.threads = config.threads;
+  load.max_batch_rows = config.max_running + config.prefill_chunk;
+  Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(config.model, load);
   if (!model.ok()) return Fail(kExitModel, "--model: " + model.status().message());
-  Result<std::unique_ptr<Service>> service = NewService(std::move(*model), options);
+  Result<std::unique_ptr<Service>> service = NewService(std::move(*model), OptionsOf(config));
   if (!service.ok()) {
-    const bool by_flag = options.kv_pool_bytes > 0;
-    return Fail(by_flag ? kExitUsage : kExitFailed, (by_flag ? "--kv-pool-size: " : "") + service.status().message());
+    // A pool that the settings made too small is theirs to mend; everything else is this machine's, or the disk's.
+    const bool pool = config.pool_bytes > 0 && service.status().code() == StatusCode::kResourceExhausted;
+    const bool usage = pool || service.status().code() == StatusCode::kInvalidArgument;
+    return Fail(usage ? kExitUsage : kExitFailed, (pool ? "--kv-pool-size: " : "") + service.status().message());
   }
-  Result<std::unique_ptr<RouterServer>> server = StartRouterServer(service->get(), {.endpoint = flags.listen});
+  Result<std::unique_ptr<RouterServer>> server = StartRouterServer(service->get(), {.endpoint = config.listen});
   if (!server.ok()) {
     const bool usage = server.status().code() == StatusCode::kInvalidArgument;
     return Fail(usage ? kExitUsage : kExitCannotListen, "--listen: " + server.status().message());
@@ -203,17 +195,27 @@ int Main(int argc, char** argv) {
   mallopt(M_TRIM_THRESHOLD, 256 << 20);
 
   CLI::App app("agentd serves one model and shares its KV between agents.");
-  Flags flags;
+  CommandLine line;
   try {
-    DefineFlags(app, flags);
+    DefineFlags(app, line);
+    app.allow_extras();  // so that Usage can name an unknown flag's nearest
     app.parse(argc, argv);
+    if (!app.remaining().empty()) return Fail(kExitUsage, Usage(app, CLI::ExtrasError(app.remaining())));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    return Fail(kExitUsage, std::string(error.what()) + "; see agentd --help");
+    return Fail(kExitUsage, Usage(app, error));
   }
+  Settings settings;
+  const Status collected = Collect(line, settings);
+  if (!collected.ok()) return Fail(kExitUsage, collected.message());
+  if (line.print_config) std::fputs(settings.Print().c_str(), stdout);
+  const Result<Config> config = settings.Finish();
+  if (line.print_config) return kExitOk;
+  if (!config.ok()) return Fail(kExitUsage, config.status().message());
+  if (line.check_config) return kExitOk;
   // Outlives the frame it is made in: its thread is never joined.
   static SignalWatch signals;
-  return Serve(flags, signals);
+  return Serve(*config, signals);
 }
 
 }  // namespace

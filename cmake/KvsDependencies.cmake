@@ -15,8 +15,17 @@ find_library(DNNL_LIBRARY dnnl REQUIRED)
 add_library(kvs_dnnl INTERFACE)
 target_include_directories(kvs_dnnl SYSTEM INTERFACE ${DNNL_INCLUDE_DIR})
 target_link_libraries(kvs_dnnl INTERFACE ${DNNL_LIBRARY})
+# agentd/tiers/*.cc. By header and library: Debian 12 has no CMake or pkg-config file for the shared RocksDB alone.
+# xxHash is used by its header only.
+find_path(ROCKSDB_INCLUDE_DIR rocksdb/db.h REQUIRED)
+find_library(ROCKSDB_LIBRARY rocksdb REQUIRED)
+find_path(XXHASH_INCLUDE_DIR xxhash.h REQUIRED)
+add_library(kvs_rocksdb INTERFACE)
+target_include_directories(kvs_rocksdb SYSTEM INTERFACE ${ROCKSDB_INCLUDE_DIR} ${XXHASH_INCLUDE_DIR})
+target_link_libraries(kvs_rocksdb INTERFACE ${ROCKSDB_LIBRARY})
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)  # runtime/pre_tokenizer.cc
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)  # runtime/unicode.cc
+pkg_check_modules(YAML REQUIRED IMPORTED_TARGET yaml-0.1)  # agentd/config/yaml_reader.cc
 pkg_check_modules(ZLIB REQUIRED IMPORTED_TARGET zlib)     # tools: .gz traces
 if(KVS_TESTS)
   find_package(GTest REQUIRED)

@@ -25,6 +25,7 @@ ROOMS = {
     "kernels/cuda/": "kernels/cuda",
     "runtime/": "runtime",
     "anchors/": "anchors",
+    "agentd/config/": "agentd/config",
     "agentd/pool/": "agentd/pool",
     "agentd/tiers/": "agentd/tiers",
     "agentd/engine/": "agentd/engine",
@@ -48,6 +49,7 @@ MAY_SEE = {
     "kernels/cuda": {"core", "kernels"},
     "runtime": {"core", "kernels"},
     "anchors": {"core", "kernels"},
+    "agentd/config": {"core"},
     "agentd/pool": _LIBRARY,
     "agentd/tiers": _LIBRARY | {"agentd/pool"},
     # The interface that the engine answers to and that server and in-process client call: it names no room of agentd.
@@ -55,7 +57,7 @@ MAY_SEE = {
     "agentd/engine": _LIBRARY | {"agentd/pool", "agentd/tiers", "agentd/interface"},
     "agentd/service": _LIBRARY | {"agentd/pool", "agentd/tiers", "agentd/engine", "agentd/interface"},
     "agentd/server": {"core", "protocol", "codec", "agentd/interface"},
-    "agentd/main": {"core", "kernels", "runtime", "agentd/interface", "agentd/server"},
+    "agentd/main": {"core", "kernels", "runtime", "agentd/interface", "agentd/server", "agentd/config"},
 }
 
 # library: (its headers, the places that may include them). A place is a path prefix.
@@ -70,6 +72,7 @@ DOORS = {
     "utf8proc": (r"utf8proc", ("runtime/unicode.cc",)),
     "FlatBuffers": (r"(flatbuffers/|.*_generated\.h$)", ("protocol/", "libkvshare/codec/")),
     "CLI11": (r"CLI/", ("tools/", "agentd/main.cc")),
+    "libyaml": (r"yaml\.h$", ("agentd/config/yaml_reader.cc",)),
     "zlib": (r"zlib\.h$", ("tools/",)),
 }
 # Libraries whose own documentation writes their headers in quotes.
@@ -182,6 +185,10 @@ def self_test():
         ("tools/kvctl/a.cc", "#include <CLI/CLI.hpp>", None),
         ("tools/kvctl/a.cc", "#include <zmq.h>", "ZeroMQ"),
         ("agentd/service.cc", "#include <CLI/CLI.hpp>", "CLI11"),
+        ("agentd/config/yaml_reader.cc", "#include <yaml.h>", None),
+        ("agentd/main.cc", "#include <yaml.h>", "libyaml"),
+        ("agentd/main.cc", '#include "agentd/config/config.h"', None),
+        ("agentd/engine/a.cc", '#include "agentd/config/config.h"', "may not see agentd/config"),
         ("runtime/a.cc", "#include <zlib.h>", "zlib"),
         ("runtime/a.h", "#include <absl/container/flat_hash_map.h>", "Abseil"),
         ("runtime/a.cc", "#include <absl/container/flat_hash_map.h>", None),

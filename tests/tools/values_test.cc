@@ -8,9 +8,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include "libkvshare/core/suggest.h"
 #include "tools/kvctl/files.h"
 #include "tools/kvctl/npy.h"
-#include "tools/kvctl/suggest.h"
 #include "tools/trace/summary.h"
 
 namespace kvshare::kvctl {

@@ -5,9 +5,9 @@
 #include <functional>
 
 #include "kvshare/client.h"
+#include "libkvshare/core/suggest.h"
 #include "tools/kvctl/commands.h"
 #include "tools/kvctl/exit_code.h"
-#include "tools/kvctl/suggest.h"
 #include "tools/kvctl/values.h"
 
 namespace kvshare::kvctl {

@@ -1,7 +1,6 @@
-// Values as people write them on a command line.
+// Values as people write them on a command line; sizes and durations are libkvshare/core/quantity.h.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -9,13 +8,10 @@
 #include "kernels/tensor.h"
 #include "kvshare/status.h"
 #include "kvshare/types.h"
+#include "libkvshare/core/quantity.h"
 
 namespace kvshare::kvctl {
 
-// "30s", "500ms", "2m", "1h"; a bare number is seconds. At most a year.
-Result<std::chrono::milliseconds> ParseDuration(std::string_view text);
-// "8GiB", "512MiB", "64KiB", "1GB" (powers of ten), "4096" (bytes). At most 2^60.
-Result<std::int64_t> ParseSize(std::string_view text);
 // "7,1,64": whole numbers from 1 to `max`, at least one.
 Result<std::vector<std::int64_t>> ParseCounts(std::string_view text, std::int64_t max);
 // "off,exact": at least one, each once.

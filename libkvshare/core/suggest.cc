@@ -1,8 +1,8 @@
-#include "tools/kvctl/suggest.h"
+#include "libkvshare/core/suggest.h"
 
 #include <algorithm>
 
-namespace kvshare::kvctl {
+namespace kvshare {
 namespace {
 
 std::size_t EditDistance(std::string_view a, std::string_view b) {
@@ -37,4 +37,4 @@ std::string Nearest(std::string_view name, const std::vector<std::string>& candi
   return best;
 }
 
-}  // namespace kvshare::kvctl
+}  // namespace kvshare
