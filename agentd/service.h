@@ -2,7 +2,9 @@
 // benches and embedding programs run the very code that agentd runs.
 #pragma once
 
+#include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -31,6 +33,18 @@ struct ServiceOptions {
   std::int64_t max_leases = 4096;       // held at once by all clients
   std::int64_t max_pins = 1024;         // likewise
   std::chrono::milliseconds max_lease_ttl = std::chrono::minutes(10);
+};
+
+// The memory that leases' offsets point into, as this process has it and as others of this machine may map it. Lives as
+// long as the service.
+struct SharedPages {
+  const std::byte* memory = nullptr;  // null: not for others (device memory)
+  // One for each page: how often it stopped holding what it held (KvPool::generation), as LeasePage::generation has it.
+  const std::atomic<std::uint64_t>* generations = nullptr;
+  std::int64_t num_pages = 0;
+  KvLayoutInfo layout;
+  int memory_fd = -1;       // a sealed memfd that only this process may write; -1: not to be mapped by others
+  int generations_fd = -1;  // likewise
 };
 
 // Receives one request's outcome. Called on the engine's thread, never under a lock; must not block.
@@ -84,6 +98,9 @@ class Service {
   // Stored pages, most recently used first; those of memory before those that are in the cold tier only. Errors as
   // Evict.
   virtual Result<std::vector<Entry>> Entries(const EntriesRequest& request) = 0;
+
+  // Where leased pages lie. Never changes.
+  virtual SharedPages Shared() const { return {}; }
 
   // Forgets all stored KV that no running request uses. Statistics stay.
   virtual void ClearPool() = 0;
