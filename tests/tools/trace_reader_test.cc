@@ -66,27 +66,123 @@ TEST(TraceReaderTest, ResolvesSegmentsHandOffsAndContinuations) {
   EXPECT_EQ(b.wait_for, std::vector<std::size_t>{0});
   EXPECT_EQ(b.delay_ms, 7);
   EXPECT_EQ(b.output_length, 9);
-  EXPECT_EQ(b.handoffs, 1);
+  EXPECT_EQ(trace->Handoffs(b), 1);
+  EXPECT_EQ(b.messages[0].segments[1].source, std::size_t{0});
   EXPECT_FALSE(b.timestamp_ms);
 }
 
-TEST(TraceReaderTest, ReadsMooncakeRowsAndDeltaBlocks) {
+TEST(TraceReaderTest, ReadsMooncakeRowsAsTheyAre) {
   const auto trace = Parse({R"({"timestamp":0,"input_length":1000,"output_length":5,"hash_ids":[1,2]})",
-                            R"({"request_id":"x","input_length":2000,"hash_ids":[9],"base":"0","keep":2})"});
+                            R"({"timestamp":9,"input_length":1026,"output_length":6,"hash_ids":[1,3,4]})"});
   ASSERT_TRUE(trace.ok()) << trace.status().message();
+  EXPECT_EQ(trace->header.format, TraceFormat::kMooncake);
+  EXPECT_EQ(trace->header.time_base, TimeBase::kArrival);
+  EXPECT_EQ(trace->header.block_tokens, 512);
   EXPECT_EQ(trace->requests[0].id, "0");
-  EXPECT_EQ(trace->requests[1].blocks, 3);
-  EXPECT_TRUE(trace->requests[1].messages.empty());
+  EXPECT_EQ(trace->requests[1].output_length, 6);
+  EXPECT_EQ(trace->Blocks(1), (std::vector<std::uint64_t>{1, 3, 4}));
+  EXPECT_FALSE(trace->HasText(0));
 }
 
-TEST(TraceReaderTest, SynthesisesWithheldTextTheSameWayEveryTime) {
-  const std::vector<std::string> lines = {kHeader, R"({"seg":"w","n_tokens":50})",
-                                          R"({"request_id":"a","segments":[["user","w"]]})"};
-  const auto one = Parse(lines);
-  const auto two = Parse(lines);
-  ASSERT_TRUE(one.ok() && two.ok());
-  EXPECT_EQ(one->segments, two->segments);
-  EXPECT_GE(one->segments[0].size(), 250u);
+TEST(TraceReaderTest, LengthsTellTheBlockSizeOfAHeaderlessFile) {
+  const auto trace = Parse({R"({"timestamp":0,"input_length":180,"hash_ids":[1,2,3]})",
+                            R"({"timestamp":0,"input_length":129,"hash_ids":[1,2,4]})"});
+  ASSERT_TRUE(trace.ok()) << trace.status().message();
+  EXPECT_EQ(trace->header.block_tokens, 64);
+}
+
+TEST(TraceReaderTest, ExpandsDeltaCodedBlocks) {
+  const auto trace = Parse({R"({"schema":"ktr","version":1,"block_size":64,"hash_id_scope":"session","delta":true})",
+                            R"({"request_id":"a","session_id":"x","input_length":256,"hash_ids":[1,2,3,4]})",
+                            R"({"request_id":"b","session_id":"x","hash_ids":[9],"base":"a","keep":3})",
+                            R"({"request_id":"c","session_id":"x","hash_ids":[7,8],"base":"b","keep":2})",
+                            R"({"request_id":"d","session_id":"y","hash_ids":[],"base":"c","keep":4})"});
+  ASSERT_TRUE(trace.ok()) << trace.status().message();
+  EXPECT_EQ(trace->Blocks(1), (std::vector<std::uint64_t>{1, 2, 3, 9}));
+  EXPECT_EQ(trace->Blocks(2), (std::vector<std::uint64_t>{1, 2, 7, 8}));
+  EXPECT_EQ(trace->Blocks(3), (std::vector<std::uint64_t>{1, 2, 7, 8}));
+  EXPECT_EQ(trace->block_ids.size(), 7u) << "stays as it was written";
+  EXPECT_EQ(PromptTokens(*trace, trace->requests[2]), 256);
+  EXPECT_EQ(trace->BlockSpace(trace->requests[0]), trace->BlockSpace(trace->requests[1]));
+  EXPECT_NE(trace->BlockSpace(trace->requests[0]), trace->BlockSpace(trace->requests[3])) << "another session";
+}
+
+TEST(TraceReaderTest, SegmentsMayBeTokensOrWithheld) {
+  const auto trace = Parse({kHeader, R"({"seg":"w","n_tokens":50})", R"({"seg":"t","tokens":[3,1,2]})",
+                            R"({"request_id":"a","segments":[["user","w"],["user","t"]],"output":"t"})"});
+  ASSERT_TRUE(trace.ok()) << trace.status().message();
+  EXPECT_EQ(trace->segments[0].kind, TraceSegment::Kind::kWithheld);
+  EXPECT_EQ(trace->segments[0].withheld_tokens, 50);
+  EXPECT_EQ(trace->segments[1].tokens, (std::vector<TokenId>{3, 1, 2}));
+}
+
+TEST(TraceReaderTest, ReadsRequestLogsInTheShapesThatToolsWrite) {
+  const std::string long_reply =
+      "The lamp stands in the cellar, behind the second barrel from the left, said the cook.";
+  const auto trace = Parse({
+      R"({"session":"s","date":"Thu, 27 Nov 2025 05:51:54 GMT","messages":[{"role":"system","content":"You are the cook. Be brief."},)"
+      R"({"role":"user","content":"Where?"}],"usage":{"prompt_tokens":12,"completion_tokens":20},"response":{"role":"assistant","content":")" +
+          long_reply + R"("}})",
+      R"({"custom_id":"b1","body":{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"He said: )" +
+          long_reply +
+          R"( Right?"},{"type":"image_url","image_url":{}}]}],"tools":[{"type":"function"}],"metadata":{"session_id":"s","agent":"judge"}},)"
+          R"("response":{"status_code":200,"body":{"created":1764222715,"choices":[{"message":{"role":"assistant","content":null,)"
+          R"("tool_calls":[{"id":"1","function":{"name":"look","arguments":"{}"}}]}}]}}})",
+      R"({"request":{"prompt":"Once upon"},"response":{"choices":[{"text":" a time"}]},"timestamp":"2025-11-27T06:51:54.250+01:00"})",
+      R"({"prompt":[5,6,7],"session_id":"s","output":"x","timestamp":65000})",
+  });
+  ASSERT_TRUE(trace.ok()) << trace.status().message();
+  EXPECT_EQ(trace->header.format, TraceFormat::kOpenAi);
+  EXPECT_EQ(trace->header.time_base, TimeBase::kSession);
+  ASSERT_EQ(trace->requests.size(), 4u);
+  const auto& cook = trace->requests[0];
+  EXPECT_EQ(cook.agent, "cook");
+  EXPECT_EQ(cook.id, "s/0");
+  EXPECT_EQ(cook.timestamp_ms, 1764222714000.0);
+  EXPECT_EQ(cook.output_length, 20);
+  EXPECT_EQ(trace->segments[*cook.output].text, long_reply);
+  const auto& judge = trace->requests[1];
+  EXPECT_EQ(judge.id, "b1");
+  EXPECT_EQ(judge.agent, "judge");
+  EXPECT_EQ(judge.session, "s");
+  EXPECT_EQ(judge.timestamp_ms, 1764222715000.0);
+  EXPECT_EQ(judge.messages[0].role, "tools");
+  ASSERT_EQ(judge.messages[1].segments.size(), 3u) << "cut before and after the quotation";
+  EXPECT_EQ(judge.messages[1].segments[1].source, std::size_t{0});
+  EXPECT_EQ(trace->MessageText(judge.messages[1]), "He said: " + long_reply + " Right?");
+  EXPECT_EQ(judge.wait_for, std::vector<std::size_t>{0});
+  EXPECT_THAT(trace->segments[*judge.output].text, HasSubstr("\"look\""));
+  const auto& plain = trace->requests[2];
+  EXPECT_EQ(plain.session, "0");
+  EXPECT_EQ(plain.messages[0].role, kRawRole);
+  EXPECT_EQ(plain.timestamp_ms, 1764222714250.0);
+  EXPECT_EQ(trace->segments[*plain.output].text, "a time");
+  EXPECT_EQ(trace->requests[3].timestamp_ms, 65000);
+  EXPECT_EQ(trace->segments[trace->requests[3].messages[0].segments[0].segment].tokens,
+            (std::vector<TokenId>{5, 6, 7}));
+}
+
+TEST(TraceReaderTest, NamesTheCauseOfEveryBadLogLine) {
+  const std::string good = R"({"messages":[{"role":"user","content":"x"}]})";
+  const auto wrong = [&](const std::string& line, const std::string& cause) {
+    ExpectError({good, line}, StatusCode::kInvalidArgument, cause);
+  };
+  wrong(R"({"messages":[]})", "\"messages\" is not a list");
+  wrong(R"({"messages":"x"})", "\"messages\" is not a list");
+  wrong(R"({"messages":[{"content":"x"}]})", "no message with a role");
+  wrong(R"({"messages":[{"role":"+","content":"x"}]})", "kept for KTR");
+  wrong(R"({"messages":[{"role":"user","content":"x"}],"response":{"a":1}})", "neither text nor a chat reply");
+  wrong(R"({"messages":[{"role":"user","content":"x"}],"timestamp":"soon"})", "a date that cannot be read");
+  wrong(R"({"messages":[{"role":"user","content":"x"}],"timestamp":-1})", "neither a time nor a date");
+  wrong(R"({"messages":[{"role":"user","content":"x"}],"tools":{"a":1}})", "\"tools\" is not a list");
+  wrong(R"({"prompt":{"a":1}})", "neither text nor a list of token ids");
+  wrong(R"({"prompt":[1,-2]})", "neither text nor a list of token ids");
+  wrong(R"({"hash_ids":[1]})", "another kind");
+  wrong(kHeader, "a header after other lines");
+  wrong(R"({"custom_id":"0/0","messages":[{"role":"user","content":"x"}]})", "appears twice");
+  ExpectError({R"({"hash_ids":[1],"timestamp":0})", good}, StatusCode::kInvalidArgument, "after lines of another kind");
+  ExpectError({kHeader, good}, StatusCode::kInvalidArgument, "neither a header");
+  wrong(std::string(300, '[') + std::string(300, ']'), "nested deeper");
 }
 
 TEST(TraceReaderTest, NamesLineAndCauseOfEveryDamage) {
@@ -106,6 +202,9 @@ TEST(TraceReaderTest, NamesLineAndCauseOfEveryDamage) {
   wrong(R"({"seg":"@a","text":"x"})", "not a segment's name");
   wrong(R"({"seg":"s","text":"x"})", "segment s appears twice");
   wrong(R"({"seg":"n"})", "neither \"text\" nor");
+  wrong(R"({"seg":"n","tokens":5})", "\"tokens\" is not a list");
+  wrong(R"({"seg":"n","tokens":[1,"x"]})", "other than token ids");
+  wrong(R"({"seg":"n","tokens":[1e12]})", "other than token ids");
   wrong(R"({"seg":"n","text":1})", "\"text\" is not a string");
   wrong(R"({"seg":"n","n_tokens":-1})", "\"n_tokens\" is not a whole number");
   wrong(R"({"request_id":"a","segments":[["user","q"]]})", "request a appears twice");
@@ -129,7 +228,12 @@ TEST(TraceReaderTest, NamesLineAndCauseOfEveryDamage) {
   wrong(R"({"request_id":"c","input_length":1,"hash_ids":[1],"base":"z"})", "\"base\" names no earlier request");
   wrong(R"({"request_id":"c","input_length":1,"hash_ids":[1],"base":"a","keep":1})",
         "\"keep\" is not a whole number from 0 to 0");
-  ExpectError(after(R"({"seg":"n","tokens":[1,2]})"), StatusCode::kUnimplemented, "token ids");
+  wrong(R"({"request_id":"c","segments":[["raw","q"],["user","q"]]})", "has other messages too");
+  wrong(R"({"request_id":"c","input_length":1,"hash_ids":[1,-1]})", "other than whole numbers");
+  wrong(R"({"request_id":"c","input_length":1,"hash_ids":[1.5]})", "other than whole numbers");
+  ExpectError({R"({"schema":"ktr","version":1,"block_size":0})"}, StatusCode::kInvalidArgument, "block_size");
+  ExpectError({R"({"schema":"ktr","version":1,"hash_kind":"odd"})"}, StatusCode::kInvalidArgument, "hash_kind");
+  ExpectError({R"({"schema":"ktr","version":1,"hash_id_scope":"odd"})"}, StatusCode::kInvalidArgument, "hash_id_scope");
   ExpectError({R"({"schema":"ktr","version":2})"}, StatusCode::kFailedPrecondition, "version 1");
   ExpectError({R"({"schema":"other"})"}, StatusCode::kInvalidArgument, "\"schema\" is not");
   ExpectError({R"({"schema":"ktr","version":1,"time_base":"lunar"})"}, StatusCode::kInvalidArgument, "time_base");

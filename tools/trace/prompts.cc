@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::string_view kProbe = "kvshare role probe";
 constexpr int kMaxCuts = 16;
+constexpr std::int64_t kCutTokens = 64;  // what token prompts are cut by where they have no blocks
 
 std::string ToJson(const std::string& role, const std::string& text) {
   return nlohmann::json{{"role", role}, {"content", text}}.dump(-1, ' ', false,
@@ -56,10 +57,34 @@ std::string PromptBuilder::MappedRole(const std::string& role) const {
   return unknown ? "user" : mapped;
 }
 
-std::vector<PromptBuilder::Message> PromptBuilder::Messages(const TraceRequest& request) const {
+Result<const Vocabulary*> PromptBuilder::Words() {
+  if (!vocabulary_) {
+    KVS_ASSIGN_OR_RETURN(vocabulary_, Vocabulary::Of(client_));
+  }
+  return &*vocabulary_;
+}
+
+Result<std::string> PromptBuilder::SegmentText(std::uint32_t index) {
+  const TraceSegment& segment = trace_->segments[index];
+  switch (segment.kind) {
+    case TraceSegment::Kind::kText: break;
+    case TraceSegment::Kind::kTokens: return client_->Detokenize(segment.tokens);
+    case TraceSegment::Kind::kWithheld: {
+      KVS_ASSIGN_OR_RETURN(const Vocabulary* words, Words());
+      return words->Text(segment.seed, segment.withheld_tokens);
+    }
+  }
+  return segment.text;
+}
+
+Result<std::vector<PromptBuilder::Message>> PromptBuilder::Messages(const TraceRequest& request) {
   std::vector<Message> messages;
   for (const TraceMessage& message : request.messages) {
-    Message next{MappedRole(message.role), trace_->MessageText(message)};
+    Message next{MappedRole(message.role), ""};
+    for (const SegmentRef& ref : message.segments) {
+      KVS_ASSIGN_OR_RETURN(const std::string text, SegmentText(ref.segment));
+      next.text += text;
+    }
     if (!messages.empty() && next.role == "system" && messages.back().role == "system") {
       messages.back().text += "\n\n" + next.text;
     } else {
@@ -107,44 +132,97 @@ void PromptBuilder::DropFront(std::size_t kept, std::int64_t excess, std::vector
 Result<int> PromptBuilder::OutputTokens(const TraceRequest& request) {
   std::int64_t recorded = request.output_length;
   if (recorded == 0 && request.output) {
-    KVS_ASSIGN_OR_RETURN(const auto ids, client_->Tokenize(trace_->segments[*request.output]));
-    recorded = static_cast<std::int64_t>(ids.size());
+    const TraceSegment& output = trace_->segments[*request.output];
+    recorded = output.withheld_tokens + static_cast<std::int64_t>(output.tokens.size());
+    if (output.kind == TraceSegment::Kind::kText) {
+      KVS_ASSIGN_OR_RETURN(const auto ids, client_->Tokenize(output.text));
+      recorded = static_cast<std::int64_t>(ids.size());
+    }
   }
   const std::int64_t most = std::max<std::int64_t>(1, options_.window / 2);
   const std::int64_t cap = options_.max_output > 0 ? std::min<std::int64_t>(options_.max_output, most) : most;
   return static_cast<int>(std::clamp<std::int64_t>(recorded, 1, cap));
 }
 
-Result<PreparedPrompt> PromptBuilder::Build(std::size_t r) {
-  const TraceRequest& request = trace_->requests[r];
-  const auto named = [&](const Status& status) { return status.WithContext("request " + request.id); };
-  if (request.messages.empty()) {
-    return named(InvalidArgument("carries block hashes and no text: only text traces can be replayed on a model"));
-  }
-  PreparedPrompt prompt{.request = r};
-  const Result<int> output = OutputTokens(request);
-  if (!output.ok()) return named(output.status());
-  prompt.max_tokens = *output;
-  const std::int64_t room = options_.window - prompt.max_tokens;
-  std::vector<Message> messages = Messages(request);
+Result<PreparedPrompt> PromptBuilder::BuildMessages(PreparedPrompt prompt, std::int64_t room) {
+  KVS_ASSIGN_OR_RETURN(std::vector<Message> messages, Messages(trace_->requests[prompt.request]));
   for (int cuts = 0;;) {
-    Result<std::vector<TokenId>> ids = Render(messages);
-    if (!ids.ok()) return named(ids.status());
-    const std::int64_t excess = static_cast<std::int64_t>(ids->size()) - room;
+    KVS_ASSIGN_OR_RETURN(std::vector<TokenId> ids, Render(messages));
+    const std::int64_t excess = static_cast<std::int64_t>(ids.size()) - room;
     if (excess <= 0) {
-      prompt.ids = std::move(*ids);
+      prompt.ids = std::move(ids);
       return prompt;
     }
     prompt.truncated = true;
     const std::size_t kept = messages.front().role == "system" ? 1 : 0;
     if (messages.size() > kept + 1) {
       DropFront(kept, excess, &messages);
-    } else if (const Status cut = cuts++ < kMaxCuts ? CutLongest(excess, &messages)
-                                                    : ResourceExhausted("cannot be cut to the model's window");
-               !cut.ok()) {
-      return named(cut);
+    } else if (cuts++ < kMaxCuts) {
+      KVS_RETURN_IF_ERROR(CutLongest(excess, &messages));
+    } else {
+      return ResourceExhausted("cannot be cut to the model's window");
     }
   }
+}
+
+Result<PreparedPrompt> PromptBuilder::BuildRaw(PreparedPrompt prompt, std::int64_t room) {
+  std::string text;  // of neighbouring text segments, tokenised as one
+  const auto flush = [&]() -> Status {
+    KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> ids, client_->Tokenize(text));
+    prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());
+    text.clear();
+    return OkStatus();
+  };
+  for (const SegmentRef& ref : trace_->requests[prompt.request].messages.front().segments) {
+    const TraceSegment& segment = trace_->segments[ref.segment];
+    if (segment.kind != TraceSegment::Kind::kTokens) {
+      KVS_ASSIGN_OR_RETURN(const std::string more, SegmentText(ref.segment));
+      text += more;
+      continue;
+    }
+    KVS_RETURN_IF_ERROR(flush());
+    prompt.ids.insert(prompt.ids.end(), segment.tokens.begin(), segment.tokens.end());
+  }
+  KVS_RETURN_IF_ERROR(flush());
+  if (prompt.ids.empty()) return InvalidArgument("its prompt has no tokens");
+  const auto excess = static_cast<std::int64_t>(prompt.ids.size()) - room;
+  if (excess > 0) {
+    const std::int64_t cut = std::min((excess + kCutTokens - 1) / kCutTokens * kCutTokens, excess + room - 1);
+    prompt.ids.erase(prompt.ids.begin(), prompt.ids.begin() + cut);
+    prompt.truncated = true;
+  }
+  return prompt;
+}
+
+Result<PreparedPrompt> PromptBuilder::BuildTokens(PreparedPrompt prompt, std::int64_t room) {
+  const TraceRequest& request = trace_->requests[prompt.request];
+  const std::int64_t tokens = PromptTokens(*trace_, request);
+  const std::int64_t block = trace_->header.block_tokens;
+  std::int64_t begin = 0;
+  if (tokens > room) {
+    begin = (tokens - room + block - 1) / block * block;
+    if (begin >= tokens) begin = tokens - room;  // a block larger than the window
+    prompt.truncated = true;
+  }
+  KVS_ASSIGN_OR_RETURN(const Vocabulary* words, Words());
+  prompt.ids = SynthesiseTokens(*trace_, prompt.request, *words, begin, tokens);
+  return prompt;
+}
+
+Result<PreparedPrompt> PromptBuilder::Build(std::size_t r) {
+  const TraceRequest& request = trace_->requests[r];
+  const auto build = [&]() -> Result<PreparedPrompt> {
+    PreparedPrompt prompt{.request = r};
+    KVS_ASSIGN_OR_RETURN(prompt.max_tokens, OutputTokens(request));
+    const std::int64_t room = options_.window - prompt.max_tokens;
+    if (room < 1) return ResourceExhausted("the model's window has no room for a prompt");
+    if (request.messages.empty()) return BuildTokens(std::move(prompt), room);
+    if (request.messages.front().role == kRawRole) return BuildRaw(std::move(prompt), room);
+    return BuildMessages(std::move(prompt), room);
+  };
+  Result<PreparedPrompt> prompt = build();
+  if (!prompt.ok()) return prompt.status().WithContext("request " + request.id);
+  return prompt;
 }
 
 }  // namespace kvshare::trace

@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "kvshare/client.h"
 #include "kvshare/status.h"
+#include "tools/trace/synthesis.h"
 #include "tools/trace/trace.h"
 
 namespace kvshare::trace {
@@ -22,12 +25,15 @@ struct PromptOptions {
   int max_output = 0;       // 0: as recorded
 };
 
-// Renders requests through the client's chat template, one at a time.
+// Makes a request's prompt, one at a time.
 //
-// Roles: `developer` and `tools` become `system`; a role that the template refuses or drops becomes `user`;
-// neighbouring system messages are joined. A model without a template gets "role: text" paragraphs. A prompt longer
-// than the window loses whole messages at its front, the leading system message kept; when one message still does not
-// fit, the longest one loses text at its own front. Either counts as truncated.
+// Messages go through the client's chat template. `developer` and `tools` become `system`; a role that the template
+// refuses or drops becomes `user`; neighbouring system messages are joined. A model without a template gets "role:
+// text" paragraphs. Content of role `raw` is the prompt as it stands, and block ids are made into tokens (synthesis.h).
+//
+// A prompt longer than the window loses whole messages at its front, the leading system message kept; when one message
+// still does not fit, the longest one loses text at its own front. A prompt of tokens loses whole blocks at its front.
+// Either counts as truncated.
 class PromptBuilder {
  public:
   // `client` and `trace` must outlive it.
@@ -35,8 +41,11 @@ class PromptBuilder {
 
   // Asks the template which of the trace's roles it takes. To be called first.
   Status ProbeRoles();
-  // InvalidArgument for a request without text (a hash trace).
+  // Every failure names the request. InvalidArgument for token ids that the model does not have.
   Result<PreparedPrompt> Build(std::size_t request);
+
+  // A segment's content as text: token ids through the client's tokenizer, withheld content made up.
+  Result<std::string> SegmentText(std::uint32_t segment);
 
  private:
   struct Message {
@@ -44,7 +53,11 @@ class PromptBuilder {
     std::string text;
   };
   std::string MappedRole(const std::string& role) const;
-  std::vector<Message> Messages(const TraceRequest& request) const;
+  Result<const Vocabulary*> Words();
+  Result<std::vector<Message>> Messages(const TraceRequest& request);
+  Result<PreparedPrompt> BuildMessages(PreparedPrompt prompt, std::int64_t room);
+  Result<PreparedPrompt> BuildTokens(PreparedPrompt prompt, std::int64_t room);
+  Result<PreparedPrompt> BuildRaw(PreparedPrompt prompt, std::int64_t room);
   Result<std::vector<TokenId>> Render(const std::vector<Message>& messages);
   static void DropFront(std::size_t kept, std::int64_t excess, std::vector<Message>* messages);
   Status CutLongest(std::int64_t excess, std::vector<Message>* messages);
@@ -55,6 +68,7 @@ class PromptBuilder {
   PromptOptions options_;
   bool has_template_ = true;
   std::vector<std::string> unknown_roles_;
+  std::optional<Vocabulary> vocabulary_;  // made when something has to be made up
 };
 
 }  // namespace kvshare::trace

@@ -15,24 +15,36 @@ Schedule::Schedule(const Trace* trace, std::size_t count, const ScheduleOptions&
       completed_ms_(count),
       started_(count),
       session_of_(count),
-      previous_(count) {
+      previous_(count),
+      clock_ms_(count) {
   KVS_CHECK(count <= trace->requests.size() && options.slots >= 1 && options.speedup > 0);
   std::unordered_map<std::string, std::size_t> index;
-  bool any = false;
+  std::vector<std::size_t> all;
   for (std::size_t r = 0; r < count; ++r) {
-    const TraceRequest& request = trace->requests[r];
-    const auto [it, added] = index.try_emplace(request.session, sessions_.size());
+    const auto [it, added] = index.try_emplace(trace->requests[r].session, sessions_.size());
     if (added) sessions_.emplace_back();
     Session& session = sessions_[it->second];
     session_of_[r] = it->second;
     previous_[r] = session.requests.empty() ? r : session.requests.back();
-    if (request.timestamp_ms) {
-      const double t = *request.timestamp_ms;
-      if (!session.first_timestamp_ms) session.first_timestamp_ms = t;
-      origin_ms_ = any ? std::min(origin_ms_, t) : t;
-      any = true;
-    }
     session.requests.push_back(r);
+    all.push_back(r);
+  }
+  if (!by_session_) {
+    ReadClock(std::move(all));
+  } else {
+    for (const Session& session : sessions_) ReadClock(session.requests);
+  }
+}
+
+void Schedule::ReadClock(std::vector<std::size_t> requests) {
+  const auto stamp = [&](std::size_t r) { return trace_->requests[r].timestamp_ms; };
+  std::erase_if(requests, [&](std::size_t r) { return !stamp(r); });
+  std::stable_sort(requests.begin(), requests.end(),
+                   [&](std::size_t a, std::size_t b) { return *stamp(a) < *stamp(b); });
+  double at = 0;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    if (i > 0) at += std::min(*stamp(requests[i]) - *stamp(requests[i - 1]), options_.max_delay_ms.value_or(1e18));
+    clock_ms_[requests[i]] = at / options_.speedup;
   }
 }
 
@@ -40,18 +52,20 @@ std::optional<double> Schedule::ReadyMs(std::size_t r) const {
   const TraceRequest& request = trace_->requests[r];
   const Session& session = sessions_[session_of_[r]];
   if (by_session_ && !session.opened_ms) return std::nullopt;
+  const double opened = by_session_ ? *session.opened_ms : 0;
+  const bool waits =
+      !request.wait_for.empty() && !(options_.open_loop && clock_ms_[r] && !options_.as_fast_as_possible);
   double after = 0;
-  for (std::size_t w : request.wait_for) {
-    if (!completed_ms_[w]) return std::nullopt;
-    after = std::max(after, *completed_ms_[w]);
+  if (waits) {
+    for (std::size_t w : request.wait_for) {
+      if (!completed_ms_[w]) return std::nullopt;
+      after = std::max(after, *completed_ms_[w]);
+    }
   }
   if (options_.as_fast_as_possible) return after;
-  if (!request.wait_for.empty()) return after + request.delay_ms / options_.speedup;
-  if (!by_session_) return (request.timestamp_ms.value_or(origin_ms_) - origin_ms_) / options_.speedup;
-  if (request.timestamp_ms) {
-    return *session.opened_ms + std::max(0.0, *request.timestamp_ms - *session.first_timestamp_ms) / options_.speedup;
-  }
-  if (previous_[r] == r) return *session.opened_ms;
+  if (waits) return after + std::min(request.delay_ms, options_.max_delay_ms.value_or(1e18)) / options_.speedup;
+  if (clock_ms_[r]) return opened + *clock_ms_[r];
+  if (!by_session_ || previous_[r] == r) return opened;
   return completed_ms_[previous_[r]];  // no clock: one after the other
 }
 

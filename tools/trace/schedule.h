@@ -13,7 +13,10 @@ namespace kvshare::trace {
 
 struct ScheduleOptions {
   bool as_fast_as_possible = false;  // no timestamps, no delays: order and hand-offs only
+  bool open_loop = false;            // recorded times only: no request waits for another
   double speedup = 1;                // recorded times are divided by this
+  // No recorded delay, and no stretch of the clock in which nothing is sent, counts as longer than this.
+  std::optional<double> max_delay_ms;
   // As fast as possible, or with an arrival clock: requests in flight. With a session clock: sessions at once.
   int slots = 1;
 };
@@ -42,13 +45,14 @@ class Schedule {
   struct Session {
     std::vector<std::size_t> requests;
     std::optional<double> opened_ms;
-    std::optional<double> first_timestamp_ms;
     std::size_t completed = 0;
   };
 
   // The earliest time at which a request may start; nullopt while something it waits for is unfinished.
   std::optional<double> ReadyMs(std::size_t request) const;
   void OpenSession(double now_ms);
+  // Fills clock_ms_ for the given requests: time since the first of them, long gaps shortened.
+  void ReadClock(std::vector<std::size_t> requests);
 
   const Trace* trace_;
   ScheduleOptions options_;
@@ -62,7 +66,7 @@ class Schedule {
   std::size_t next_session_ = 0;
   int open_sessions_ = 0;
   int in_flight_ = 0;
-  double origin_ms_ = 0;  // arrival clock: the first timestamp
+  std::vector<std::optional<double>> clock_ms_;  // timestamps since their clock began, as replayed
 };
 
 }  // namespace kvshare::trace

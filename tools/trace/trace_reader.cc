@@ -2,260 +2,129 @@
 
 #include <zlib.h>
 
-#include <cmath>
+#include <algorithm>
 #include <nlohmann/json.hpp>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "libkvshare/core/status_macros.h"
+#include "tools/trace/builder.h"
+#include "tools/trace/chat_rows.h"
+#include "tools/trace/ktr_rows.h"
 
 namespace kvshare::trace {
 namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::int64_t kMaxTokens = 1 << 24;                   // of one segment or request: beyond any model's window
-constexpr std::size_t kMaxSynthetic = std::size_t{256} << 20;  // text made up here: a short line must not fill memory
-constexpr double kMaxMs = 1e15;                                // 30,000 years; larger clocks are damage
-
-// Text for a segment whose content was withheld: about one token per word, a function of its id alone.
-std::string SynthesiseText(std::string_view id, std::int64_t tokens) {
-  static constexpr std::string_view kWords[] = {" time",  " people", " year", " water", " house", " work",
-                                                " part",  " day",    " hand", " place", " case",  " week",
-                                                " point", " room",   " fact", " light"};
-  std::uint64_t x = 0x9e3779b97f4a7c15u;
-  for (char c : id) x = (x ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  std::string text;
-  for (std::int64_t i = 0; i < tokens; ++i) {
-    x = x * 6364136223846793005u + 1442695040888963407u;
-    text += kWords[x >> 60];
-  }
-  return text;
-}
-
-// Typed access to the fields of one line. An absent or null optional field leaves its default.
-class Fields {
+// What a file without a header says about the size of its blocks: a prompt of k blocks has more than k-1 of them.
+class BlockSizeGuess {
  public:
-  explicit Fields(const Json& json) : json_(json) {}
-
-  Status Text(const char* name, std::string* out) const {
-    const auto it = json_.find(name);
-    if (it == json_.end() || it->is_null()) return OkStatus();
-    if (!it->is_string()) return Wrong(name, "is not a string");
-    *out = it->get<std::string>();
-    return OkStatus();
+  void Add(const TraceRequest& request) {
+    if (request.blocks == 0 || request.input_length == 0) return;
+    least_ = std::max(least_, (request.input_length + request.blocks - 1) / request.blocks);
+    if (request.blocks > 1) most_ = std::min(most_, (request.input_length - 1) / (request.blocks - 1));
   }
 
-  Status Count(const char* name, std::int64_t max, std::int64_t* out) const {
-    const auto it = json_.find(name);
-    if (it == json_.end() || it->is_null()) return OkStatus();
-    const bool whole = it->is_number_integer() || it->is_number_unsigned();
-    const double value = it->is_number() ? it->get<double>() : -1;
-    if (!whole || value < 0 || value > static_cast<double>(max)) {
-      return Wrong(name, "is not a whole number from 0 to " + std::to_string(max));
+  // Mooncake's 512 wherever it can be; otherwise the largest power of two that fits; 512 when nothing does.
+  std::int64_t Tokens() const {
+    if (least_ <= 512 && 512 <= most_) return 512;
+    for (std::int64_t size = 1 << 16; size >= 1; size /= 2) {
+      if (least_ <= size && size <= most_) return size;
     }
-    *out = it->get<std::int64_t>();
-    return OkStatus();
-  }
-
-  Result<std::optional<double>> Milliseconds(const char* name) const {
-    const auto it = json_.find(name);
-    if (it == json_.end() || it->is_null()) return std::optional<double>();
-    if (!it->is_number() || !(std::abs(it->get<double>()) <= kMaxMs))
-      return Wrong(name, "is not a time in milliseconds");
-    return std::optional<double>(it->get<double>());
-  }
-
-  static Status Wrong(const char* name, const std::string& why) {
-    return InvalidArgument("\"" + std::string(name) + "\" " + why);
+    return 512;
   }
 
  private:
-  const Json& json_;
+  std::int64_t least_ = 1;
+  std::int64_t most_ = 1 << 16;
 };
+
+// How deep the brackets of a line nest; writing a value out again takes a frame per level.
+bool DeeperThan(std::string_view line, int limit) {
+  int depth = 0;
+  bool in_text = false;
+  for (std::size_t i = 0; i < line.size(); ++i) {
+    const char c = line[i];
+    if (in_text) {
+      if (c == '\\') ++i;
+      if (c == '"') in_text = false;
+    } else if (c == '"') {
+      in_text = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > limit) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+constexpr int kMaxDepth = 256;
 
 }  // namespace
 
 struct TraceParser::State {
-  Trace trace;
-  std::unordered_map<std::string, std::uint32_t> segment_by_id;
-  std::unordered_map<std::string, std::size_t> request_by_id;
+  TraceBuilder builder;
   std::int64_t line = 0;
-  std::size_t text_bytes = 0;
-  std::size_t synthetic_bytes = 0;
+  bool has_header = false;
+  bool has_ktr_rows = false;
+  bool has_chat_rows = false;
+  BlockSizeGuess block_size;
 
   Status Dispatch(const Json& json);
-  Status Header(const Json& json);
-  Status Segment(const Json& json);
-  Status Request(const Json& json);
-  Status WaitFor(const Json& json, TraceRequest* request) const;
-  Status Segments(const Json& list, TraceRequest* request) const;
-  Status Hashes(const Json& json, TraceRequest* request) const;
+  Status Headerless(const Json& json);
 };
 
-Status TraceParser::State::Header(const Json& json) {
-  if (!trace.requests.empty() || !trace.segments.empty()) return InvalidArgument("a header after other lines");
-  const auto version = json.find("version");
-  if (json["schema"] != "ktr") return InvalidArgument("\"schema\" is not \"ktr\"");
-  if (version == json.end() || *version != 1)
-    return FailedPrecondition("not version 1 of KTR, the only one known here");
-  const Fields fields(json);
-  std::string base = "none";
-  KVS_RETURN_IF_ERROR(fields.Text("name", &trace.header.name));
-  KVS_RETURN_IF_ERROR(fields.Text("license", &trace.header.license));
-  KVS_RETURN_IF_ERROR(fields.Text("origin", &trace.header.origin));
-  KVS_RETURN_IF_ERROR(fields.Text("time_base", &base));
-  if (base == "arrival") {
-    trace.header.time_base = TimeBase::kArrival;
-  } else if (base == "session") {
-    trace.header.time_base = TimeBase::kSession;
-  } else if (base != "none") {
-    return InvalidArgument("\"time_base\" is none of arrival, session, none");
+Status TraceParser::State::Headerless(const Json& json) {
+  if (json.contains("seg") || json.contains("segments") || json.contains("hash_ids") || !IsChatRow(json)) {
+    if (has_chat_rows) return InvalidArgument("a line of another kind than the chat requests before it");
+    has_ktr_rows = true;
+    return json.contains("seg") ? AddKtrSegment(json, &builder) : AddKtrRequest(json, &builder);
   }
-  return OkStatus();
-}
-
-Status TraceParser::State::Segment(const Json& json) {
-  const Fields fields(json);
-  std::string id;
-  KVS_RETURN_IF_ERROR(fields.Text("seg", &id));
-  if (id.empty() || id[0] == '@') return InvalidArgument("\"seg\" is not a segment's name");
-  if (segment_by_id.contains(id)) return InvalidArgument("segment " + id + " appears twice");
-  std::string text;
-  if (json.contains("text")) {
-    KVS_RETURN_IF_ERROR(fields.Text("text", &text));
-  } else if (json.contains("n_tokens")) {
-    std::int64_t tokens = 0;
-    KVS_RETURN_IF_ERROR(fields.Count("n_tokens", kMaxTokens, &tokens));
-    synthetic_bytes += static_cast<std::size_t>(tokens) * 8;
-    if (synthetic_bytes > kMaxSynthetic) return ResourceExhausted("more withheld text than can be made up (256 MiB)");
-    text = SynthesiseText(id, tokens);
-  } else if (json.contains("tokens")) {
-    return Unimplemented("segment " + id + " holds token ids of one tokenizer; only text segments can be replayed");
-  } else {
-    return InvalidArgument("segment " + id + " has neither \"text\" nor \"n_tokens\"");
-  }
-  text_bytes += text.size();
-  if (text_bytes > kMaxTextBytes) return ResourceExhausted("more than 4 GiB of text");
-  segment_by_id.emplace(id, static_cast<std::uint32_t>(trace.segments.size()));
-  trace.segments.push_back(std::move(text));
-  return OkStatus();
-}
-
-Status TraceParser::State::WaitFor(const Json& json, TraceRequest* request) const {
-  const auto it = json.find("wait_for");
-  if (it == json.end() || it->is_null()) return OkStatus();
-  if (!it->is_array()) return Fields::Wrong("wait_for", "is not a list");
-  for (const Json& name : *it) {
-    const auto found = name.is_string() ? request_by_id.find(name.get<std::string>()) : request_by_id.end();
-    if (found == request_by_id.end()) return Fields::Wrong("wait_for", "names no earlier request: " + name.dump());
-    request->wait_for.push_back(found->second);
-  }
-  return OkStatus();
-}
-
-Status TraceParser::State::Segments(const Json& list, TraceRequest* request) const {
-  if (!list.is_array() || list.empty()) return Fields::Wrong("segments", "is not a list with something in it");
-  for (const Json& pair : list) {
-    if (!pair.is_array() || pair.size() != 2 || !pair[0].is_string() || !pair[1].is_string()) {
-      return Fields::Wrong("segments", "holds something other than [role, reference]");
-    }
-    const std::string role = pair[0].get<std::string>();
-    const std::string ref = pair[1].get<std::string>();
-    std::uint32_t segment = 0;
-    if (ref.starts_with('@')) {
-      const auto source = request_by_id.find(ref.substr(1));
-      if (source == request_by_id.end()) return InvalidArgument(ref + " is no earlier request");
-      const auto& output = trace.requests[source->second].output;
-      if (!output) return InvalidArgument(ref + " has no recorded output");
-      segment = *output;
-      ++request->handoffs;
-    } else {
-      const auto found = segment_by_id.find(ref);
-      if (found == segment_by_id.end()) return InvalidArgument("segment " + ref + " was not given before its use");
-      segment = found->second;
-    }
-    if (role == "+") {
-      if (request->messages.empty()) return InvalidArgument("the first segment continues no message (role \"+\")");
-      request->messages.back().segments.push_back(segment);
-    } else if (role.empty()) {
-      return InvalidArgument("a segment has an empty role");
-    } else {
-      request->messages.push_back({role, {segment}});
-    }
-  }
-  return OkStatus();
-}
-
-Status TraceParser::State::Hashes(const Json& json, TraceRequest* request) const {
-  const Json& hashes = json["hash_ids"];
-  if (!hashes.is_array()) return Fields::Wrong("hash_ids", "is not a list");
-  request->blocks = static_cast<std::int64_t>(hashes.size());
-  if (json.contains("base")) {
-    std::string base;
-    KVS_RETURN_IF_ERROR(Fields(json).Text("base", &base));
-    const auto found = request_by_id.find(base);
-    if (found == request_by_id.end()) return Fields::Wrong("base", "names no earlier request");
-    std::int64_t keep = 0;
-    KVS_RETURN_IF_ERROR(Fields(json).Count("keep", trace.requests[found->second].blocks, &keep));
-    request->blocks += keep;
-  }
-  return OkStatus();
-}
-
-Status TraceParser::State::Request(const Json& json) {
-  const Fields fields(json);
-  TraceRequest request;
-  request.id = std::to_string(trace.requests.size());  // Mooncake rows have no name of their own
-  request.session = "0";
-  KVS_RETURN_IF_ERROR(fields.Text("request_id", &request.id));
-  KVS_RETURN_IF_ERROR(fields.Text("session_id", &request.session));
-  KVS_RETURN_IF_ERROR(fields.Text("agent_id", &request.agent));
-  if (request_by_id.contains(request.id)) return InvalidArgument("request " + request.id + " appears twice");
-  KVS_ASSIGN_OR_RETURN(request.timestamp_ms, fields.Milliseconds("timestamp"));
-  KVS_ASSIGN_OR_RETURN(const std::optional<double> delay, fields.Milliseconds("delay"));
-  request.delay_ms = std::max(0.0, delay.value_or(0.0));
-  KVS_RETURN_IF_ERROR(fields.Count("input_length", kMaxTokens, &request.input_length));
-  KVS_RETURN_IF_ERROR(fields.Count("output_length", kMaxTokens, &request.output_length));
-  KVS_RETURN_IF_ERROR(WaitFor(json, &request));
-  if (json.contains("segments")) {
-    KVS_RETURN_IF_ERROR(Segments(json["segments"], &request));
-  } else if (json.contains("hash_ids")) {
-    KVS_RETURN_IF_ERROR(Hashes(json, &request));
-  } else if (request.input_length == 0) {
-    return InvalidArgument("request " + request.id + " has neither \"segments\" nor \"hash_ids\"");
-  }
-  std::string output;
-  KVS_RETURN_IF_ERROR(fields.Text("output", &output));
-  if (!output.empty()) {
-    const auto found = segment_by_id.find(output);
-    if (found == segment_by_id.end()) return Fields::Wrong("output", "names no earlier segment: " + output);
-    request.output = found->second;
-  }
-  request_by_id.emplace(request.id, trace.requests.size());
-  trace.requests.push_back(std::move(request));
-  return OkStatus();
+  if (has_ktr_rows) return InvalidArgument("a chat request after lines of another kind");
+  has_chat_rows = true;
+  KVS_ASSIGN_OR_RETURN(const ChatRow row, ParseChatRow(json));
+  const Result<std::size_t> added = AddChatRow(row, &builder);
+  return added.ok() ? OkStatus() : added.status();
 }
 
 Status TraceParser::State::Dispatch(const Json& json) {
   if (!json.is_object()) return InvalidArgument("not a JSON object");
-  if (json.contains("schema")) return Header(json);
-  if (json.contains("seg")) return Segment(json);
-  if (json.contains("request_id") || json.contains("hash_ids")) return Request(json);
-  return InvalidArgument("neither a header (\"schema\"), a segment (\"seg\") nor a request (\"request_id\")");
+  if (json.contains("schema")) {
+    if (has_header || has_ktr_rows || has_chat_rows) return InvalidArgument("a header after other lines");
+    has_header = true;
+    builder.trace().header.hash_kind = HashKind::kChained;
+    return AddKtrHeader(json, &builder);
+  }
+  const bool request = json.contains("request_id") || json.contains("hash_ids") || json.contains("input_length");
+  if (!request && !json.contains("seg") && (has_header || !IsChatRow(json))) {
+    return InvalidArgument(
+        "neither a header (\"schema\"), a segment (\"seg\"), a request (\"request_id\", \"hash_ids\") nor a chat "
+        "request "
+        "(\"messages\")");
+  }
+  if (!has_header) {
+    KVS_RETURN_IF_ERROR(Headerless(json));
+  } else {
+    KVS_RETURN_IF_ERROR(json.contains("seg") ? AddKtrSegment(json, &builder) : AddKtrRequest(json, &builder));
+  }
+  if (!builder.trace().requests.empty()) block_size.Add(builder.trace().requests.back());
+  return OkStatus();
 }
 
 TraceParser::TraceParser() : state_(std::make_unique<State>()) {}
 TraceParser::~TraceParser() = default;
 
-std::size_t TraceParser::requests() const { return state_->trace.requests.size(); }
+std::size_t TraceParser::requests() const { return state_->builder.trace().requests.size(); }
 
 Status TraceParser::AddLine(std::string_view line) {
   ++state_->line;
+  if (state_->line == 1 && line.starts_with("\xef\xbb\xbf")) line.remove_prefix(3);  // a byte order mark
   if (line.find_first_not_of(" \t\r") == std::string_view::npos) return OkStatus();
   const auto at = [&](const Status& status) { return status.WithContext("line " + std::to_string(state_->line)); };
   if (line.size() > kMaxLineBytes) return at(ResourceExhausted("longer than 64 MiB"));
+  if (DeeperThan(line, kMaxDepth)) return at(InvalidArgument("brackets nested deeper than 256"));
   const Json json = Json::parse(line, nullptr, false);
   if (json.is_discarded()) return at(InvalidArgument("not JSON"));
   const Status status = state_->Dispatch(json);
@@ -263,8 +132,22 @@ Status TraceParser::AddLine(std::string_view line) {
 }
 
 Result<Trace> TraceParser::Finish() {
-  if (state_->trace.requests.empty()) return InvalidArgument("the trace holds no request");
-  return std::move(state_->trace);
+  Trace& trace = state_->builder.trace();
+  if (trace.requests.empty()) return InvalidArgument("the trace holds no request");
+  TraceHeader& header = trace.header;
+  if (state_->has_chat_rows) {
+    header.format = TraceFormat::kOpenAi;
+    header.time_base = TimeBase::kSession;
+  } else if (!state_->has_header) {
+    const bool text = std::any_of(trace.requests.begin(), trace.requests.end(),
+                                  [](const TraceRequest& request) { return !request.messages.empty(); });
+    const bool clock = std::any_of(trace.requests.begin(), trace.requests.end(),
+                                   [](const TraceRequest& request) { return request.timestamp_ms.has_value(); });
+    header.format = text ? TraceFormat::kKtr : TraceFormat::kMooncake;
+    header.time_base = clock && !text ? TimeBase::kArrival : TimeBase::kNone;
+    header.block_tokens = state_->block_size.Tokens();
+  }
+  return std::move(trace);
 }
 
 Result<Trace> ReadTrace(const std::string& path, std::size_t limit) {

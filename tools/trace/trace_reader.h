@@ -1,5 +1,6 @@
-// KTR-1 reader: header, segment and request lines to a Trace. Every reference must point backwards, every field must
-// have its type; the first line that does not is named, with what is wrong with it.
+// Reads recorded workloads: KTR-1, Mooncake's JSONL as it is published, logs of OpenAI-compatible requests. Every
+// reference must point backwards, every field must have its type; the first line that does not is named, with what is
+// wrong with it. docs/reference/traces.md says what each format may hold.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +22,8 @@ class TraceParser {
   TraceParser(const TraceParser&) = delete;
   TraceParser& operator=(const TraceParser&) = delete;
 
-  // `line` without its end; blank lines are skipped. Returns InvalidArgument "line N: cause", Unimplemented for what
-  // KTR-1 allows and this reader lacks (token-id segments), FailedPrecondition for a version other than 1,
-  // ResourceExhausted beyond the bounds below.
+  // `line` without its end; blank lines are skipped. Returns InvalidArgument "line N: cause", FailedPrecondition for a
+  // KTR version other than 1, ResourceExhausted beyond the bounds here and in builder.h.
   Status AddLine(std::string_view line);
   // InvalidArgument when the trace has no request.
   Result<Trace> Finish();
@@ -31,14 +31,13 @@ class TraceParser {
   std::size_t requests() const;
 
   static constexpr std::size_t kMaxLineBytes = std::size_t{64} << 20;
-  static constexpr std::size_t kMaxTextBytes = std::size_t{4} << 30;  // all segments together
 
  private:
   struct State;
   std::unique_ptr<State> state_;
 };
 
-// Reads a KTR-1 file, plain or gzip, up to its first `limit` requests. NotFound when the file is not there; DataLoss
+// Reads a file, plain or gzip, up to its first `limit` requests. NotFound when the file is not there; DataLoss
 // for a damaged gzip stream; otherwise as TraceParser, all with the path in front.
 Result<Trace> ReadTrace(const std::string& path, std::size_t limit = std::numeric_limits<std::size_t>::max());
 
