@@ -101,7 +101,8 @@ class ColdTier {
  public:
   // Opens or creates the tier. Cached data never keeps it from opening: what is damaged is dropped and counted.
   // Returns: FailedPrecondition naming the directory when another process has it, InvalidArgument when the directory
-  // cannot be used or the quota holds less than a few pages.
+  // cannot be used or the quota holds less than a few pages, Unavailable when the disk fails or is so full that not
+  // even an index can be opened (serve without a cold tier then).
   static Result<std::unique_ptr<ColdTier>> Open(const ColdTierOptions& options);
   // Finishes accepted stores and loads (their `done` is called) first.
   virtual ~ColdTier() = default;

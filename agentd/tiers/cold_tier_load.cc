@@ -1,0 +1,241 @@
+// The reading side of the cold tier: loads, and verification in the background.
+#include <algorithm>
+#include <utility>
+
+#include "agentd/tiers/cold_tier_impl.h"
+#include "agentd/tiers/fault_points.h"
+
+namespace kvshare::agentd {
+namespace {
+
+constexpr auto kTick = std::chrono::seconds(1);
+constexpr auto kIdle = std::chrono::seconds(1);       // of everybody else, before the scrubber reads
+constexpr auto kScrubPause = std::chrono::hours(12);  // between two passes over everything
+constexpr auto kRecencyPeriod = std::chrono::minutes(1);
+constexpr double kDecay = 0.8;  // of what recent loads weigh, per load
+
+}  // namespace
+
+void ColdTierImpl::Load(std::vector<ColdLoad> pages, std::function<void(std::vector<ColdLoaded>)> done) {
+  auto job = std::make_shared<LoadJob>();
+  job->results.resize(pages.size());
+  job->pages = std::move(pages);
+  job->done = std::move(done);
+  job->started = Clock::now();
+  {
+    const std::lock_guard lock(mutex_);
+    ++loads_;
+    last_use_ = job->started;
+    for (std::size_t i = 0; i < job->pages.size(); ++i) {
+      const ColdLoad& page = job->pages[i];
+      KVS_CHECK(page.destination.size() == options_.page_bytes);
+      const DirectoryEntry* const entry = clearing_ ? nullptr : directory_.Find(page.context);
+      if (entry == nullptr) {
+        ++totals_.misses;
+        job->results[i].status = NotFound("the cold tier does not hold " + page.context.Hex());
+        continue;
+      }
+      ++job->remaining;
+      load_queue_.push_back({job, i, PinForReading(*entry)});
+    }
+    job->bytes = static_cast<std::int64_t>(job->remaining * slot_bytes_);
+    waiting_load_bytes_ += job->bytes;
+    if (job->remaining == 0) {
+      job->remaining = 1;
+      load_queue_.push_back({job, 0, std::nullopt});
+    }
+  }
+  load_ready_.notify_all();
+}
+
+WantedRecord ColdTierImpl::PinForReading(const DirectoryEntry& entry) {
+  directory_.Pin(entry.page.context);
+  ++reading_[entry.slot].readers;
+  return {.space = options_.space, .context = entry.page.context, .slot = entry.slot, .generation = entry.generation};
+}
+
+void ColdTierImpl::ReadLoop() {
+  AlignedBuffer scratch(slot_bytes_);
+  while (true) {
+    LoadItem item;
+    {
+      std::unique_lock lock(mutex_);
+      load_ready_.wait(lock, [this] { return stopping_ || !load_queue_.empty(); });
+      if (load_queue_.empty()) return;
+      item = std::move(load_queue_.front());
+      load_queue_.pop_front();
+    }
+    ReadItem(std::move(item), scratch.bytes());
+  }
+}
+
+void ColdTierImpl::ReadItem(LoadItem item, std::span<std::byte> scratch) {
+  LoadJob& job = *item.job;
+  if (item.wanted.has_value()) {
+    FaultPoint("promote.before_read");
+    auto read = ReadRecord(*slabs_, *item.wanted, scratch, job.pages[item.page].destination);
+    FaultPoint("promote.after_read");
+    FinishReading(*item.wanted, read.status());
+    ColdLoaded& result = job.results[item.page];
+    result.status = read.status();
+    if (read.ok()) result.page = std::move(*read);
+    const std::lock_guard lock(mutex_);
+    waiting_load_bytes_ -= static_cast<std::int64_t>(slot_bytes_);
+    if (read.ok()) {
+      ++totals_.hits;
+      totals_.read_bytes += static_cast<std::int64_t>(options_.page_bytes);
+      directory_.Use(item.wanted->context, /*hit=*/true);
+    } else {
+      ++totals_.misses;
+    }
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (--job.remaining > 0) return;
+    const auto now = Clock::now();
+    // Loads overlap: the time since the last one ended is what this one added.
+    const std::chrono::duration<double> took = now - std::max(job.started, last_load_end_);
+    if (job.bytes > 0) {
+      load_bytes_ = load_bytes_ * kDecay + static_cast<double>(job.bytes);
+      load_seconds_ = load_seconds_ * kDecay + std::max(took.count(), 1e-6);
+      last_load_end_ = now;
+    }
+    last_use_ = now;
+  }
+  job.done(std::move(job.results));
+  {
+    const std::lock_guard lock(mutex_);
+    --loads_;
+  }
+  idle_.notify_all();
+}
+
+void ColdTierImpl::FinishReading(const WantedRecord& wanted, const Status& status) {
+  std::optional<Delete> freed;
+  {
+    const std::lock_guard lock(mutex_);
+    const DirectoryEntry* const entry = directory_.Find(wanted.context);
+    const bool still_there = entry != nullptr && entry->generation == wanted.generation;
+    if (still_there) directory_.Unpin(wanted.context);
+    if (status.code() == StatusCode::kDataLoss && still_there) {
+      ++totals_.integrity_errors;
+      ScheduleDelete(directory_.Remove(wanted.context), /*wipe=*/true);
+      drain_deletes_ = true;
+    } else if (!status.ok() && still_there) {
+      // The disk cannot read this place; it will not be written either.
+      ++bad_slots_;
+      deletes_.push_back({.context = directory_.Remove(wanted.context)->page.context});
+      drain_deletes_ = true;
+    }
+    Reading& reading = reading_[wanted.slot];
+    if (--reading.readers == 0) {
+      freed = reading.freed;
+      if (!freed.has_value()) reading_.erase(wanted.slot);
+    }
+  }
+  if (freed.has_value()) {  // it stays in reading_, and so has an owner, until it is free
+    if (freed->wipe) Wipe({wanted.slot});
+    const std::lock_guard lock(mutex_);
+    reading_.erase(wanted.slot);
+    free_slots_.push_back(wanted.slot);
+  }
+  if (!status.ok()) store_ready_.notify_one();
+  idle_.notify_all();
+}
+
+std::vector<Digest> ColdTierImpl::Contexts() const {
+  std::vector<Digest> contexts;
+  const std::lock_guard lock(mutex_);
+  directory_.ForEach([&](const DirectoryEntry& entry) { contexts.push_back(entry.page.context); });
+  return contexts;
+}
+
+// NotFound when the entry is gone.
+Status ColdTierImpl::Verify(const Digest& context, std::span<std::byte> scratch, std::span<std::byte> payload) {
+  std::optional<WantedRecord> wanted;
+  {
+    const std::lock_guard lock(mutex_);
+    const DirectoryEntry* const entry = clearing_ ? nullptr : directory_.Find(context);
+    if (entry == nullptr) return NotFound("gone");
+    wanted = PinForReading(*entry);
+  }
+  const Status status = ReadRecord(*slabs_, *wanted, scratch, payload).status();
+  FinishReading(*wanted, status);
+  return status;
+}
+
+ScrubReport ColdTierImpl::Scrub() {
+  ScrubReport report;
+  AlignedBuffer scratch(slot_bytes_), payload(PayloadBytes(options_.page_bytes));
+  for (const Digest& context : Contexts()) {
+    const Status status = Verify(context, scratch.bytes(), payload.bytes().first(options_.page_bytes));
+    if (status.code() == StatusCode::kNotFound) continue;
+    ++report.checked;
+    report.bytes += static_cast<std::int64_t>(slot_bytes_);
+    if (!status.ok()) ++report.damaged;
+  }
+  return report;
+}
+
+void ColdTierImpl::BackgroundLoop() {
+  AlignedBuffer scratch(slot_bytes_), payload(PayloadBytes(options_.page_bytes));
+  const auto page = payload.bytes().first(options_.page_bytes);
+  auto next_scrub = Clock::now() + kIdle, next_recency = Clock::now() + kRecencyPeriod;
+  while (true) {
+    bool idle = false;
+    {
+      std::unique_lock lock(mutex_);
+      if (background_wake_.wait_for(lock, kTick, [this] { return background_stop_; })) return;
+      idle = tickets_.empty() && loads_ == 0 && Clock::now() - last_use_ >= kIdle;
+      // What the index refused is tried again.
+      if (!deletes_.empty()) drain_deletes_ = true;
+    }
+    store_ready_.notify_one();
+    const std::int64_t index_bytes = DirectoryBytes(space_path_ + kIndexName);
+    {
+      const std::lock_guard lock(mutex_);
+      index_bytes_ = index_bytes;
+    }
+    const auto now = Clock::now();
+    if (now >= next_recency) {
+      WriteRecency();
+      next_recency = now + kRecencyPeriod;
+    }
+    if (!idle || options_.scrub_bytes_per_second <= 0 || (scrub_list_.empty() && now < next_scrub)) continue;
+    if (scrub_list_.empty()) {
+      scrub_list_ = Contexts();
+      next_scrub = now + kScrubPause;
+    }
+    ScrubSome(scratch.bytes(), page);
+  }
+}
+
+// One tick's worth.
+void ColdTierImpl::ScrubSome(std::span<std::byte> scratch, std::span<std::byte> payload) {
+  const std::int64_t pages =
+      std::max<std::int64_t>(1, options_.scrub_bytes_per_second / static_cast<std::int64_t>(slot_bytes_));
+  for (std::int64_t i = 0; i < pages && !scrub_list_.empty(); ++i) {
+    static_cast<void>(Verify(scrub_list_.back(), scratch, payload));
+    scrub_list_.pop_back();
+    const std::lock_guard lock(mutex_);
+    if (background_stop_ || !tickets_.empty() || loads_ > 0) return;
+  }
+}
+
+void ColdTierImpl::WriteRecency() {
+  const std::lock_guard index_lock(index_mutex_);
+  std::vector<std::pair<Digest, std::string>> puts;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!totals_.degraded.empty()) return;
+    for (const DirectoryEntry* entry : directory_.TakeMoved()) {
+      puts.emplace_back(entry->page.context, EncodeIndexValue({.slot = entry->slot,
+                                                               .generation = entry->generation,
+                                                               .last_used = entry->last_used,
+                                                               .page = entry->page}));
+    }
+  }
+  if (!puts.empty()) static_cast<void>(UpdateIndex(std::move(puts)));
+}
+
+}  // namespace kvshare::agentd

@@ -1,0 +1,34 @@
+// A record between a slot and memory: what is written can be verified, and nothing is given back unverified.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "agentd/tiers/record.h"
+#include "agentd/tiers/slab_store.h"
+#include "kvshare/status.h"
+
+namespace kvshare::agentd {
+
+// Completes `slot_image` (slot_bytes; the payload with its zeroed padding is in place) with the header and writes it.
+Status WriteRecord(SlabStore& slabs, std::uint64_t slot, RecordHeader header, std::span<std::byte> slot_image);
+
+// Reads the record that an index entry means. `scratch`: slot_bytes, aligned. `destination`: page_bytes; aligned memory
+// is read into directly. DataLoss when the slot holds anything else or is damaged, Unavailable when the disk fails;
+// then the destination's content is undefined.
+struct WantedRecord {
+  Digest space;
+  Digest context;
+  std::uint64_t slot = 0;
+  std::uint64_t generation = 0;
+};
+Result<ColdPage> ReadRecord(SlabStore& slabs, const WantedRecord& wanted, std::span<std::byte> scratch,
+                            std::span<std::byte> destination);
+
+// Reads only the header. DataLoss when there is none.
+Result<RecordHeader> ReadRecordHeader(SlabStore& slabs, std::uint64_t slot, std::span<std::byte> scratch);
+
+// What lies in the slot is no record any more. `scratch`: at least a header, aligned.
+Status WipeRecord(SlabStore& slabs, std::uint64_t slot, std::span<std::byte> scratch);
+
+}  // namespace kvshare::agentd
