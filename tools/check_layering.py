@@ -73,6 +73,7 @@ DOORS = {
     "FlatBuffers": (r"(flatbuffers/|.*_generated\.h$)", ("protocol/", "libkvshare/codec/")),
     "CLI11": (r"CLI/", ("tools/", "agentd/main.cc")),
     "libyaml": (r"yaml\.h$", ("agentd/config/yaml_reader.cc",)),
+    "xxHash": (r"xxh", ("agentd/tiers/record.cc",)),
     "zlib": (r"zlib\.h$", ("tools/",)),
 }
 # Libraries whose own documentation writes their headers in quotes.

@@ -1,0 +1,142 @@
+// A disk that fills up under the tier: it goes on serving, evicts where it can, says what is wrong, and recovers.
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/statvfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+
+#include "agentd/tiers/cold_tier.h"
+#include "gtest/gtest.h"
+#include "tests/agentd/tiers/tier_harness.h"
+#include "tests/testing/temp_dir.h"
+
+namespace kvshare::agentd {
+namespace {
+
+constexpr std::size_t kPageBytes = 64000;
+
+// Takes all of the disk's free space but `leave` bytes, until destroyed.
+class Ballast {
+ public:
+  Ballast(const std::filesystem::path& directory, std::size_t leave) : path_(directory / "ballast") {
+    struct statvfs info {};
+    KVS_CHECK(statvfs(directory.c_str(), &info) == 0);
+    const std::size_t free = info.f_bavail * info.f_frsize;
+    std::ofstream file(path_, std::ios::binary);
+    const std::string block(4096, 'b');
+    for (std::size_t written = 0; written + leave + block.size() <= free; written += block.size()) file << block;
+    file.flush();
+  }
+  ~Ballast() { std::filesystem::remove(path_); }
+
+ private:
+  const std::filesystem::path path_;
+};
+
+#define EXPECT_OR_SAY(condition) \
+  if (!(condition)) return "line " + std::to_string(__LINE__) + ": " #condition
+
+// In a process of its own, with a filesystem of its own. "" when all is well.
+std::string FillTheDisk(const std::filesystem::path& disk) {
+  const std::string directory = (disk / "cold").string();
+  auto opened =
+      ColdTier::Open({.directory = directory, .max_bytes = 512 << 20, .space = TestSpace(), .page_bytes = kPageBytes});
+  EXPECT_OR_SAY(opened.ok());
+  ColdTier& tier = **opened;
+
+  // The quota is far beyond the disk: the tier stops growing by itself and evicts.
+  for (std::uint64_t id = 0; id < 1200; ++id) EXPECT_OR_SAY(StorePage(tier, TestPage(id), kPageBytes));
+  EXPECT_OR_SAY(tier.Flush().ok());
+  const ColdTierStats stats = tier.stats();
+  EXPECT_OR_SAY(stats.stores == 1200);
+  EXPECT_OR_SAY(stats.evictions > 300);
+  EXPECT_OR_SAY(stats.entries > 100);
+  EXPECT_OR_SAY(stats.degraded.empty());
+  struct statvfs info {};
+  EXPECT_OR_SAY(statvfs(disk.c_str(), &info) == 0);
+  EXPECT_OR_SAY(info.f_bavail * info.f_frsize > 2 << 20);  // some is left to others
+  EXPECT_OR_SAY(Judge(tier, TestPage(1199), kPageBytes).empty());
+
+  bool refused = false;
+  {
+    // Somebody else takes the rest: the index cannot be written any more.
+    const Ballast ballast(disk, 0);
+    std::uint64_t id = 5000;
+    const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+    while (!refused && std::chrono::steady_clock::now() < end) {
+      const ColdPage page = TestPage(id++);
+      tier.Store(page, TestKv(page.context, kPageBytes));
+      refused = !tier.Flush().ok() && !tier.stats().degraded.empty();
+    }
+    EXPECT_OR_SAY(refused);
+    EXPECT_OR_SAY(tier.stats().dropped > 0);
+    // What is stored is served all the same.
+    EXPECT_OR_SAY(Judge(tier, TestPage(1199), kPageBytes).empty());
+    int served = 0;
+    tier.ForEach(10, [&](const ColdEntry& entry) {
+      served += LoadOne(tier, entry.page.context, kPageBytes).kv == TestKv(entry.page.context, kPageBytes) ? 1 : 0;
+    });
+    EXPECT_OR_SAY(served == 10);
+  }
+  // Space appears, and the tier finds out.
+  const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+  std::uint64_t id = 90000;
+  bool stored = false;
+  while (!stored && std::chrono::steady_clock::now() < end) {
+    const ColdPage page = TestPage(id++);
+    stored = tier.Store(page, TestKv(page.context, kPageBytes)) && tier.Flush().ok();
+  }
+  EXPECT_OR_SAY(stored);
+  EXPECT_OR_SAY(tier.stats().degraded.empty());
+  EXPECT_OR_SAY(Judge(tier, TestPage(id - 1), kPageBytes).empty());
+  const Status sound = tier.CheckIntegrity();
+  if (!sound.ok()) return sound.message();
+  EXPECT_OR_SAY(tier.stats().integrity_errors == 0);
+  opened->reset();
+
+  auto again =
+      ColdTier::Open({.directory = directory, .max_bytes = 512 << 20, .space = TestSpace(), .page_bytes = kPageBytes});
+  EXPECT_OR_SAY(again.ok());
+  EXPECT_OR_SAY(Judge(**again, TestPage(id - 1), kPageBytes).empty());
+  EXPECT_OR_SAY((*again)->stats().integrity_errors == 0);
+  EXPECT_OR_SAY((*again)->CheckIntegrity().ok());
+  return "";
+}
+
+TEST(ColdDiskFullTest, ServesEvictsAndRecovers) {
+  const testing::TempDir disk;
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    std::string verdict;
+    // A mount that only this process sees, and that goes with it.
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+        mount("tmpfs", disk.path().c_str(), "tmpfs", 0, "size=48m") != 0) {
+      verdict = "skip";
+    } else {
+      verdict = FillTheDisk(disk.path());
+    }
+    static_cast<void>(!write(ends[1], verdict.data(), verdict.size()));
+    _exit(0);
+  }
+  close(ends[1]);
+  std::string verdict;
+  char buffer[4096];
+  for (ssize_t n = 0; (n = read(ends[0], buffer, sizeof buffer)) > 0;)
+    verdict.append(buffer, static_cast<std::size_t>(n));
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (verdict == "skip") GTEST_SKIP() << "needs the right to mount a small tmpfs (run as root)";
+  EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+  EXPECT_EQ(verdict, "");
+}
+
+}  // namespace
+}  // namespace kvshare::agentd
