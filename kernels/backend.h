@@ -93,9 +93,9 @@ struct GatedLinearParams {
   MatrixView out;  // [T, N / 2], compute dtype
 };
 
-// Splits qkv rows [q heads | k heads | v heads]; applies the per-head RMS norms of QK-norm models in place to q
-// (q stays un-rotated: attention rotates it per segment) and to k; rotates k at the row's position; stores k and v
-// at the row's slot in the compute dtype of the pages.
+// Splits qkv rows [q heads | k heads | v heads]; applies the per-head RMS norms of QK-norm models in place to q and to
+// k, both of which stay un-rotated there (attention rotates q per segment); stores k, rotated at the row's position,
+// and v at the row's slot in the dtype of the pages. Rows of kNoSlot are not stored.
 struct StoreKvParams {
   MatrixView qkv;  // [T, (num_heads + 2 num_kv_heads) * head_dim] fp32
   int num_heads = 0;
@@ -114,9 +114,9 @@ struct StoreKvParams {
 // over all keys j of all segments s that row i sees, with position_j <= pos_i (and > pos_i - window if window > 0).
 //
 // Order of computation, which fixes the bits: a segment is cut into splits of kSplitTokens at multiples counted from
-// its first token; within a split, online softmax over tiles of 64 keys (one page) in ascending order gives a partial
-// (out, lse); partials are folded left to right, over splits and then over segments in the order given.
-// A row that sees no key gets zeros.
+// row 0 of its first page; within a split, online softmax over tiles of 64 keys (one page) in ascending order gives a
+// partial (out, lse); partials are folded left to right, over splits and then over segments in the order given. A row
+// that sees no key gets zeros.
 struct AttentionParams {
   MatrixView q;  // [T, >= num_heads * head_dim] fp32, un-rotated
   int num_heads = 0;

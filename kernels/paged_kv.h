@@ -58,19 +58,40 @@ struct KvPages {
 struct KvSlot {
   PageIndex page = 0;
   int offset = 0;  // token within the page, 0..63
+  bool operator==(const KvSlot&) const = default;
 };
 
-// A run of stored keys as one attention operand. Token t of the segment lies in pages[t / 64], row t % 64, and
-// stands at absolute position start + t. Rows [row_begin, row_end) of the batch see it; of its keys, row i sees
-// those whose position is <= positions[i].
+// The slot of a row whose K and V are not stored.
+inline constexpr KvSlot kNoSlot{~PageIndex{0}, 0};
+
+// A run of stored keys as one attention operand. Token t of the segment lies in pages[(first + t) / 64], row
+// (first + t) % 64, and stands at absolute position start + t or, where `positions` is given, positions[t]. Rows
+// [row_begin, row_end) of the batch see it; of its keys, row i sees those whose position is <= the row's.
+//
+// `positions` is for the rows that a request computed itself, wherever in its prompt they stand: they lie side by side
+// in one private run, and since positions ascend, what a row sees of them is still a range of tokens. `first` is for a
+// chunk that begins in the middle of a page of somebody's prompt.
 struct KvSegment {
   std::span<const PageIndex> pages;
-  std::int64_t start = 0;   // absolute position of the first token where it is placed
+  std::int64_t start = 0;   // absolute position of the first token where it is placed; unused with `positions`
   std::int64_t length = 0;  // tokens; the last page may be partly filled
   std::int64_t shift = 0;   // placed - base: the query is rotated by position - shift
   std::int64_t row_begin = 0;
   std::int64_t row_end = 0;
-  std::span<const std::uint64_t> skip;  // per page: bit t set = token t is not seen; empty = all are seen
+  std::span<const std::uint64_t> skip = {};      // per page: bit r set = page row r is not seen; empty = all are seen
+  std::span<const std::int64_t> positions = {};  // [length], strictly ascending, absolute; empty = start + t
+  int first = 0;                                 // page row of token 0 within pages[0], 0..63
 };
+
+// Where token t of a segment lies.
+constexpr KvSlot SlotOf(const KvSegment& s, std::int64_t t) {
+  const std::int64_t row = s.first + t;
+  return {s.pages[static_cast<std::size_t>(row / kPageTokens)], static_cast<int>(row % kPageTokens)};
+}
+
+// The absolute position of token t of a segment.
+constexpr std::int64_t PositionOf(const KvSegment& s, std::int64_t t) {
+  return s.positions.empty() ? s.start + t : s.positions[static_cast<std::size_t>(t)];
+}
 
 }  // namespace kvshare::kernels

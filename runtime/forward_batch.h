@@ -8,16 +8,23 @@
 
 #include "kernels/paged_kv.h"
 #include "kvshare/types.h"
+#include "runtime/layer_hook.h"
 
 namespace kvshare::runtime {
 
 struct ForwardBatch {
   std::vector<TokenId> ids;             // [T]
   std::vector<std::int64_t> positions;  // [T] absolute, < max_positions
-  std::vector<kernels::KvSlot> slots;   // [T] where each row's K and V are written
+  std::vector<kernels::KvSlot> slots;   // [T] where each row's K and V are written; kNoSlot: nowhere
   // What the rows see, including the rows themselves (their slots lie in the segments' pages).
   std::vector<kernels::KvSegment> segments;
   std::vector<std::int64_t> logit_rows;  // rows whose logits are wanted, ascending
+
+  // Called in every layer before attention; null: none, at no cost. Not owned.
+  LayerHook* hook = nullptr;
+  // >= 0: layers before this one are computed whole, of this one only q, k and v (stored, and shown to the hook), and
+  // the step ends; logit_rows must be empty. What a policy needs to see how far stored KV is off. -1: all layers.
+  int stop_after_layer = -1;
 };
 
 }  // namespace kvshare::runtime

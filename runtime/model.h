@@ -21,6 +21,8 @@ struct LoadOptions {
   bool random_weights = false;  // from config.json alone: for speed, not for text
   // Rows of one forward step at most; sizes the activations.
   std::int64_t max_batch_rows = 1024;
+  // A LoRA adapter in PEFT's format (a directory), merged into the weights before they are converted; empty: none.
+  std::string lora = "";
 };
 
 // Forward() belongs to one thread; everything const is safe from any thread.

@@ -63,10 +63,35 @@ class Scratch {
   for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + i, 0, 2);
 }
 
+// Tokens of a segment by their page rows: token t is page row first + t, counted from row 0 of the first page. Splits
+// and tiles are cut at multiples of these, so that a tile is one page wherever in it a segment begins.
+struct PageRows {
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+// The tokens of `s` that a row at `position` sees by position and window; the skip masks come on top.
+PageRows SeenBy(const KvSegment& s, std::int64_t position, std::int64_t window) {
+  PageRows seen{0, 0};
+  if (s.positions.empty()) {
+    seen.end = position - s.start + 1;
+    if (window > 0) seen.begin = position - window + 1 - s.start;
+  } else {
+    const auto after = [&s](std::int64_t p) {
+      return std::upper_bound(s.positions.begin(), s.positions.end(), p) - s.positions.begin();
+    };
+    seen.end = after(position);
+    if (window > 0) seen.begin = after(position - window);
+  }
+  seen.begin = std::clamp<std::int64_t>(seen.begin, 0, s.length) + s.first;
+  seen.end = std::clamp<std::int64_t>(seen.end, 0, s.length) + s.first;
+  return seen;
+}
+
 // One split of one segment, as seen by some tile: what one partial result covers.
 struct Unit {
   const KvSegment* segment;
-  std::int64_t first;  // tokens [first, end) of the segment
+  std::int64_t first;  // page rows [first, end) of the segment; `first` begins a page
   std::int64_t end;
 };
 
@@ -92,7 +117,7 @@ struct Task {
 };
 
 struct ThreadScratch {
-  Scratch query, keys, values, masks, partial, total;
+  Scratch query, seen, keys, values, masks, partial, total;
 };
 
 class AttentionCall {
@@ -125,7 +150,9 @@ class AttentionCall {
     std::vector<std::int64_t> cuts = {0, rows};
     for (const KvSegment& s : p_.segments) {
       KVS_CHECK(0 <= s.row_begin && s.row_begin <= s.row_end && s.row_end <= rows);
-      KVS_CHECK(static_cast<std::int64_t>(s.pages.size()) * kPageTokens >= s.length);
+      KVS_CHECK(0 <= s.first && s.first < kPageTokens && s.length >= 0);
+      KVS_CHECK(static_cast<std::int64_t>(s.pages.size()) * kPageTokens >= s.first + s.length);
+      KVS_CHECK(s.positions.empty() || static_cast<std::int64_t>(s.positions.size()) == s.length);
       KVS_CHECK(s.skip.empty() || s.skip.size() == s.pages.size());
       cuts.push_back(s.row_begin);
       cuts.push_back(s.row_end);
@@ -148,15 +175,14 @@ class AttentionCall {
     RowTile tile{begin, end, *least, *greatest, units_.size(), 0, 0};
     for (const KvSegment& s : p_.segments) {
       if (s.row_begin > begin || s.row_end < end) continue;
-      // Tokens that any row of the tile may see by position.
-      const std::int64_t limit = std::min(s.length, tile.last_position - s.start + 1);
-      const std::int64_t least_seen =
-          p_.window > 0 ? std::max<std::int64_t>(0, tile.first_position - p_.window + 1 - s.start) : 0;
-      for (std::int64_t first = 0; first < limit; first += kSplitTokens) {
-        const std::int64_t split_end = std::min(first + kSplitTokens, limit);
-        if (split_end <= least_seen) continue;
+      // What any row of the tile may see.
+      const std::int64_t begin_seen = SeenBy(s, tile.first_position, p_.window).begin;
+      const std::int64_t end_seen = SeenBy(s, tile.last_position, p_.window).end;
+      if (end_seen <= begin_seen) continue;
+      for (std::int64_t first = begin_seen / kSplitTokens * kSplitTokens; first < end_seen; first += kSplitTokens) {
+        const std::int64_t split_end = std::min(first + kSplitTokens, end_seen);
         units_.push_back({&s, first, split_end});
-        tile.cost += (split_end - std::max(first, least_seen)) * (end - begin);
+        tile.cost += (split_end - std::max(first, begin_seen)) * (end - begin);
       }
     }
     tile.unit_end = units_.size();
@@ -236,7 +262,8 @@ class AttentionCall {
     Finish(tile, task.kv_head, total);
   }
 
-  // The partial result of one unit. `rotated` names the segment whose rotation the query scratch holds.
+  // The partial result of one unit. `rotated` names the segment for which the scratch holds the queries' rotation and
+  // what each token of the tile sees.
   void RunUnit(const RowTile& tile, const Unit& unit, int kv_head, const KvSegment*& rotated,
                const AttentionPartial& part, ThreadScratch& scratch) const {
     const int rows = Rows(tile);
@@ -247,9 +274,13 @@ class AttentionCall {
     std::byte* k = scratch.keys.Get<std::byte>(tile_bytes);
     std::byte* v = scratch.values.Get<std::byte>(tile_bytes);
     std::uint64_t* masks = scratch.masks.Get<std::uint64_t>(static_cast<std::size_t>(rows));
+    PageRows* seen = scratch.seen.Get<PageRows>(static_cast<std::size_t>(tile.end - tile.begin));
     const KvSegment& s = *unit.segment;
     if (rotated != &s) {
       RotateQueries(tile, s, kv_head, q);
+      for (std::int64_t i = tile.begin; i < tile.end; ++i) {
+        seen[i - tile.begin] = SeenBy(s, p_.positions[static_cast<std::size_t>(i)], p_.window);
+      }
       rotated = &s;
     }
     std::fill_n(part.out, rows * padded_, 0.0f);
@@ -258,10 +289,11 @@ class AttentionCall {
     for (std::int64_t first = unit.first; first < unit.end; first += kPageTokens) {
       const std::size_t page = static_cast<std::size_t>(first / kPageTokens);
       std::uint64_t keep = ~std::uint64_t{0};
-      if (s.length - first < kPageTokens) keep >>= kPageTokens - (s.length - first);
+      if (s.first + s.length - first < kPageTokens) keep >>= kPageTokens - (s.first + s.length - first);
+      if (first == 0) keep = keep >> s.first << s.first;
       if (!s.skip.empty()) keep &= ~s.skip[page];
       bool all_see_all = true;
-      if (!MakeMasks(tile, s.start + first, keep, masks, all_see_all)) continue;
+      if (!MakeMasks(tile, first, seen, keep, masks, all_see_all)) continue;
       KVS_CHECK(s.pages[page] < p_.pages.num_pages);
       const std::byte* keys = p_.pages.slab(s.pages[page], p_.layer, 0, kv_head);
       const std::byte* values = p_.pages.slab(s.pages[page], p_.layer, 1, kv_head);
@@ -297,20 +329,16 @@ class AttentionCall {
     }
   }
 
-  // The keys each row sees of the page whose first key stands at `position`. False if no row sees any.
-  bool MakeMasks(const RowTile& tile, std::int64_t position, std::uint64_t keep, std::uint64_t* masks,
-                 bool& all_see_all) const {
+  // The keys each row sees of the page whose first row is page row `first`. False if no row sees any.
+  bool MakeMasks(const RowTile& tile, std::int64_t first, const PageRows* seen, std::uint64_t keep,
+                 std::uint64_t* masks, bool& all_see_all) const {
     std::uint64_t any = 0;
-    for (std::int64_t i = tile.begin; i < tile.end; ++i) {
+    for (std::int64_t i = 0; i < tile.end - tile.begin; ++i) {
       std::uint64_t mask = keep;
-      const std::int64_t last = p_.positions[static_cast<std::size_t>(i)] - position;  // last key seen
-      if (last < 0) {
-        mask = 0;
-      } else if (last < kPageTokens - 1) {
-        mask &= (std::uint64_t{2} << last) - 1;
-      }
-      const std::int64_t unseen = last - p_.window + 1;  // keys before this one lie outside the window
-      if (p_.window > 0 && unseen > 0) mask = unseen >= kPageTokens ? 0 : mask >> unseen << unseen;
+      const std::int64_t end = seen[i].end - first;
+      if (end < kPageTokens) mask = end <= 0 ? 0 : mask & ((std::uint64_t{1} << end) - 1);
+      const std::int64_t begin = seen[i].begin - first;
+      if (begin > 0) mask = begin >= kPageTokens ? 0 : mask >> begin << begin;
       any |= mask;
       all_see_all &= mask == keep;
       for (int g = 0; g < group_; ++g) *masks++ = mask;

@@ -22,6 +22,9 @@ namespace {
 // Raised when a kernel's arithmetic changes: KV made before must not meet KV made after.
 constexpr int kKernelRevision = 2;
 
+// As attention has it.
+constexpr int kMaxHeadDim = 256;
+
 // Rows of an element-wise operation that one task takes: a few microseconds of work.
 constexpr std::int64_t kRowsPerTask = 16;
 
@@ -97,7 +100,7 @@ class CpuBackend : public Backend {
     KVS_CHECK(p.qkv.dtype == DType::kF32 && p.qkv.cols == std::int64_t{p.num_heads + 2 * layout.num_kv_heads} * d);
     KVS_CHECK(static_cast<std::int64_t>(p.positions.size()) == p.qkv.rows &&
               static_cast<std::int64_t>(p.slots.size()) == p.qkv.rows);
-    KVS_CHECK(p.layer >= 0 && p.layer < layout.num_layers && 2 * p.rope.half <= d);
+    KVS_CHECK(p.layer >= 0 && p.layer < layout.num_layers && 2 * p.rope.half <= d && d <= kMaxHeadDim);
     KVS_CHECK(p.q_norm.empty() || static_cast<int>(p.q_norm.size()) == d);
     KVS_CHECK(p.k_norm.empty() || static_cast<int>(p.k_norm.size()) == d);
     ForRows(p.qkv.rows, [&](std::int64_t r) { StoreRow(p, r); });
@@ -154,7 +157,8 @@ class CpuBackend : public Backend {
     const int d = layout.head_dim;
     const KvSlot slot = p.slots[static_cast<std::size_t>(r)];
     const std::int64_t position = p.positions[static_cast<std::size_t>(r)];
-    KVS_CHECK(slot.page < p.pages.num_pages && slot.offset >= 0 && slot.offset < kPageTokens);
+    const bool stored = slot != kNoSlot;
+    KVS_CHECK(!stored || (slot.page < p.pages.num_pages && slot.offset >= 0 && slot.offset < kPageTokens));
     KVS_CHECK(position >= 0 && position < p.rope.positions);
     const float* cos = p.rope.cos.data() + position * p.rope.half;
     const float* sin = p.rope.sin.data() + position * p.rope.half;
@@ -170,8 +174,11 @@ class CpuBackend : public Backend {
     for (int h = 0; h < layout.num_kv_heads; ++h) {
       float* head = k + h * d;
       if (!p.k_norm.empty()) elementwise_.rms_norm(head, p.k_norm.data(), p.eps, d, DType::kF32, head);
-      elementwise_.rotate(head, cos, sin, p.rope.half);
-      elementwise_.narrow(head, d, layout.dtype, p.pages.slab(slot.page, p.layer, 0, h) + row_offset);
+      if (!stored) continue;
+      float rotated[kMaxHeadDim];
+      std::copy_n(head, d, rotated);
+      elementwise_.rotate(rotated, cos, sin, p.rope.half);
+      elementwise_.narrow(rotated, d, layout.dtype, p.pages.slab(slot.page, p.layer, 0, h) + row_offset);
       elementwise_.narrow(v + h * d, d, layout.dtype, p.pages.slab(slot.page, p.layer, 1, h) + row_offset);
     }
   }

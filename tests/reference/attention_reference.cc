@@ -50,9 +50,9 @@ AttentionResult Attention(const kernels::AttentionParams& p, const std::vector<d
           q[static_cast<std::size_t>(j + half)] = raw[j + half] * std::cos(angle) + raw[j] * std::sin(angle);
         }
         for (std::int64_t t = 0; t < s.length; ++t) {
-          const std::size_t page = static_cast<std::size_t>(t / kernels::kPageTokens);
-          const std::int64_t token = t % kernels::kPageTokens;
-          const std::int64_t at = s.start + t;
+          const std::size_t page = static_cast<std::size_t>((s.first + t) / kernels::kPageTokens);
+          const std::int64_t token = (s.first + t) % kernels::kPageTokens;
+          const std::int64_t at = s.positions.empty() ? s.start + t : s.positions[static_cast<std::size_t>(t)];
           if (at > position || (p.window > 0 && at <= position - p.window)) continue;
           if (!s.skip.empty() && ((s.skip[page] >> token) & 1) != 0) continue;
           const std::byte* k = p.pages.slab(s.pages[page], p.layer, 0, kv_head);

@@ -21,7 +21,7 @@ using kernels::DType;
 using nlohmann::json;
 using testing::TempDir;
 
-constexpr LoadOptions kOptions = {.dtype = DType::kF32, .threads = 1, .max_batch_rows = 64};
+const LoadOptions kOptions = {.dtype = DType::kF32, .threads = 1, .max_batch_rows = 64};
 
 std::string ReadFile(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
