@@ -12,6 +12,7 @@
 #include "agentd/pool/kv_pool.h"
 #include "agentd/pool/page_arena.h"
 #include "agentd/system_memory.h"
+#include "agentd/tiers/cold_tier.h"
 #include "libkvshare/core/status_macros.h"
 #include "runtime/utf8.h"
 
@@ -26,13 +27,57 @@ constexpr std::size_t kMaxStopBytes = 1024;
 // Of the memory that is free at start, the part the pool takes when nobody says how much.
 constexpr std::int64_t kDefaultPoolDivisor = 4;
 
+// A pin may stay as long as anybody could mean.
+constexpr std::chrono::milliseconds kMaxPinTtl = std::chrono::hours(24 * 365);
+
+constexpr std::int64_t kMaxEntries = 10000;
+
+ColdStats ColdStatsOf(const ColdTier& cold) {
+  const ColdTierStats tier = cold.stats();
+  return {.entries = tier.entries,
+          .bytes = tier.disk_bytes,
+          .hits = tier.hits,
+          .misses = tier.misses,
+          .integrity_errors = tier.integrity_errors,
+          .capacity_bytes = tier.capacity_bytes,
+          .stores = tier.stores,
+          .dropped = tier.dropped,
+          .evictions = tier.evictions,
+          .read_bytes = tier.read_bytes,
+          .written_bytes = tier.written_bytes,
+          .state = tier.degraded.empty() ? "ok" : tier.degraded};
+}
+
 // All requests share one scope until a daemon serves several tenants.
 Digest DefaultScope() { return DigestBuilder("scope").Text("default").Finish(); }
 
+// Names stand in statistics and logs, and whoever reads those should be able to trust a line to be a line.
+Status CheckNames(const std::string& agent, const std::string& session) {
+  for (const auto& [field, name] : {std::pair("agent", &agent), std::pair("session", &session)}) {
+    if (name->size() > kMaxNameBytes) {
+      return InvalidArgument(std::string("the name in `") + field + "` is longer than " +
+                             std::to_string(kMaxNameBytes) + " bytes");
+    }
+    const bool has_control =
+        std::any_of(name->begin(), name->end(), [](unsigned char c) { return c < ' ' || c == 127; });
+    if (has_control || !runtime::IsValidUtf8(*name)) {
+      return InvalidArgument(std::string("the name in `") + field + "` is not printable UTF-8");
+    }
+  }
+  return OkStatus();
+}
+
+Status CheckTtl(std::chrono::milliseconds ttl, std::chrono::milliseconds least, std::chrono::milliseconds most) {
+  if (ttl >= least && ttl <= most) return OkStatus();
+  return InvalidArgument("ttl is " + std::to_string(ttl.count()) + " ms; it must be from " +
+                         std::to_string(least.count()) + " to " + std::to_string(most.count()) + " ms");
+}
+
 Status CheckParameters(const GenerateRequest& request) {
   const SamplingParams& s = request.sampling;
-  if (request.max_tokens < 1) {
-    return InvalidArgument("max_tokens is " + std::to_string(request.max_tokens) + "; it must be at least 1");
+  if (request.max_tokens < 0) {
+    return InvalidArgument("max_tokens is " + std::to_string(request.max_tokens) +
+                           "; it must be at least 0 (0: store the prompt's KV and generate nothing)");
   }
   if (!std::isfinite(s.temperature) || s.temperature < 0) {
     return InvalidArgument("temperature must be a number of at least 0");
@@ -50,19 +95,7 @@ Status CheckParameters(const GenerateRequest& request) {
       return InvalidArgument("a stop string is longer than " + std::to_string(kMaxStopBytes) + " bytes");
     }
   }
-  for (const auto& [field, name] : {std::pair("agent", &request.agent), std::pair("session", &request.session)}) {
-    if (name->size() > kMaxNameBytes) {
-      return InvalidArgument(std::string("the name in `") + field + "` is longer than " +
-                             std::to_string(kMaxNameBytes) + " bytes");
-    }
-    // Names stand in statistics and logs, and whoever reads those should be able to trust a line to be a line.
-    const bool has_control =
-        std::any_of(name->begin(), name->end(), [](unsigned char c) { return c < ' ' || c == 127; });
-    if (has_control || !runtime::IsValidUtf8(*name)) {
-      return InvalidArgument(std::string("the name in `") + field + "` is not printable UTF-8");
-    }
-  }
-  return OkStatus();
+  return CheckNames(request.agent, request.session);
 }
 
 // The approximate modes need repair, which the engine does not have.
@@ -73,15 +106,19 @@ Status CheckMode(ReuseMode mode) {
 
 class ServiceImpl final : public Service {
  public:
-  ServiceImpl(std::unique_ptr<runtime::Model> model, std::unique_ptr<PageArena> arena, const ServiceOptions& options)
+  ServiceImpl(std::unique_ptr<runtime::Model> model, std::unique_ptr<PageArena> arena, std::unique_ptr<ColdTier> cold,
+              KvPoolOptions pool_options, const LeaseLimits& leases, const ServiceOptions& options)
       : model_(std::move(model)),
-        reuse_(options.reuse),
+        options_(options),
         arena_(std::move(arena)),
-        pool_(arena_->pages().num_pages, RootContext(model_->space(), DefaultScope())),
-        engine_(model_.get(), &pool_, arena_.get(), &stats_,
+        cold_(std::move(cold)),
+        pool_(arena_->pages().num_pages, RootContext(model_->space(), DefaultScope()), std::move(pool_options)),
+        engine_(model_.get(), &pool_, arena_.get(), cold_.get(), &stats_,
                 {.max_running = std::min(options.max_running, model_->max_batch_rows()),
                  .max_waiting = options.max_waiting,
-                 .prefill_chunk_tokens = options.prefill_chunk_tokens}) {}
+                 .prefill_chunk_tokens = options.prefill_chunk_tokens,
+                 .always_load = options.always_load,
+                 .leases = leases}) {}
 
   ServerInfo Info() const override {
     ServerInfo info;
@@ -90,7 +127,7 @@ class ServiceImpl final : public Service {
     info.space = model_->space().Hex();
     info.dtype = kernels::DTypeName(model_->kv_layout().dtype);
     info.isa = model_->backend().capabilities().isa;
-    info.reuse = reuse_;
+    info.reuse = options_.reuse;
     info.max_context_tokens = model_->config().max_positions;
     info.vocab_size = model_->config().vocab_size;
     return info;
@@ -136,7 +173,8 @@ class ServiceImpl final : public Service {
     admitted.stop = request.stop;
     admitted.ignore_eos = request.ignore_eos;
     admitted.agent = stats_.Intern(request.agent);
-    admitted.reuse = request.reuse.value_or(reuse_);
+    if (!request.session.empty()) admitted.session = std::make_shared<const std::string>(request.session);
+    admitted.reuse = request.reuse.value_or(options_.reuse);
     KVS_RETURN_IF_ERROR(CheckMode(admitted.reuse));
     // A year is forever, and added to now it does not overflow the clock.
     admitted.deadline =
@@ -150,10 +188,54 @@ class ServiceImpl final : public Service {
   Result<Explanation> Explain(const kvshare::ExplainRequest& request) override {
     if (request.request_id != 0) return engine_.ExplainRequest(request.request_id);
     KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, ResolvePrompt(request.prompt));
-    return engine_.Explain(prompt, request.reuse.value_or(reuse_));
+    return engine_.Explain(prompt, request.reuse.value_or(options_.reuse));
   }
 
-  Stats GetStats() const override { return stats_.Snapshot(); }
+  Stats GetStats() const override {
+    Stats stats = stats_.Snapshot();
+    if (cold_ != nullptr) stats.cold = ColdStatsOf(*cold_);
+    return stats;
+  }
+
+  Result<Match> Lookup(const LookupRequest& request) override {
+    KVS_RETURN_IF_ERROR(CheckNames(request.agent, request.session));
+    KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, ResolvePrompt(request.prompt));
+    return engine_.Lookup(prompt);
+  }
+
+  Result<LeaseInfo> Acquire(const AcquireRequest& request) override {
+    KVS_RETURN_IF_ERROR(CheckNames(request.agent, request.session));
+    KVS_RETURN_IF_ERROR(CheckTtl(request.ttl, std::chrono::milliseconds(1), options_.max_lease_ttl));
+    KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, ResolvePrompt(request.prompt));
+    return engine_.Acquire(prompt, request.ttl);
+  }
+
+  Status Release(std::uint64_t lease) override { return engine_.Release(lease); }
+
+  Result<PinInfo> Pin(const PinRequest& request) override {
+    KVS_RETURN_IF_ERROR(CheckTtl(request.ttl, std::chrono::milliseconds(0), kMaxPinTtl));
+    KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, ResolvePrompt(request.prompt));
+    return engine_.Pin(prompt, request.ttl);
+  }
+
+  Status Unpin(const std::string& key) override { return engine_.Unpin(key); }
+
+  Result<std::int64_t> Prefetch(const LookupRequest& request) override {
+    KVS_RETURN_IF_ERROR(CheckNames(request.agent, request.session));
+    KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, ResolvePrompt(request.prompt));
+    return engine_.Prefetch(prompt);
+  }
+
+  Result<std::int64_t> Evict(const EvictRequest& request) override { return engine_.Evict(request); }
+
+  Result<std::vector<Entry>> Entries(const EntriesRequest& request) override {
+    if (request.limit < 1 || request.limit > kMaxEntries) {
+      return InvalidArgument("limit is " + std::to_string(request.limit) + "; it must be from 1 to " +
+                             std::to_string(kMaxEntries));
+    }
+    return engine_.Entries(request);
+  }
+
   void ClearPool() override { engine_.ClearPool(); }
   void Drain() override { engine_.Drain(); }
   Status CheckIntegrity() override { return engine_.CheckIntegrity(); }
@@ -196,18 +278,23 @@ class ServiceImpl final : public Service {
 
   // In this order: the engine, made last, ends first.
   const std::unique_ptr<runtime::Model> model_;
-  const ReuseMode reuse_;
+  const ServiceOptions options_;
   StatsBook stats_;
   const std::unique_ptr<PageArena> arena_;
+  const std::unique_ptr<ColdTier> cold_;  // null: none
   KvPool pool_;
   Engine engine_;
 };
+
+std::int64_t ContextPages(const runtime::Model& model) {
+  return (model.config().max_positions + kPageTokens - 1) / kPageTokens;
+}
 
 // Pages of a pool for this model. ResourceExhausted when they do not hold one full context: then some request that fits
 // the window could never run.
 Result<kernels::PageIndex> PoolPages(const runtime::Model& model, std::int64_t pool_bytes) {
   const auto page_bytes = static_cast<std::int64_t>(model.kv_layout().page_bytes());
-  const std::int64_t context_pages = (model.config().max_positions + kPageTokens - 1) / kPageTokens;
+  const std::int64_t context_pages = ContextPages(model);
   const std::int64_t context_bytes = context_pages * page_bytes;
   const std::int64_t available = AvailableMemoryBytes();
   if (pool_bytes == 0) {
@@ -231,17 +318,42 @@ Result<kernels::PageIndex> PoolPages(const runtime::Model& model, std::int64_t p
 }  // namespace
 
 Result<std::unique_ptr<Service>> NewService(std::unique_ptr<runtime::Model> model, const ServiceOptions& options) {
+  std::unique_ptr<ColdTier> cold;
+  if (!options.cold_dir.empty()) {
+    ColdTierOptions tier;
+    tier.directory = options.cold_dir;
+    tier.max_bytes = options.cold_bytes;
+    tier.space = model->space();
+    tier.page_bytes = model->kv_layout().page_bytes();
+    KVS_ASSIGN_OR_RETURN(cold, ColdTier::Open(tier));
+  }
+  return NewServiceOn(std::move(model), std::move(cold), options);
+}
+
+Result<std::unique_ptr<Service>> NewServiceOn(std::unique_ptr<runtime::Model> model, std::unique_ptr<ColdTier> cold,
+                                              const ServiceOptions& options) {
   for (const auto& [name, value] :
        {std::pair("max_running", options.max_running), std::pair("max_waiting", options.max_waiting),
         std::pair("prefill_chunk_tokens", options.prefill_chunk_tokens)}) {
-    if (value < 1)
+    if (value < 1) {
       return InvalidArgument(std::string(name) + " is " + std::to_string(value) + "; it must be at least 1");
+    }
   }
   KVS_RETURN_IF_ERROR(CheckMode(options.reuse));
   if (options.kv_pool_bytes < 0) return InvalidArgument("kv_pool_bytes is negative");
+  if (options.max_leases < 0 || options.max_pins < 0) return InvalidArgument("max_leases or max_pins is negative");
   KVS_ASSIGN_OR_RETURN(const kernels::PageIndex pages, PoolPages(*model, options.kv_pool_bytes));
+  KvPoolOptions pool;
+  if (!options.eviction_policy.empty()) {
+    KVS_ASSIGN_OR_RETURN(pool.policy, NewEvictionPolicy(options.eviction_policy, pages));
+  }
+  // Whatever clients hold, one full context can be computed: else a request could wait for ever.
+  const auto spare = static_cast<PageIndex>(pages - ContextPages(*model));
+  pool.max_retained = std::min(pages / 2, spare);
+  const LeaseLimits leases = {.max_leases = options.max_leases, .max_pins = options.max_pins, .max_pages = spare};
   KVS_ASSIGN_OR_RETURN(auto arena, PageArena::Create(model->backend(), model->kv_layout(), pages));
-  return std::unique_ptr<Service>(std::make_unique<ServiceImpl>(std::move(model), std::move(arena), options));
+  return std::unique_ptr<Service>(std::make_unique<ServiceImpl>(std::move(model), std::move(arena), std::move(cold),
+                                                                std::move(pool), leases, options));
 }
 
 }  // namespace kvshare::agentd

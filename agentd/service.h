@@ -19,6 +19,8 @@
 
 namespace kvshare::agentd {
 
+class ColdTier;
+
 struct ServiceOptions {
   ReuseMode reuse = ReuseMode::kExact;
   std::int64_t kv_pool_bytes = 0;   // 0: a quarter of the machine's free memory, at least one full context
@@ -111,7 +113,12 @@ class Service {
   virtual Status CheckIntegrity() = 0;
 };
 
-// Takes the model; starts the engine's thread. ResourceExhausted when the pool cannot hold one full context.
+// Takes the model, opens the cold tier where there is one, starts the engine's thread. ResourceExhausted when the pool
+// cannot hold one full context; FailedPrecondition when another process has the cold tier's directory.
 Result<std::unique_ptr<Service>> NewService(std::unique_ptr<runtime::Model> model, const ServiceOptions& options);
+
+// The same over a cold tier that is open already, or null; options.cold_dir and cold_bytes are not looked at.
+Result<std::unique_ptr<Service>> NewServiceOn(std::unique_ptr<runtime::Model> model, std::unique_ptr<ColdTier> cold,
+                                              const ServiceOptions& options);
 
 }  // namespace kvshare::agentd

@@ -2,29 +2,41 @@
 
 #include <algorithm>
 #include <future>
-#include <string>
 #include <utility>
 
 #include "libkvshare/core/check.h"
-#include "runtime/sampler.h"
 
 namespace kvshare::agentd {
 namespace {
 
-// Plans kept for `explain --request`.
+// Plans kept for `explain --request`; admission.cc forgets the oldest.
 constexpr std::size_t kRememberedPlans = 1024;
 
 // Rows of logits there is room for at start; more companions make it grow once.
 constexpr std::int64_t kFirstLogitRows = 16;
 
-double Milliseconds(SteadyTime from, SteadyTime to) {
-  return std::chrono::duration<double, std::milli>(to - from).count();
-}
+// Copied to the cold tier after each step, at least one page: a few milliseconds of a core.
+constexpr std::size_t kDemotedBytesPerStep = std::size_t{8} << 20;
+
+// When the cold tier takes no more for the moment, and nothing else is to be done.
+constexpr std::chrono::milliseconds kDemotionRetry{5};
+
+// Nothing waits longer than this without looking around.
+constexpr std::chrono::hours kLongSleep{1};
 
 }  // namespace
 
-Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, StatsBook* stats, const EngineOptions& options)
-    : model_(model), pool_(pool), arena_(arena), stats_(stats), options_(options) {
+Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* cold, StatsBook* stats,
+               const EngineOptions& options)
+    : model_(model),
+      pool_(pool),
+      arena_(arena),
+      cold_(cold),
+      stats_(stats),
+      options_(options),
+      planner_(pool, cold, stats),
+      demoter_(cold, pool, arena->pages(), stats),
+      leases_(pool, options.leases) {
   KVS_CHECK(options.max_running >= 1 && options.max_waiting >= 1 && options.prefill_chunk_tokens >= 1);
   KVS_CHECK(options.max_running <= model->max_batch_rows());
   GrowLogits(std::min(options.max_running, kFirstLogitRows));  // touched here, not in a request
@@ -69,22 +81,30 @@ void Engine::Cancel(std::uint64_t request_id) {
   inbox_changed_.notify_one();
 }
 
-void Engine::OnEngineThread(const std::function<void()>& task) {
-  std::promise<void> done;
+void Engine::Post(std::function<void()> task) {
   {
     const std::lock_guard lock(mutex_);
-    tasks_.push_back([&] {
-      task();
-      done.set_value();
-    });
+    tasks_.push_back(std::move(task));
   }
   inbox_changed_.notify_one();
-  done.get_future().wait();
+}
+
+void Engine::OnEngineThread(const std::function<void()>& task) {
+  // Shared: the waiting thread may be gone before set_value has returned.
+  const auto done = std::make_shared<std::promise<void>>();
+  Post([&task, done] {
+    task();
+    done->set_value();
+  });
+  done->get_future().wait();
 }
 
 Explanation Engine::Explain(std::span<const TokenId> prompt, ReuseMode mode) {
   Explanation explanation;
-  OnEngineThread([&] { explanation = ExplanationOf(PlanReuse(*pool_, prompt, mode), *stats_); });
+  OnEngineThread([&] {
+    const ReusePlan plan = planner_.Plan(prompt, mode, planner_.FindReusable(prompt, mode));
+    explanation = ExplanationOf(plan.spans, *stats_);
+  });
   return explanation;
 }
 
@@ -93,70 +113,148 @@ Result<Explanation> Engine::ExplainRequest(std::uint64_t request_id) {
                                         std::to_string(kRememberedPlans) + " requests that were started");
   OnEngineThread([&] {
     const auto plan = plans_.find(request_id);
-    if (plan != plans_.end()) result = ExplanationOf({.match = {}, .spans = plan->second}, *stats_);
+    if (plan != plans_.end()) result = ExplanationOf(plan->second, *stats_);
   });
   return result;
+}
+
+void Engine::RememberPlan(const Sequence& sequence) {
+  const bool known = plans_.contains(sequence.request.id);
+  plans_[sequence.request.id] = sequence.plan.spans;
+  if (known) return;
+  plan_order_.push_back(sequence.request.id);
+  if (plan_order_.size() <= kRememberedPlans) return;
+  plans_.erase(plan_order_.front());
+  plan_order_.pop_front();
 }
 
 void Engine::ClearPool() {
   OnEngineThread([&] {
     pool_->Clear();
+    replan_ = true;
     PublishLoad();
   });
+  if (cold_ != nullptr) cold_->Clear();
 }
 
 Status Engine::CheckIntegrity() {
   Status status;
   OnEngineThread([&] { status = pool_->CheckIntegrity(); });
+  if (status.ok() && cold_ != nullptr) status = cold_->CheckIntegrity();
   return status;
 }
 
 void Engine::Drain() {
-  std::unique_lock lock(mutex_);
-  draining_ = true;
-  all_ended_.wait(lock, [this] { return outstanding_count_ == 0; });
+  {
+    std::unique_lock lock(mutex_);
+    draining_ = true;
+    all_ended_.wait(lock, [this] { return outstanding_count_ == 0; });
+  }
+  if (cold_ == nullptr) return;
+  // Flush waits until what the tier has taken is on disk; then it has room for more. It may have none for other
+  // reasons (a full disk): then memory's pages are lost with the process, and counted.
+  while (true) {
+    std::size_t before = 0, after = 0;
+    OnEngineThread([&] {
+      before = demoter_.backlog();
+      while (demoter_.Work(kDemotedBytesPerStep)) {
+      }
+      after = demoter_.backlog();
+    });
+    const Status flushed = cold_->Flush();
+    if (after == 0 || (before == after && (!flushed.ok() || !cold_->CanStore()))) return;
+  }
 }
 
 void Engine::Run() {
   while (Step()) {
   }
+  Stop();
+}
+
+// Ends everything; returns when the tier has nothing of ours in its hands any more.
+void Engine::Stop() {
   const Status stopped = Unavailable("the daemon stopped before this request was done");
   for (const auto& sequence : running_) Fail(*sequence, stopped);
   DropEnded();
-  for (const EngineRequest& request : std::exchange(waiting_, {})) FailWaiting(request, stopped);
+  waiting_.EraseIf([&](const EngineRequest& request) {
+    FailWaiting(request, stopped);
+    return true;
+  });
+  while (true) {
+    for (auto& [tokens, done] : std::exchange(fetches_, {})) done(stopped);
+    std::vector<EngineRequest> arrived;
+    std::vector<std::function<void()>> tasks;
+    {
+      std::unique_lock lock(mutex_);
+      inbox_changed_.wait(lock, [this] { return promotions_.empty() || !tasks_.empty(); });
+      arrived.swap(arrived_);
+      tasks.swap(tasks_);
+    }
+    for (const EngineRequest& request : arrived) FailWaiting(request, stopped);
+    if (tasks.empty() && promotions_.empty()) return;
+    for (const auto& task : tasks) task();
+  }
 }
 
 bool Engine::Step() {
   if (!Receive()) return false;
   Plan();
-  if (work_.empty()) return true;
-  Materialize();
-  const Status forward = Forward();
-  Commit(forward);
+  if (!work_.empty()) {
+    Materialize();
+    const SteadyTime begin = std::chrono::steady_clock::now();
+    const Status forward = Forward();
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    std::int64_t rows = 0, prefill_rows = 0;
+    for (const Work& work : work_) {
+      rows += work.count;
+      if (work.sequence->prefilling()) prefill_rows += work.count;
+    }
+    if (forward.ok()) costs_.Measured(prefill_rows, rows, seconds);
+    Commit(forward);
+  }
+  const bool demoted = demoter_.Work(kDemotedBytesPerStep);
+  may_sleep_ = work_.empty() && !demoted && !replan_;
   return true;
 }
 
-// Takes what other threads left in the inbox; sleeps only when there is nothing to do at all.
+// Takes what other threads left in the inbox; sleeps when there is nothing to compute and nothing to copy.
 bool Engine::Receive() {
   std::vector<EngineRequest> arrived;
   std::vector<std::uint64_t> cancelled;
   std::vector<std::function<void()>> tasks;
   bool stopping = false;
   {
+    const auto has_news = [this] { return !arrived_.empty() || !cancelled_.empty() || !tasks_.empty() || stopping_; };
+    const SteadyTime wake_up = may_sleep_ ? NextWakeUp() : SteadyTime{};
     std::unique_lock lock(mutex_);
-    inbox_changed_.wait(lock, [this] {
-      return !running_.empty() || !waiting_.empty() || !arrived_.empty() || !cancelled_.empty() || !tasks_.empty() ||
-             stopping_;
-    });
+    if (may_sleep_) inbox_changed_.wait_until(lock, wake_up, has_news);
     arrived.swap(arrived_);
     cancelled.swap(cancelled_);
     tasks.swap(tasks_);
     stopping = stopping_;
   }
-  for (EngineRequest& request : arrived) waiting_.push_back(std::move(request));
+  const SteadyTime now = std::chrono::steady_clock::now();
+  pool_->SetTime(std::chrono::duration_cast<std::chrono::milliseconds>(now - start_).count());
+  if (!arrived.empty() || !cancelled.empty()) replan_ = true;
+  for (EngineRequest& request : arrived) waiting_.Push(std::move(request));
   EndLateAndCancelled(cancelled);
+  if (leases_.Expire(now)) {
+    replan_ = true;
+    PublishLoad();
+  }
   for (const auto& task : tasks) task();
   return !stopping;
+}
+
+SteadyTime Engine::NextWakeUp() const {
+  const SteadyTime now = std::chrono::steady_clock::now();
+  SteadyTime next = now + kLongSleep;
+  if (demoter_.backlog() > 0) next = now + kDemotionRetry;
+  if (const auto deadline = leases_.NextDeadline(); deadline.has_value()) next = std::min(next, *deadline);
+  for (const auto& sequence : running_) next = std::min(next, sequence->request.deadline);
+  waiting_.ForEach([&next](const EngineRequest& request) { next = std::min(next, request.deadline); });
+  return next;
 }
 
 void Engine::EndLateAndCancelled(const std::vector<std::uint64_t>& cancelled) {
@@ -172,91 +270,11 @@ void Engine::EndLateAndCancelled(const std::vector<std::uint64_t>& cancelled) {
     if (const Status status = verdict(sequence->request); !status.ok()) Fail(*sequence, status);
   }
   DropEnded();
-  std::erase_if(waiting_, [&](const EngineRequest& request) {
+  waiting_.EraseIf([&](const EngineRequest& request) {
     const Status status = verdict(request);
     if (!status.ok()) FailWaiting(request, status);
     return !status.ok();
   });
-}
-
-// Fills the step: a row for every sequence that generates, then prompts in order of arrival. A waiting request is
-// planned only when there are rows for it, so that it finds what was stored until this moment.
-void Engine::Plan() {
-  work_.clear();
-  std::int64_t rows_left = model_->max_batch_rows();
-  for (const auto& sequence : running_) {
-    if (!sequence->prefilling()) AddWork(sequence.get(), &rows_left);
-  }
-  std::int64_t prefill_left = std::min(rows_left, options_.prefill_chunk_tokens);
-  for (const auto& sequence : running_) {
-    if (sequence->prefilling() && prefill_left > 0) AddWork(sequence.get(), &prefill_left);
-  }
-  while (prefill_left > 0 && AdmitNext(&prefill_left)) {
-  }
-}
-
-void Engine::AddWork(Sequence* sequence, std::int64_t* row_budget) {
-  const std::int64_t left = static_cast<std::int64_t>(sequence->tokens.size()) - sequence->computed;
-  const std::int64_t count = std::min(left, *row_budget);
-  KVS_CHECK(count > 0);
-  *row_budget -= count;
-  work_.push_back({.sequence = sequence, .begin = sequence->computed, .count = count});
-}
-
-bool Engine::AdmitNext(std::int64_t* row_budget) {
-  if (waiting_.empty() || static_cast<std::int64_t>(running_.size()) >= options_.max_running) return false;
-  EngineRequest& request = waiting_.front();
-  ReusePlan plan = PlanReuse(*pool_, request.prompt, request.reuse);
-  if (WorthWaitingFor(request, plan.match)) return false;
-  const auto prompt_tokens = static_cast<std::int64_t>(request.prompt.size());
-  // The last generated token is never an input, so it needs no place.
-  const std::int64_t tokens_to_hold = prompt_tokens + request.max_tokens - 1;
-  Result<KvHandle> kv = pool_->Acquire(plan.match, tokens_to_hold);
-  if (!kv.ok() && plan.match.tail != kNoPage) {
-    plan = PlanWithoutTail(*pool_, request.prompt, plan);
-    kv = pool_->Acquire(plan.match, tokens_to_hold);
-  }
-  if (!kv.ok()) {
-    KVS_CHECK(!running_.empty());  // an idle pool holds one full context: NewService saw to it
-    return false;
-  }
-
-  auto sequence = std::make_unique<Sequence>();
-  sequence->request = std::move(request);
-  waiting_.pop_front();
-  {
-    const std::lock_guard lock(mutex_);
-    --waiting_count_;
-  }
-  sequence->plan = std::move(plan);
-  sequence->kv = std::move(*kv);
-  sequence->tokens = sequence->request.prompt;
-  sequence->tokens.reserve(static_cast<std::size_t>(tokens_to_hold + 1));
-  sequence->computed = sequence->plan.match.tokens();
-  sequence->prompt_tokens = prompt_tokens;
-  if (model_->tokenizer() != nullptr) sequence->text.emplace(model_->tokenizer(), sequence->request.stop);
-  sequence->started = std::chrono::steady_clock::now();
-  RememberPlan(*sequence);
-  AddWork(sequence.get(), row_budget);
-  running_.push_back(std::move(sequence));
-  return true;
-}
-
-// True when a running request is just computing a longer prefix of this prompt than what is stored: its pages will be
-// there before this request could have computed them itself, at half the work.
-bool Engine::WorthWaitingFor(const EngineRequest& request, const PrefixMatch& match) const {
-  if (request.reuse == ReuseMode::kOff) return false;
-  const auto reusable = static_cast<std::int64_t>(request.prompt.size()) - 1;
-  for (const auto& sequence : running_) {
-    if (!sequence->prefilling() || sequence->request.reuse == ReuseMode::kOff) continue;
-    const auto longest = static_cast<std::size_t>(std::min(reusable, sequence->prompt_tokens));
-    const auto differ =
-        std::mismatch(request.prompt.begin(), request.prompt.begin() + static_cast<std::ptrdiff_t>(longest),
-                      sequence->tokens.begin());
-    const std::int64_t common = differ.first - request.prompt.begin();
-    if (common / kPageTokens * kPageTokens > match.tokens()) return true;
-  }
-  return false;
 }
 
 // Makes real what was planned: page tables long enough for this step's rows, and private copies of partly matching
@@ -266,7 +284,7 @@ void Engine::Materialize() {
     KvHandle& kv = work.sequence->kv;
     pool_->Extend(kv, work.begin + work.count);
     if (kv.tail() == kNoPage) continue;
-    model_->backend().CopyPageRows(arena_->pages(), kv.tail(), kv.pages()[work.sequence->plan.match.pages.size()],
+    model_->backend().CopyPageRows(arena_->pages(), kv.tail(), kv.pages()[work.sequence->plan.stored.host.pages.size()],
                                    kv.tail_tokens());
     pool_->ReleaseTail(kv);
   }
@@ -274,33 +292,7 @@ void Engine::Materialize() {
 }
 
 Status Engine::Forward() {
-  batch_.ids.clear();
-  batch_.positions.clear();
-  batch_.slots.clear();
-  batch_.segments.clear();
-  batch_.logit_rows.clear();
-  for (Work& work : work_) {
-    const Sequence& sequence = *work.sequence;
-    const auto pages = sequence.kv.pages();
-    const auto row_begin = static_cast<std::int64_t>(batch_.ids.size());
-    for (std::int64_t t = work.begin; t < work.begin + work.count; ++t) {
-      batch_.ids.push_back(sequence.tokens[static_cast<std::size_t>(t)]);
-      batch_.positions.push_back(t);
-      batch_.slots.push_back(
-          {.page = pages[static_cast<std::size_t>(t / kPageTokens)], .offset = static_cast<int>(t % kPageTokens)});
-    }
-    // One segment from position 0, whoever computed its pages: where splits fall, and so the bits, is the same for all.
-    kernels::KvSegment segment;
-    segment.length = work.begin + work.count;
-    segment.pages = pages.first(static_cast<std::size_t>((segment.length + kPageTokens - 1) / kPageTokens));
-    segment.row_begin = row_begin;
-    segment.row_end = row_begin + work.count;
-    batch_.segments.push_back(segment);
-    if (work.begin + work.count == static_cast<std::int64_t>(sequence.tokens.size())) {
-      work.logits_row = static_cast<std::int64_t>(batch_.logit_rows.size());
-      batch_.logit_rows.push_back(segment.row_end - 1);
-    }
-  }
+  BuildBatch(work_, &batch_);
   GrowLogits(static_cast<std::int64_t>(batch_.logit_rows.size()));
   return model_->Forward(batch_, arena_->pages(), batch_.logit_rows.empty() ? nullptr : logits_.data());
 }
@@ -308,142 +300,6 @@ Status Engine::Forward() {
 void Engine::GrowLogits(std::int64_t rows) {
   const auto needed = static_cast<std::size_t>(rows * model_->config().vocab_size);
   if (logits_.size() < needed) logits_.resize(needed);
-}
-
-void Engine::Commit(const Status& forward) {
-  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
-  for (const Work& work : work_) {
-    Sequence& sequence = *work.sequence;
-    if (!forward.ok()) {
-      Fail(sequence, forward.WithContext("forward step"));
-      continue;
-    }
-    const bool was_prefilling = sequence.prefilling();
-    sequence.computed += work.count;
-    if (was_prefilling && sequence.request.reuse != ReuseMode::kOff) {
-      pool_->Publish(sequence.kv, std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)),
-                     sequence.request.agent);
-    }
-    if (work.logits_row < 0) continue;
-    const auto row = std::span(logits_).subspan(static_cast<std::size_t>(work.logits_row) * vocab, vocab);
-    AcceptToken(sequence, runtime::SampleToken(row, sequence.request.sampling, sequence.generated()));
-  }
-  DropEnded();
-  PublishLoad();
-}
-
-void Engine::AcceptToken(Sequence& sequence, TokenId token) {
-  sequence.last_token = std::chrono::steady_clock::now();
-  if (sequence.generated() == 0 && sequence.first_token == SteadyTime{}) sequence.first_token = sequence.last_token;
-  const std::vector<TokenId>& eos = model_->config().eos_ids;
-  if (!sequence.request.ignore_eos && std::find(eos.begin(), eos.end(), token) != eos.end()) {
-    Complete(sequence, FinishReason::kStop, {});
-    return;
-  }
-  sequence.tokens.push_back(token);
-  const bool stopped = sequence.text.has_value() && sequence.text->Push(token);
-  TokenChunk chunk;
-  chunk.ids.push_back(token);
-  if (stopped) {
-    Complete(sequence, FinishReason::kStop, std::move(chunk));
-  } else if (sequence.generated() == sequence.request.max_tokens) {
-    Complete(sequence, FinishReason::kLength, std::move(chunk));
-  } else {
-    if (sequence.text.has_value()) chunk.text = sequence.text->TakeDelta();
-    sequence.request.sink->OnChunk(std::move(chunk));
-  }
-}
-
-void Engine::Complete(Sequence& sequence, FinishReason reason, TokenChunk last_chunk) {
-  GenerateReply reply;
-  if (sequence.text.has_value()) {
-    sequence.text->Finish();
-    last_chunk.text = sequence.text->TakeDelta();
-    reply.text = sequence.text->text();
-  }
-  reply.request_id = sequence.request.id;
-  reply.ids.assign(sequence.tokens.begin() + sequence.prompt_tokens, sequence.tokens.end());
-  reply.finish_reason = reason;
-  reply.prompt_tokens = sequence.prompt_tokens;
-  reply.reuse = ReportOf(sequence.plan);
-  const EngineRequest& request = sequence.request;
-  reply.timings.queue_ms = Milliseconds(request.arrival, sequence.started);
-  reply.timings.ttft_ms = Milliseconds(request.arrival, sequence.first_token);
-  reply.timings.prompt_ms = Milliseconds(sequence.started, sequence.first_token);
-  reply.timings.predicted_ms = Milliseconds(sequence.first_token, sequence.last_token);
-
-  // All is stored and counted before the caller can know: its next call finds both.
-  stats_->Completed(request.agent, reply);
-  EndSequence(sequence);
-  PublishLoad();
-  if (!last_chunk.ids.empty() || !last_chunk.text.empty()) request.sink->OnChunk(std::move(last_chunk));
-  request.sink->OnDone(std::move(reply));
-  RequestEnded();
-}
-
-void Engine::Fail(Sequence& sequence, const Status& status) {
-  stats_->Failed();
-  EndSequence(sequence);
-  PublishLoad();
-  sequence.request.sink->OnError(status);
-  RequestEnded();
-}
-
-void Engine::FailWaiting(const EngineRequest& request, const Status& status) {
-  {
-    const std::lock_guard lock(mutex_);
-    --waiting_count_;
-  }
-  stats_->Failed();
-  PublishLoad();
-  request.sink->OnError(status);
-  RequestEnded();
-}
-
-// Whatever was computed is good KV, also of a request that failed: it is stored, unless the request wanted no reuse.
-void Engine::EndSequence(Sequence& sequence) {
-  sequence.ended = true;
-  if (sequence.request.reuse == ReuseMode::kOff) {
-    sequence.kv = KvHandle();
-    return;
-  }
-  const auto done = std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed));
-  pool_->Retire(std::move(sequence.kv), done, sequence.request.agent);
-}
-
-void Engine::DropEnded() {
-  std::erase_if(running_, [](const auto& sequence) { return sequence->ended; });
-}
-
-void Engine::RememberPlan(const Sequence& sequence) {
-  plans_[sequence.request.id] = sequence.plan.spans;
-  plan_order_.push_back(sequence.request.id);
-  if (plan_order_.size() <= kRememberedPlans) return;
-  plans_.erase(plan_order_.front());
-  plan_order_.pop_front();
-}
-
-void Engine::PublishLoad() {
-  const PoolUsage usage = pool_->usage();
-  const auto page_bytes = static_cast<std::int64_t>(model_->kv_layout().page_bytes());
-  PoolStats pool;
-  pool.capacity_bytes = usage.total * page_bytes;
-  pool.pages = usage.total - usage.free;
-  pool.used_bytes = pool.pages * page_bytes;
-  pool.leases = usage.pinned;
-  pool.evictions = usage.evictions;
-  const auto running = std::count_if(running_.begin(), running_.end(), [](const auto& s) { return !s->ended; });
-  std::int64_t waiting = 0;
-  {
-    const std::lock_guard lock(mutex_);
-    waiting = waiting_count_;
-  }
-  stats_->SetLoad(running, waiting, pool);
-}
-
-void Engine::RequestEnded() {
-  const std::lock_guard lock(mutex_);
-  if (--outstanding_count_ == 0) all_ended_.notify_all();
 }
 
 }  // namespace kvshare::agentd

@@ -5,17 +5,28 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
+#include "agentd/engine/batch.h"
+#include "agentd/engine/cost_meter.h"
+#include "agentd/engine/demoter.h"
+#include "agentd/engine/leases.h"
 #include "agentd/engine/planner.h"
+#include "agentd/engine/promotion.h"
 #include "agentd/engine/sequence.h"
 #include "agentd/engine/stats_book.h"
+#include "agentd/engine/waiting_queue.h"
 #include "agentd/pool/kv_pool.h"
 #include "agentd/pool/page_arena.h"
+#include "agentd/tiers/cold_tier.h"
 #include "kvshare/status.h"
 #include "runtime/forward_batch.h"
 #include "runtime/model.h"
@@ -26,13 +37,17 @@ struct EngineOptions {
   std::int64_t max_running = 0;           // >= 1
   std::int64_t max_waiting = 0;           // >= 1
   std::int64_t prefill_chunk_tokens = 0;  // >= 1
+  bool always_load = false;
+  LeaseLimits leases;
 };
 
 // Public methods are thread-safe; everything else happens on the engine's thread, without locks. Sinks are called
-// there, under no lock. model, pool, arena and stats must outlive the engine.
+// there, under no lock. model, pool, arena, cold tier and stats must outlive the engine.
 class Engine {
  public:
-  Engine(runtime::Model* model, KvPool* pool, PageArena* arena, StatsBook* stats, const EngineOptions& options);
+  // `cold` may be null.
+  Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* cold, StatsBook* stats,
+         const EngineOptions& options);
   // Requests that have not ended get Unavailable.
   ~Engine();
   Engine(const Engine&) = delete;
@@ -48,51 +63,82 @@ class Engine {
   // How an earlier request was served. NotFound for one that is unknown, not yet planned, or long ago.
   Result<Explanation> ExplainRequest(std::uint64_t request_id);
 
+  // Stored KV by name, as Service has it (by_name.cc).
+  Match Lookup(std::span<const TokenId> prompt);
+  Result<LeaseInfo> Acquire(std::span<const TokenId> prompt, std::chrono::milliseconds ttl);
+  Status Release(std::uint64_t lease);
+  Result<PinInfo> Pin(std::span<const TokenId> prompt, std::chrono::milliseconds ttl);
+  Status Unpin(const std::string& key);
+  Result<std::int64_t> Prefetch(std::span<const TokenId> prompt);
+  Result<std::int64_t> Evict(const EvictRequest& request);
+  Result<std::vector<Entry>> Entries(const EntriesRequest& request);
+
   void ClearPool();
   Status CheckIntegrity();
-  // Refuses new requests from now on and returns when the last has ended.
+  // Refuses new requests from now on and returns when the last has ended and the cold tier has what memory has.
   void Drain();
 
  private:
-  // Rows [begin, begin + count) of one sequence in this step; the last row's logits, if wanted, are row `logits_row`.
-  struct Work {
-    Sequence* sequence = nullptr;
-    std::int64_t begin = 0;
-    std::int64_t count = 0;
-    std::int64_t logits_row = -1;
-  };
-
   void Run();
   // One step. False when it is time to stop.
   bool Step();
   bool Receive();
+  SteadyTime NextWakeUp() const;
+  void EndLateAndCancelled(const std::vector<std::uint64_t>& cancelled);
+  void Stop();
+  // Runs `task` on the engine's thread between two steps; returns when it has run.
+  void OnEngineThread(const std::function<void()>& task);
+  void Post(std::function<void()> task);
+
+  // admission.cc: fills the step.
   void Plan();
+  bool AdmitNext(std::int64_t* row_budget);
+  bool TryAdmit(std::size_t i, std::span<const Prospect> prospects, StoredPrefix stored, std::int64_t* row_budget);
+  bool WorthWaitingFor(const EngineRequest& request, const StoredPrefix& stored) const;
+  ReusePlan PlanFor(const EngineRequest& request, StoredPrefix stored);
+  void AddWork(Sequence* sequence, std::int64_t* row_budget);
+  void RememberPlan(const Sequence& sequence);
+
   void Materialize();
   Status Forward();
-  void Commit(const Status& forward);
-
-  bool AdmitNext(std::int64_t* row_budget);
-  bool WorthWaitingFor(const EngineRequest& request, const PrefixMatch& match) const;
-  void AddWork(Sequence* sequence, std::int64_t* row_budget);
   void GrowLogits(std::int64_t rows);
+
+  // commit.cc: what a step has brought, and how requests end.
+  void Commit(const Status& forward);
   void AcceptToken(Sequence& sequence, TokenId token);
   void Complete(Sequence& sequence, FinishReason reason, TokenChunk last_chunk);
   void Fail(Sequence& sequence, const Status& status);
   void FailWaiting(const EngineRequest& request, const Status& status);
   void EndSequence(Sequence& sequence);
   void DropEnded();
-  void EndLateAndCancelled(const std::vector<std::uint64_t>& cancelled);
-  void RememberPlan(const Sequence& sequence);
+  void Publish(Sequence& sequence);
   void PublishLoad();
   void RequestEnded();
-  // Runs `task` on the engine's thread between two steps; returns when it has run.
-  void OnEngineThread(const std::function<void()>& task);
+
+  // promote.cc: pages on their way into memory.
+  void BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv);
+  void EndPromotion(std::uint64_t id, std::vector<ColdLoaded> loaded);
+  void PublishLoaded(const Promotion& promotion, KvHandle& kv, std::span<const ColdLoaded> good);
+  // Loads what the cold tier has of `tokens`, then calls `done`. Where memory has no room for it, `done` is called with
+  // what there is.
+  void Fetch(std::vector<TokenId> tokens, FetchDone done);
+  void RetryFetches();
+  bool StartFetch(std::vector<TokenId>& tokens, FetchDone& done);
+
+  // by_name.cc
+  Entry EntryOf(const StoredPage& page) const;
+  Entry EntryOf(const ColdEntry& cold) const;
+  Result<std::string> ResolveKey(const std::string& key);
+  // Fetches `prompt`, runs `then` on the engine's thread, and returns. Unavailable when the engine stopped first.
+  Status AfterFetch(std::span<const TokenId> prompt, const std::function<void()>& then);
 
   runtime::Model* const model_;
   KvPool* const pool_;
   PageArena* const arena_;
+  ColdTier* const cold_;  // may be null
   StatsBook* const stats_;
   const EngineOptions options_;
+  const SteadyTime start_ = std::chrono::steady_clock::now();
 
   // The inbox: all that other threads touch. Guarded by mutex_.
   std::mutex mutex_;
@@ -108,11 +154,20 @@ class Engine {
   bool stopping_ = false;
 
   // The engine thread's own.
-  std::deque<EngineRequest> waiting_;
+  const Planner planner_;
+  Demoter demoter_;
+  LeaseBook leases_;
+  CostMeter costs_;
+  WaitingQueue waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
   std::vector<Work> work_;
+  bool replan_ = false;    // something has changed since no waiting request could be admitted
+  bool may_sleep_ = true;  // nothing to do until somebody or a deadline says so
   runtime::ForwardBatch batch_;
   std::vector<float> logits_;  // [rows whose logits are wanted, vocab]
+  std::uint64_t next_promotion_ = 1;
+  std::map<std::uint64_t, std::unique_ptr<Promotion>> promotions_;
+  std::vector<std::pair<std::vector<TokenId>, FetchDone>> fetches_;  // that wait for a promotion of the same pages
   std::deque<std::uint64_t> plan_order_;
   std::unordered_map<std::uint64_t, std::vector<PlanSpan>> plans_;  // of the last requests, for ExplainRequest
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "libkvshare/core/check.h"
 
@@ -10,7 +11,9 @@ namespace {
 
 class SpanList {
  public:
-  void Reused(std::int64_t end, AgentId source) { Add({.reused = true, .source = source}, end); }
+  void Reused(std::int64_t end, AgentId source, Tier tier) {
+    Add({.reused = true, .source = source, .tier = tier}, end);
+  }
   void Missed(std::int64_t end, MissKind miss) { Add({.miss = miss}, end); }
   std::int64_t end() const { return end_; }
   std::vector<PlanSpan> Take() { return std::move(spans_); }
@@ -24,7 +27,8 @@ class SpanList {
     end_ = end;
     if (!spans_.empty()) {
       PlanSpan& last = spans_.back();
-      if (last.reused == span.reused && last.source == span.source && last.miss == span.miss) {
+      if (last.reused == span.reused && last.source == span.source && last.tier == span.tier &&
+          last.miss == span.miss) {
         last.length += span.length;
         return;
       }
@@ -36,33 +40,39 @@ class SpanList {
   std::int64_t end_ = 0;
 };
 
+// Full pages of a stored prefix, and the context after them.
+struct FullPart {
+  std::int64_t tokens = 0;
+  Digest context;
+};
+
+FullPart FullPartOf(const KvPool& pool, const StoredPrefix& stored) {
+  FullPart full{.tokens = stored.host.full_tokens(), .context = pool.index().root()};
+  if (!stored.host.contexts.empty()) full.context = stored.host.contexts.back();
+  for (const ColdRun::Page& page : stored.cold.pages) {
+    if (page.tokens < kPageTokens) break;
+    full.tokens += kPageTokens;
+    full.context = page.context;
+  }
+  return full;
+}
+
 // Reasons for the tokens from spans.end() to the last: evicted where a page that held them is remembered, else `other`.
-void ExplainMisses(const KvPool& pool, std::span<const TokenId> prompt, const PrefixMatch& match, MissKind other,
+void ExplainMisses(const KvPool& pool, std::span<const TokenId> prompt, const StoredPrefix& stored, MissKind other,
                    SpanList& spans) {
   const std::int64_t end = static_cast<std::int64_t>(prompt.size()) - 1;
   if (!pool.ghosts().empty()) {
-    Digest parent = match.contexts.empty() ? pool.index().root() : match.contexts.back();
-    for (std::int64_t start = match.full_tokens(); start < end; start += kPageTokens) {
+    FullPart full = FullPartOf(pool, stored);
+    for (std::int64_t start = full.tokens; start < end; start += kPageTokens) {
       const auto rest = prompt.subspan(static_cast<std::size_t>(start));
       const auto page = rest.first(std::min<std::size_t>(rest.size(), kPageTokens));
-      const auto held = static_cast<std::int64_t>(pool.ghosts().Lookup(parent, page));
+      const auto held = static_cast<std::int64_t>(pool.ghosts().Lookup(full.context, page));
       spans.Missed(std::min(end, start + held), MissKind::kEvicted);
       spans.Missed(std::min(end, start + kPageTokens), other);
-      if (page.size() == kPageTokens) parent = ChainContext(parent, page);
+      if (page.size() == kPageTokens) full.context = ChainContext(full.context, page);
     }
   }
   spans.Missed(end, other);
-  spans.Missed(end + 1, MissKind::kLastToken);
-}
-
-std::vector<PlanSpan> SpansOf(const KvPool& pool, std::span<const TokenId> prompt, const PrefixMatch& match,
-                              std::int64_t declined) {
-  SpanList spans;
-  for (const PageIndex page : match.pages) spans.Reused(spans.end() + kPageTokens, pool.index().Source(page));
-  if (match.tail != kNoPage) spans.Reused(match.tokens(), pool.index().Source(match.tail));
-  spans.Missed(spans.end() + declined, MissKind::kPoolFull);
-  ExplainMisses(pool, prompt, match, match.diverges ? MissKind::kMessagesChanged : MissKind::kNeverStored, spans);
-  return spans.Take();
 }
 
 }  // namespace
@@ -75,36 +85,108 @@ std::string_view MissKindName(MissKind kind) {
     case MissKind::kEvicted: return "evicted";
     case MissKind::kDisabled: return "disabled";
     case MissKind::kPoolFull: return "pool_full";
+    case MissKind::kModelChanged: return "model_changed";
+    case MissKind::kLoadSlower: return "load_slower_than_recompute";
+    case MissKind::kColdEvicted: return "cold_evicted";
+    case MissKind::kColdDamaged: return "cold_damaged";
+    case MissKind::kColdUnreadable: return "cold_unreadable";
   }
   return "unknown";
 }
 
-ReusePlan PlanReuse(const KvPool& pool, std::span<const TokenId> prompt, ReuseMode mode) {
-  KVS_CHECK(!prompt.empty());
-  ReusePlan plan;
-  if (mode == ReuseMode::kOff) {
-    SpanList spans;
-    spans.Missed(static_cast<std::int64_t>(prompt.size()) - 1, MissKind::kDisabled);
-    spans.Missed(static_cast<std::int64_t>(prompt.size()), MissKind::kLastToken);
-    plan.spans = spans.Take();
-    return plan;
+StoredPrefix Planner::FindInMemory(std::span<const TokenId> tokens) const {
+  StoredPrefix stored;
+  stored.host = pool_->index().Find(tokens);
+  stored.diverges = stored.host.diverges;
+  return stored;
+}
+
+StoredPrefix Planner::Find(std::span<const TokenId> tokens) const {
+  StoredPrefix stored = FindInMemory(tokens);
+  if (cold_ != nullptr) ExtendIntoCold(tokens, &stored);
+  return stored;
+}
+
+StoredPrefix Planner::FindReusable(std::span<const TokenId> prompt, ReuseMode mode) const {
+  if (mode == ReuseMode::kOff) return {};
+  return Find(prompt.first(prompt.size() - 1));
+}
+
+void Planner::ExtendIntoCold(std::span<const TokenId> tokens, StoredPrefix* stored) const {
+  ColdRun run;
+  FullPart at = FullPartOf(*pool_, *stored);
+  auto rest = tokens.subspan(static_cast<std::size_t>(at.tokens));
+  bool diverges = false;
+  while (rest.size() >= kPageTokens) {
+    const auto page = rest.first(kPageTokens);
+    const Digest context = ChainContext(at.context, page);
+    if (!cold_->Contains(context)) break;
+    const Result<ColdEntry> entry = cold_->Find(context);
+    if (!entry.ok()) break;  // evicted just now
+    run.pages.push_back({.parent = at.context, .context = context, .tokens = kPageTokens, .source = SourceOf(*entry)});
+    at.context = context;
+    rest = rest.subspan(kPageTokens);
   }
-  plan.match = pool.index().Find(prompt.first(prompt.size() - 1));
-  plan.spans = SpansOf(pool, prompt, plan.match, 0);
-  return plan;
+  const ColdTail tail = rest.empty()
+                            ? ColdTail{}
+                            : cold_->FindTail(at.context, rest.first(std::min<std::size_t>(rest.size(), kPageTokens)));
+  if (tail.tokens > 0) {
+    const Result<ColdEntry> entry = cold_->Find(tail.context);
+    if (entry.ok()) {
+      run.pages.push_back(
+          {.parent = at.context, .context = tail.context, .tokens = tail.tokens, .source = SourceOf(*entry)});
+      diverges = static_cast<std::size_t>(tail.tokens) < rest.size() &&
+                 entry->page.tokens.size() > static_cast<std::size_t>(tail.tokens);
+    }
+  }
+  // What stands in memory already is never loaded.
+  if (run.tokens() <= stored->host.tail_tokens) return;
+  stored->host.DropTail();
+  stored->cold = std::move(run);
+  stored->diverges = diverges;
 }
 
-ReusePlan PlanWithoutTail(const KvPool& pool, std::span<const TokenId> prompt, const ReusePlan& plan) {
-  ReusePlan without;
-  without.match = plan.match;
-  without.match.DropTail();
-  without.spans = SpansOf(pool, prompt, without.match, plan.match.tail_tokens);
-  return without;
+std::int64_t Planner::TokensOfAnotherSpace(std::span<const TokenId> prompt) const {
+  std::int64_t tokens = 0;
+  Digest chain = ContentChainRoot();
+  while (prompt.size() >= kPageTokens) {
+    chain = ContentChain(chain, prompt.first(kPageTokens));
+    if (!cold_->StoredUnderAnotherSpace(chain)) break;
+    tokens += kPageTokens;
+    prompt = prompt.subspan(kPageTokens);
+  }
+  return tokens;
 }
 
-ReuseReport ReportOf(const ReusePlan& plan) {
+ReusePlan Planner::Plan(std::span<const TokenId> prompt, ReuseMode mode, StoredPrefix stored, Declined declined) const {
+  KVS_CHECK(!prompt.empty());
+  const auto last = static_cast<std::int64_t>(prompt.size()) - 1;
+  SpanList spans;
+  if (mode == ReuseMode::kOff) {
+    spans.Missed(last, MissKind::kDisabled);
+  } else {
+    const PrefixMatch& host = stored.host;
+    for (const PageIndex page : host.pages) {
+      spans.Reused(spans.end() + kPageTokens, pool_->index().Source(page), Tier::kHost);
+    }
+    if (host.tail != kNoPage) spans.Reused(host.tokens(), pool_->index().Source(host.tail), Tier::kHost);
+    for (const ColdRun::Page& page : stored.cold.pages) {
+      spans.Reused(spans.end() + page.tokens, page.source, Tier::kCold);
+    }
+    spans.Missed(std::min(declined.end, last), declined.why);
+    MissKind other = stored.diverges ? MissKind::kMessagesChanged : MissKind::kNeverStored;
+    if (other == MissKind::kNeverStored && cold_ != nullptr && stored.tokens() < last) {
+      spans.Missed(std::min(TokensOfAnotherSpace(prompt), last), MissKind::kModelChanged);
+    }
+    ExplainMisses(*pool_, prompt, stored, other, spans);
+  }
+  spans.Missed(last + 1, MissKind::kLastToken);
+  return {.stored = std::move(stored), .spans = spans.Take()};
+}
+
+ReuseReport ReportOf(std::span<const PlanSpan> spans) {
   ReuseReport report;
-  for (const PlanSpan& span : plan.spans) {
+  for (const PlanSpan& span : spans) {
     if (span.reused) {
       report.prefix_tokens += span.length;
       continue;
@@ -122,16 +204,16 @@ ReuseReport ReportOf(const ReusePlan& plan) {
   return report;
 }
 
-Explanation ExplanationOf(const ReusePlan& plan, const StatsBook& names) {
+Explanation ExplanationOf(std::span<const PlanSpan> spans, const StatsBook& names) {
   Explanation explanation;
-  for (const PlanSpan& span : plan.spans) {
+  for (const PlanSpan& span : spans) {
     ExplainSpan out;
     out.kind = span.reused ? "exact" : "fresh";
     out.start = span.start;
     out.length = span.length;
     if (span.reused) {
       out.source = names.AgentName(span.source);
-      out.tier = "host";
+      out.tier = span.tier == Tier::kHost ? "host" : "cold";
       out.repair = "none";
     } else {
       out.miss_reason = MissKindName(span.miss);

@@ -24,20 +24,26 @@ struct EngineRequest {
   std::uint64_t id = 0;  // given by the engine
   std::vector<TokenId> prompt;
   SamplingParams sampling;
-  std::int64_t max_tokens = 0;  // prompt + max_tokens fits the window
+  std::int64_t max_tokens = 0;  // prompt + max_tokens fits the window; 0: the prompt is computed and stored, no more
   std::vector<std::string> stop;
   bool ignore_eos = false;
   AgentId agent = 0;
+  std::shared_ptr<const std::string> session;  // null: none
   ReuseMode reuse = ReuseMode::kExact;
   SteadyTime arrival;
   SteadyTime deadline;
   std::shared_ptr<GenerateSink> sink;
+
+  // Tokens whose KV has a place while it runs. The last generated token is never an input, so it needs none.
+  std::int64_t tokens_to_hold() const {
+    return static_cast<std::int64_t>(prompt.size()) + (max_tokens > 0 ? max_tokens - 1 : 0);
+  }
 };
 
 // tokens:  0 ............ computed ............ prompt_tokens ............ tokens.size()
 //          |-- KV in `kv` --|-- to be computed --|
 // While the prompt is computed, tokens is the prompt. Afterwards exactly one token, the last one generated, has no KV
-// yet.
+// yet. While it loads, nothing of it is computed.
 struct Sequence {
   EngineRequest request;
   ReusePlan plan;
@@ -45,6 +51,8 @@ struct Sequence {
   std::vector<TokenId> tokens;  // prompt, then what was generated
   std::int64_t computed = 0;
   std::int64_t prompt_tokens = 0;
+  std::size_t published = 0;                // the first so many pages are in the index
+  std::uint64_t loading = 0;                // the promotion it waits for; 0: none
   std::optional<runtime::TextStream> text;  // absent when the model has no tokenizer
   SteadyTime started;                       // first computation
   SteadyTime first_token;

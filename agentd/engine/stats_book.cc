@@ -1,13 +1,40 @@
 #include "agentd/engine/stats_book.h"
 
+#include <algorithm>
+#include <initializer_list>
+
 namespace kvshare::agentd {
 namespace {
 
 constexpr AgentId kOtherAgentsId = 0;
 
+Histogram Buckets(std::initializer_list<double> bounds) {
+  Histogram histogram;
+  histogram.bounds = bounds;
+  histogram.counts.resize(bounds.size() + 1);
+  return histogram;
+}
+
+// From a hit on a small model to a long prompt on a slow machine.
+Histogram RequestSeconds() {
+  return Buckets({0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250});
+}
+
+Histogram TokenSeconds() { return Buckets({0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5}); }
+
+void Observe(Histogram& histogram, double milliseconds) {
+  const double seconds = milliseconds / 1000;
+  const auto bucket = std::lower_bound(histogram.bounds.begin(), histogram.bounds.end(), seconds);
+  ++histogram.counts[static_cast<std::size_t>(bucket - histogram.bounds.begin())];
+  histogram.sum += seconds;
+}
+
 }  // namespace
 
-StatsBook::StatsBook() : names_{std::string(kOtherAgents)}, agent_totals_(1) {}
+StatsBook::StatsBook() : names_{std::string(kOtherAgents)}, agent_totals_(1) {
+  stats_.ttft_seconds = stats_.queue_seconds = stats_.prefill_seconds = RequestSeconds();
+  stats_.inter_token_seconds = TokenSeconds();
+}
 
 AgentId StatsBook::Intern(std::string_view agent) {
   const std::string name(agent.empty() ? std::string_view("default") : agent);
@@ -41,6 +68,12 @@ void StatsBook::Completed(AgentId agent, const GenerateReply& reply) {
   const std::lock_guard lock(mutex_);
   Add(stats_.totals, reply);
   Add(agent_totals_[agent], reply);
+  Observe(stats_.ttft_seconds, reply.timings.ttft_ms);
+  Observe(stats_.queue_seconds, reply.timings.queue_ms);
+  Observe(stats_.prefill_seconds, reply.timings.prompt_ms);
+  if (reply.ids.size() > 1) {
+    Observe(stats_.inter_token_seconds, reply.timings.predicted_ms / static_cast<double>(reply.ids.size() - 1));
+  }
   for (const MissReason& miss : reply.reuse.miss_reasons) stats_.miss_reasons[miss.reason] += miss.tokens;
 }
 
@@ -49,16 +82,19 @@ void StatsBook::Failed() {
   ++stats_.requests_failed;
 }
 
-void StatsBook::SetLoad(std::int64_t running, std::int64_t waiting, const PoolStats& pool) {
+void StatsBook::SetLoad(const Load& load) {
   const std::lock_guard lock(mutex_);
-  stats_.requests_running = running;
-  stats_.requests_waiting = waiting;
-  stats_.pool = pool;
+  stats_.requests_running = load.running;
+  stats_.requests_waiting = load.waiting;
+  stats_.pool = load.pool;
+  stats_.pinned_bytes = load.pinned_bytes;
+  stats_.client_leases = load.client_leases;
 }
 
 Stats StatsBook::Snapshot() const {
   const std::lock_guard lock(mutex_);
   Stats stats = stats_;
+  stats.uptime_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   for (std::size_t i = 0; i < names_.size(); ++i) {
     // An agent is listed once a request of its ended well.
     if (agent_totals_[i].requests > 0) stats.agents.emplace(names_[i], agent_totals_[i]);

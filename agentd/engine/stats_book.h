@@ -1,6 +1,7 @@
 // StatsBook: what the daemon has done since it started, in total, per agent and per miss reason.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -20,6 +21,15 @@ using AgentId = std::uint32_t;
 inline constexpr std::size_t kMaxAgents = 1024;
 inline constexpr std::string_view kOtherAgents = "(other)";
 
+// What is going on at this moment.
+struct Load {
+  std::int64_t running = 0;
+  std::int64_t waiting = 0;
+  PoolStats pool;
+  std::int64_t pinned_bytes = 0;
+  std::int64_t client_leases = 0;
+};
+
 // Thread-safe. The lock is held for the time of a few additions, never during a forward step, so readers do not wait
 // for the engine.
 class StatsBook {
@@ -33,13 +43,15 @@ class StatsBook {
   // A request that ended well.
   void Completed(AgentId agent, const GenerateReply& reply);
   void Failed();
-  void SetLoad(std::int64_t running, std::int64_t waiting, const PoolStats& pool);
+  void SetLoad(const Load& load);
 
+  // All but the cold tier's counts.
   Stats Snapshot() const;
 
  private:
   static void Add(ReuseTotals& totals, const GenerateReply& reply);
 
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   mutable std::mutex mutex_;
   std::vector<std::string> names_;         // guarded by mutex_, as all below
   std::vector<ReuseTotals> agent_totals_;  // by AgentId

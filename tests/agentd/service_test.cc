@@ -63,7 +63,7 @@ TEST_F(ServiceTest, RefusesWhatCannotBeServedAndNamesIt) {
   ExpectRefused(IdsRequest({5, -1}, 4), "id -1 at index 1");
   ExpectRefused(IdsRequest({kTinyVocab}, 4), std::to_string(kTinyVocab));
   ExpectRefused(IdsRequest(std::vector<TokenId>(1024, 5), 4), "the model's window is 1024 tokens");
-  ExpectRefused(IdsRequest({5}, 0), "max_tokens");
+  ExpectRefused(IdsRequest({5}, -1), "max_tokens");
   GenerateRequest request = IdsRequest({5}, 4);
   request.sampling.temperature = -1;
   ExpectRefused(request, "temperature");

@@ -1,0 +1,28 @@
+// CostMeter: what computing a prompt's tokens costs, as measured, and whether loading them is cheaper.
+#pragma once
+
+#include <cstdint>
+
+namespace kvshare::agentd {
+
+// One thread.
+class CostMeter {
+ public:
+  // A step of `rows` rows, `prefill_rows` of them of prompts, took this long.
+  void Measured(std::int64_t prefill_rows, std::int64_t rows, double seconds);
+
+  // Whether to load KV of `tokens` tokens that loading would bring in `load_seconds` (0: not known). Loads until both
+  // costs are known; and every kTrialPeriod-th time that computing seems cheaper, so that an estimate from a bad moment
+  // does not last.
+  bool ShouldLoad(std::int64_t tokens, double load_seconds);
+
+  double seconds_per_token() const { return seconds_per_token_; }  // 0: not known yet
+
+  static constexpr int kTrialPeriod = 64;
+
+ private:
+  double seconds_per_token_ = 0;  // moving average
+  int declined_ = 0;              // in a row
+};
+
+}  // namespace kvshare::agentd

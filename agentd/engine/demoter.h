@@ -1,0 +1,70 @@
+// Demoter: copies stored pages from memory to the cold tier, soon after they are stored and a few at a time, so that
+// neither an eviction nor the end of the process loses them. What could not be copied by then is counted by the tier.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "agentd/engine/stats_book.h"
+#include "agentd/pool/kv_pool.h"
+#include "agentd/tiers/cold_tier.h"
+#include "kernels/paged_kv.h"
+
+namespace kvshare::agentd {
+
+// A session's name, shared by all pages that it stored.
+using SessionName = std::shared_ptr<const std::string>;
+
+// The engine's thread. Watches the pool's evictions for as long as it lives; pool, tier, names and the pages' memory
+// must outlive it.
+class Demoter {
+ public:
+  // `cold` null: remembers and does nothing.
+  Demoter(ColdTier* cold, KvPool* pool, const kernels::KvPages& pages, const StatsBook* names);
+  ~Demoter();
+  Demoter(const Demoter&) = delete;
+  Demoter& operator=(const Demoter&) = delete;
+
+  // `page` is in the index and was computed here. Pages must be told parents first; telling again is harmless.
+  void Computed(PageIndex page, const SessionName& session);
+  // `page` is in the index and came from the cold tier, with this content chain.
+  void Loaded(PageIndex page, const Digest& content_chain);
+
+  // Hands pages to the tier until `bytes` are copied or it takes no more. True when it took any.
+  bool Work(std::size_t bytes);
+  // Pages that wait to be copied.
+  std::size_t backlog() const { return backlog_; }
+
+  // While true, a page that leaves the pool for another reason than room is copied first, if it still waits.
+  void KeepDropped(bool keep) { keep_dropped_ = keep; }
+
+ private:
+  enum class State : std::uint8_t { kUnknown, kWaiting, kKept };
+  struct Slot {
+    State state = State::kUnknown;
+    Digest content_chain;
+    SessionName session;
+  };
+  struct Waiting {
+    PageIndex page = kNoPage;
+    Digest context;  // of the page when it was put here: its number may hold something else by now
+  };
+  bool Store(PageIndex page);
+  void OnDrop(PageIndex page);
+  void SetState(PageIndex page, State state);
+
+  ColdTier* const cold_;
+  KvPool* const pool_;
+  const kernels::KvPages pages_;
+  const StatsBook* const names_;
+  bool keep_dropped_ = false;
+  std::vector<Slot> slots_;    // by page
+  std::deque<Waiting> queue_;  // oldest first
+  std::size_t backlog_ = 0;    // slots in state kWaiting
+};
+
+}  // namespace kvshare::agentd

@@ -1,0 +1,121 @@
+// Engine: pages on their way from the cold tier into memory.
+#include <algorithm>
+#include <utility>
+
+#include "agentd/engine/engine.h"
+#include "libkvshare/core/check.h"
+
+namespace kvshare::agentd {
+
+// `kv` is the promotion's own, or its sequence's.
+void Engine::BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv) {
+  const std::uint64_t id = next_promotion_++;
+  if (promotion->sequence != nullptr) promotion->sequence->loading = id;
+  pool_->Extend(kv, promotion->start + promotion->run.tokens());
+  arena_->ExpectUse(pool_->high_water());
+  std::vector<ColdLoad> loads = LoadsOf(promotion->run, promotion->start, kv, arena_->pages());
+  promotions_.emplace(id, std::move(promotion));
+  cold_->Load(std::move(loads), [this, id](std::vector<ColdLoaded> loaded) {
+    Post([this, id, loaded = std::make_shared<std::vector<ColdLoaded>>(std::move(loaded))] {
+      EndPromotion(id, std::move(*loaded));
+    });
+  });
+}
+
+// What was loaded well is stored, whoever asked for it and whether anybody still does.
+void Engine::EndPromotion(std::uint64_t id, std::vector<ColdLoaded> loaded) {
+  const auto found = promotions_.find(id);
+  KVS_CHECK(found != promotions_.end());
+  const std::unique_ptr<Promotion> promotion = std::move(found->second);
+  promotions_.erase(found);
+  MissKind why = MissKind::kColdUnreadable;
+  const std::size_t good = CountGood(*promotion, loaded, &why);
+  if (Sequence* const sequence = promotion->sequence; sequence != nullptr) {
+    PublishLoaded(*promotion, sequence->kv, std::span(loaded).first(good));
+    sequence->loading = 0;
+    StoredPrefix stored = std::move(sequence->plan.stored);
+    const Declined lost = {.end = stored.tokens(), .why = why};
+    if (good < stored.cold.pages.size()) {
+      stored.cold.pages.resize(good);
+      stored.diverges = false;
+    }
+    sequence->computed = stored.tokens();
+    sequence->published = static_cast<std::size_t>(promotion->start / kPageTokens);
+    sequence->plan = planner_.Plan(sequence->request.prompt, sequence->request.reuse, std::move(stored), lost);
+    RememberPlan(*sequence);
+  } else {
+    PublishLoaded(*promotion, promotion->kv, std::span(loaded).first(good));
+    promotion->kv = KvHandle();
+    // Nothing is evicted between here and what `done` does with it.
+    if (promotion->done) promotion->done(OkStatus());
+  }
+  replan_ = true;
+  RetryFetches();
+  PublishLoad();
+}
+
+void Engine::PublishLoaded(const Promotion& promotion, KvHandle& kv, std::span<const ColdLoaded> good) {
+  auto end = static_cast<std::size_t>(promotion.start);
+  for (std::size_t i = 0; i < good.size(); ++i) {
+    const ColdPage& page = good[i].page;
+    // A request's last page, where it is not whole, holds what others wrote behind the rows it wants and will be
+    // written to: it is not shared. Without a request, the page is stored as it is, with its own tokens.
+    if (page.tokens.size() != static_cast<std::size_t>(promotion.run.pages[i].tokens) &&
+        promotion.sequence != nullptr) {
+      return;
+    }
+    std::vector<TokenId> tokens(promotion.tokens.begin(), promotion.tokens.begin() + static_cast<std::ptrdiff_t>(end));
+    tokens.insert(tokens.end(), page.tokens.begin(), page.tokens.end());
+    end = tokens.size();
+    const AgentId source = promotion.run.pages[i].source;
+    if (page.tokens.size() == kPageTokens) {
+      pool_->Publish(kv, tokens, source);
+      demoter_.Loaded(kv.pages()[end / kPageTokens - 1], page.content_chain);
+    } else if (promotion.sequence == nullptr) {
+      const PageIndex last = kv.pages()[end / kPageTokens];
+      pool_->Retire(std::move(kv), tokens, source);
+      if (pool_->index().Contains(last)) demoter_.Loaded(last, page.content_chain);
+    }
+  }
+}
+
+void Engine::Fetch(std::vector<TokenId> tokens, FetchDone done) {
+  if (!StartFetch(tokens, done)) fetches_.emplace_back(std::move(tokens), std::move(done));
+}
+
+void Engine::RetryFetches() {
+  for (auto& [tokens, done] : std::exchange(fetches_, {})) Fetch(std::move(tokens), std::move(done));
+}
+
+// False when the same pages are on their way already: then a promotion's end is to be waited for.
+bool Engine::StartFetch(std::vector<TokenId>& tokens, FetchDone& done) {
+  StoredPrefix stored = cold_ == nullptr ? StoredPrefix{} : planner_.Find(tokens);
+  if (stored.cold.pages.empty()) {
+    done(OkStatus());
+    return true;
+  }
+  const std::int64_t start = stored.host.full_tokens();
+  for (const auto& [id, other] : promotions_) {
+    const auto end = static_cast<std::size_t>(std::min(start + kPageTokens, other->start + other->run.tokens()));
+    if (end <= static_cast<std::size_t>(start) || end > tokens.size()) continue;
+    if (std::equal(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(end), other->tokens.begin())) {
+      return false;
+    }
+  }
+  Result<KvHandle> kv = pool_->Acquire(stored.host, start + stored.cold.tokens());
+  if (!kv.ok()) {
+    done(OkStatus());
+    return true;
+  }
+  auto promotion = std::make_unique<Promotion>();
+  promotion->tokens = std::move(tokens);
+  promotion->start = start;
+  promotion->run = std::move(stored.cold);
+  promotion->kv = std::move(*kv);
+  promotion->done = std::move(done);
+  KvHandle& own = promotion->kv;
+  BeginPromotion(std::move(promotion), own);
+  return true;
+}
+
+}  // namespace kvshare::agentd
