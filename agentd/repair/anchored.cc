@@ -1,0 +1,108 @@
+// KVCOMM's way through a prompt (arXiv 2510.12872): every chunk corrected by anchors, or the whole prompt computed and
+// anchors learnt from it. All or nothing, as published.
+#include <vector>
+
+#include "agentd/repair/moved_prompt.h"
+#include "kernels/kv_rows.h"
+#include "libkvshare/core/check.h"
+#include "libkvshare/core/status_macros.h"
+
+namespace kvshare::agentd {
+namespace {
+
+using kernels::kPageTokens;
+using kernels::KvPart;
+using kernels::KvSlot;
+
+class RopeProbe final : public runtime::LayerHook {
+ public:
+  std::optional<std::vector<std::int64_t>> OnLayer(int, const runtime::LayerRows& rows) override {
+    rope = rows.rope;
+    return std::nullopt;
+  }
+  kernels::RopeTable rope;
+};
+
+// Canonical K and V of tokens whose KV was stored at position(t) in slot(t).
+template <typename SlotAt, typename PositionAt>
+anchors::KvBlock Read(const kernels::KvPages& pages, const kernels::RopeTable& rope, std::int64_t tokens, SlotAt slot,
+                      PositionAt position) {
+  const kernels::KvLayout& layout = pages.layout;
+  anchors::KvBlock block(layout.num_layers, tokens, std::int64_t{layout.num_kv_heads} * layout.head_dim);
+  for (int layer = 0; layer < layout.num_layers; ++layer) {
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      kernels::LoadRow(pages, layer, KvPart::kKey, slot(t), block.row(layer, 0, t));
+      kernels::CanonicalKey(rope, position(t), layout.head_dim, block.row(layer, 0, t));
+      kernels::LoadRow(pages, layer, KvPart::kValue, slot(t), block.row(layer, 1, t));
+    }
+  }
+  return block;
+}
+
+}  // namespace
+
+// The table is the model's and shown to hooks alone: one row, as far as q, k and v of the first layer, fetches it.
+Result<kernels::RopeTable> MovedPrompt::Rope() {
+  RopeProbe probe;
+  KVS_RETURN_IF_ERROR(Compute(std::span(fresh_.positions).first(1), &probe, 0, nullptr, nullptr));
+  return probe.rope;
+}
+
+anchors::KvBlock MovedPrompt::ReadStored(const MovedChunk& chunk, const kernels::RopeTable& rope) const {
+  const auto slot = [&chunk](std::int64_t t) {
+    const std::int64_t row = chunk.first + t;
+    return KvSlot{chunk.pages[static_cast<std::size_t>(row / kPageTokens)], static_cast<int>(row % kPageTokens)};
+  };
+  return Read(pages_, rope, chunk.length, slot, [&chunk](std::int64_t t) { return chunk.base + t; });
+}
+
+anchors::KvBlock MovedPrompt::ReadComputed(const MovedChunk& chunk, const kernels::RopeTable& rope) const {
+  KVS_CHECK(plain_);
+  return Read(
+      pages_, rope, chunk.length, [&](std::int64_t t) { return SlotOf(chunk.start + t); },
+      [&chunk](std::int64_t t) { return chunk.start + t; });
+}
+
+void MovedPrompt::WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock& block,
+                                 const kernels::RopeTable& rope) {
+  std::vector<float> key(static_cast<std::size_t>(block.width));
+  for (int layer = 0; layer < block.layers; ++layer) {
+    for (std::int64_t t = 0; t < chunk.length; ++t) {
+      const std::int64_t position = chunk.start + t;
+      const auto canonical = block.row(layer, 0, t);
+      key.assign(canonical.begin(), canonical.end());
+      kernels::StoredKey(rope, position, pages_.layout.head_dim, key);
+      kernels::StoreRow(pages_, layer, KvPart::kKey, SlotOf(position), key);
+      kernels::StoreRow(pages_, layer, KvPart::kValue, SlotOf(position), block.row(layer, 1, t));
+    }
+  }
+}
+
+Status MovedPrompt::PrefillWithAnchors(float* logits) {
+  KVS_ASSIGN_OR_RETURN(const kernels::RopeTable rope, Rope());
+  std::vector<anchors::KvBlock> stored;
+  bool shareable = true;
+  for (const MovedChunk& chunk : chunks_) {
+    stored.push_back(ReadStored(chunk, rope));
+    // Every chunk is asked, so that anchors are counted as used alike.
+    shareable &= anchors_->Shareable(chunk.placeholder, stored.back()) &&
+                 anchors_->HasOffset(chunk.placeholder, agent_, chunk.length);
+  }
+  if (!shareable) {
+    KVS_RETURN_IF_ERROR(PrefillPlain("no_anchor", logits));
+    for (std::size_t c = 0; c < chunks_.size(); ++c) {
+      anchors_->Register(chunks_[c].placeholder, agent_, chunks_[c].content, stored[c], ReadComputed(chunks_[c], rope));
+    }
+    return OkStatus();
+  }
+  Select(MovedPositions());
+  for (std::size_t c = 0; c < chunks_.size(); ++c) {
+    anchors_->Correct(chunks_[c].placeholder, agent_, &stored[c]);
+    WriteCorrected(chunks_[c], stored[c], rope);
+  }
+  counts_.moved = MovedTokens();  // corrected, none computed
+  counts_.recomputed = 0;
+  return Compute(fresh_.positions, nullptr, -1, logits, nullptr);
+}
+
+}  // namespace kvshare::agentd

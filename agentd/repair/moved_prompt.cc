@@ -1,0 +1,365 @@
+#include "agentd/repair/moved_prompt.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "agentd/repair/probe.h"
+#include "anchors/confidence.h"
+#include "anchors/selection.h"
+#include "kernels/kv_rows.h"
+#include "libkvshare/core/check.h"
+#include "libkvshare/core/status_macros.h"
+#include "runtime/forward_batch.h"
+
+namespace kvshare::agentd {
+
+using kernels::kPageTokens;
+using kernels::KvSegment;
+using kernels::KvSlot;
+using kernels::PageIndex;
+
+namespace {
+
+// Rows whose attention says what the answer will look at: the end of the prompt, at most so many.
+constexpr std::int64_t kSuffixRows = 64;
+// CacheBlend's check layer: the first one whose V depends on other tokens.
+constexpr int kCheckLayer = 1;
+// EPIC recomputes the first tokens of every chunk, at most so many (LegoLink-32 is the paper's largest).
+constexpr std::int64_t kEpicTokens = 16;
+constexpr double kBlendRatio = 0.15;  // CacheBlend's default
+constexpr double kAutoRatio = 0.10;
+
+std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
+}  // namespace
+
+KvSlot MovedPrompt::Run::Slot(std::int64_t position) const {
+  const auto found = std::lower_bound(positions.begin(), positions.end(), position);
+  KVS_CHECK(found != positions.end() && *found == position);
+  const std::int64_t index = found - positions.begin();
+  return {pages[static_cast<std::size_t>(index / kPageTokens)], static_cast<int>(index % kPageTokens)};
+}
+
+MovedPrompt::MovedPrompt(runtime::Model* model, const kernels::KvPages& pages, std::vector<TokenId> prompt,
+                         Prefix prefix, std::vector<MovedChunk> chunks, const RepairOptions& options,
+                         anchors::AnchorPool* anchors, std::string agent)
+    : model_(model),
+      pages_(pages),
+      tokens_(std::move(prompt)),
+      prompt_tokens_(static_cast<std::int64_t>(tokens_.size())),
+      prefix_(std::move(prefix)),
+      chunks_(std::move(chunks)),
+      options_(options),
+      anchors_(anchors),
+      agent_(std::move(agent)) {
+  KVS_CHECK(options_.mode != ReuseMode::kOff && options_.mode != ReuseMode::kExact);
+  KVS_CHECK(options_.mode != ReuseMode::kKvcomm || anchors_ != nullptr);
+  KVS_CHECK(prefix_.tokens == static_cast<std::int64_t>(prefix_.pages.size()) * kPageTokens);
+  std::int64_t end = prefix_.tokens;
+  for (const MovedChunk& chunk : chunks_) {
+    KVS_CHECK(chunk.start >= end && chunk.length >= 1 && chunk.base >= 0);
+    KVS_CHECK(chunk.first + chunk.length <= static_cast<std::int64_t>(chunk.pages.size()) * kPageTokens);
+    end = chunk.start + chunk.length;
+    skips_.emplace_back(chunk.pages.size());
+  }
+  KVS_CHECK(end < prompt_tokens_);
+  counts_.chunk_pairs.resize(chunks_.size());
+}
+
+MovedPrompt::~MovedPrompt() = default;
+
+std::int64_t MovedPrompt::MovedTokens() const {
+  std::int64_t tokens = 0;
+  for (const MovedChunk& chunk : chunks_) tokens += chunk.length;
+  return tokens;
+}
+
+double MovedPrompt::Ratio() const {
+  if (options_.recompute_ratio >= 0) return std::min(options_.recompute_ratio, 1.0);
+  return options_.mode == ReuseMode::kAuto ? kAutoRatio : kBlendRatio;
+}
+
+std::int64_t MovedPrompt::SelectedAtMost() const {
+  if (options_.mode == ReuseMode::kRotate) return 0;
+  if (options_.mode == ReuseMode::kKvcomm) return MovedTokens();
+  if (options_.mode == ReuseMode::kEpic && options_.recompute_ratio < 0) {
+    return static_cast<std::int64_t>(chunks_.size()) * kEpicTokens;
+  }
+  return static_cast<std::int64_t>(std::ceil(Ratio() * static_cast<double>(MovedTokens()))) +
+         static_cast<std::int64_t>(chunks_.size());
+}
+
+std::int64_t MovedPrompt::PagesNeeded(std::int64_t new_tokens) const {
+  const std::int64_t beyond_prefix = prompt_tokens_ + new_tokens - prefix_.tokens;
+  // The guard and dense runs may want room for all of it.
+  if (options_.mode == ReuseMode::kAuto || options_.mode == ReuseMode::kKvcomm || Ratio() >= 1) {
+    return std::max(PagesFor(beyond_prefix), PagesFor(beyond_prefix - MovedTokens()) + PagesFor(SelectedAtMost()));
+  }
+  return PagesFor(beyond_prefix - MovedTokens()) + PagesFor(SelectedAtMost());
+}
+
+void MovedPrompt::GivePages(std::vector<PageIndex> private_pages, std::int64_t new_tokens) {
+  KVS_CHECK(private_pages_.empty() && static_cast<std::int64_t>(private_pages.size()) >= PagesNeeded(new_tokens));
+  private_pages_ = std::move(private_pages);
+  fresh_.positions = FreshPositions();
+  const std::int64_t fresh_pages = PagesFor(static_cast<std::int64_t>(fresh_.positions.size()) + new_tokens);
+  fresh_.pages.assign(private_pages_.begin(), private_pages_.begin() + fresh_pages);
+  selected_.pages.assign(private_pages_.begin() + fresh_pages, private_pages_.end());
+  plain_pages_ = prefix_.pages;
+  plain_pages_.insert(plain_pages_.end(), private_pages_.begin(), private_pages_.end());
+}
+
+std::vector<std::int64_t> MovedPrompt::FreshPositions() const {
+  std::vector<std::int64_t> positions;
+  std::int64_t at = prefix_.tokens;
+  for (const MovedChunk& chunk : chunks_) {
+    for (; at < chunk.start; ++at) positions.push_back(at);
+    at = chunk.start + chunk.length;
+  }
+  for (; at < prompt_tokens_; ++at) positions.push_back(at);
+  return positions;
+}
+
+std::vector<std::int64_t> MovedPrompt::MovedPositions() const {
+  std::vector<std::int64_t> positions;
+  for (const MovedChunk& chunk : chunks_) {
+    for (std::int64_t t = 0; t < chunk.length; ++t) positions.push_back(chunk.start + t);
+  }
+  return positions;
+}
+
+std::int64_t MovedPrompt::SuffixBegin() const {
+  const std::int64_t after_chunks = chunks_.empty() ? prefix_.tokens : chunks_.back().start + chunks_.back().length;
+  return std::max(after_chunks, prompt_tokens_ - kSuffixRows);
+}
+
+std::int64_t MovedPrompt::ChunkOf(std::int64_t position) const {
+  const auto after = std::upper_bound(chunks_.begin(), chunks_.end(), position,
+                                      [](std::int64_t p, const MovedChunk& chunk) { return p < chunk.start; });
+  if (after == chunks_.begin()) return -1;
+  const auto chunk = std::prev(after);
+  return position < chunk->start + chunk->length ? chunk - chunks_.begin() : -1;
+}
+
+KvSlot MovedPrompt::SlotOf(std::int64_t position) const {
+  if (plain_) {
+    return {plain_pages_[static_cast<std::size_t>(position / kPageTokens)], static_cast<int>(position % kPageTokens)};
+  }
+  if (ChunkOf(position) < 0) return fresh_.Slot(position);
+  if (std::binary_search(selected_.positions.begin(), selected_.positions.end(), position)) {
+    return selected_.Slot(position);
+  }
+  return kernels::kNoSlot;  // computed to be looked at, not to be kept
+}
+
+void MovedPrompt::AddSegments(std::int64_t rows, std::vector<KvSegment>* out) const {
+  const auto add = [&](KvSegment segment) {
+    segment.row_end = rows;
+    out->push_back(segment);
+  };
+  if (plain_) {
+    add({.pages = std::span(plain_pages_).first(static_cast<std::size_t>(PagesFor(tokens()))), .length = tokens()});
+    return;
+  }
+  if (prefix_.tokens > 0) add({.pages = prefix_.pages, .length = prefix_.tokens});
+  for (std::size_t c = 0; c < chunks_.size(); ++c) {
+    const MovedChunk& chunk = chunks_[c];
+    add({.pages = chunk.pages,
+         .start = chunk.start,
+         .length = chunk.length,
+         .shift = chunk.start - chunk.base,
+         .skip = skips_[c],
+         .first = chunk.first});
+  }
+  for (const Run* run : {&fresh_, &selected_}) {
+    if (run->positions.empty()) continue;
+    const auto length = static_cast<std::int64_t>(run->positions.size());
+    add({.pages = std::span(run->pages).first(static_cast<std::size_t>(PagesFor(length))),
+         .length = length,
+         .positions = run->positions});
+  }
+}
+
+Status MovedPrompt::Compute(std::span<const std::int64_t> positions, runtime::LayerHook* hook, int stop_after_layer,
+                            float* last_logits, float* all_logits) {
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  for (std::size_t begin = 0; begin < positions.size();) {
+    const std::size_t count = std::min(positions.size() - begin, static_cast<std::size_t>(model_->max_batch_rows()));
+    const auto step = positions.subspan(begin, count);
+    runtime::ForwardBatch batch;
+    for (const std::int64_t position : step) {
+      batch.ids.push_back(tokens_[static_cast<std::size_t>(position)]);
+      batch.positions.push_back(position);
+      batch.slots.push_back(SlotOf(position));
+    }
+    AddSegments(static_cast<std::int64_t>(count), &batch.segments);
+    batch.hook = hook;
+    batch.stop_after_layer = stop_after_layer;
+    begin += count;
+    float* logits = nullptr;
+    if (all_logits != nullptr) {
+      for (std::size_t i = 0; i < count; ++i) batch.logit_rows.push_back(static_cast<std::int64_t>(i));
+      logits = all_logits;
+      all_logits += count * vocab;
+    } else if (last_logits != nullptr && begin == positions.size()) {
+      batch.logit_rows.push_back(static_cast<std::int64_t>(count) - 1);
+      logits = last_logits;
+    }
+    KVS_RETURN_IF_ERROR(model_->Forward(batch, pages_, logits));
+  }
+  return OkStatus();
+}
+
+void MovedPrompt::Charge(std::span<const std::int64_t> positions, std::int64_t layers) {
+  for (const std::int64_t position : positions) {
+    const std::int64_t chunk = ChunkOf(position);
+    if (chunk < 0) continue;
+    counts_.chunk_pairs[static_cast<std::size_t>(chunk)] += layers;
+    counts_.computed_pairs += layers;
+  }
+}
+
+void MovedPrompt::Select(std::vector<std::int64_t> positions) {
+  for (const std::int64_t position : positions) {
+    const auto c = static_cast<std::size_t>(ChunkOf(position));
+    const std::int64_t row = chunks_[c].first + position - chunks_[c].start;
+    skips_[c][static_cast<std::size_t>(row / kPageTokens)] |= std::uint64_t{1} << (row % kPageTokens);
+  }
+  selected_.positions = std::move(positions);
+  KVS_CHECK(PagesFor(static_cast<std::int64_t>(selected_.positions.size())) <=
+            static_cast<std::int64_t>(selected_.pages.size()));
+  const auto selected = static_cast<std::int64_t>(selected_.positions.size());
+  counts_.moved = MovedTokens() - selected;
+  counts_.recomputed = selected;
+}
+
+Status MovedPrompt::Prefill(float* logits) {
+  counts_.moved = MovedTokens();
+  if (chunks_.empty()) return PrefillPlain("never_stored", logits);
+  if (Ratio() >= 1 && options_.mode != ReuseMode::kRotate && options_.mode != ReuseMode::kKvcomm) {
+    return PrefillPlain("recompute_ratio", logits);
+  }
+  std::vector<std::int64_t> selected;
+  switch (options_.mode) {
+    case ReuseMode::kAuto: return PrefillAuto(logits);
+    case ReuseMode::kKvcomm: return PrefillWithAnchors(logits);
+    case ReuseMode::kCacheBlend:
+    case ReuseMode::kDhd: {
+      KVS_ASSIGN_OR_RETURN(selected, ChooseByDeviation(options_.mode == ReuseMode::kDhd));
+      break;
+    }
+    case ReuseMode::kEpic:
+      for (const MovedChunk& chunk : chunks_) {
+        const auto by_ratio = static_cast<std::int64_t>(std::ceil(Ratio() * static_cast<double>(chunk.length)));
+        const std::int64_t first = options_.recompute_ratio < 0 ? kEpicTokens : by_ratio;
+        for (std::int64_t t = 0; t < std::min(first, chunk.length); ++t) selected.push_back(chunk.start + t);
+      }
+      break;
+    default: break;  // kRotate: as stored
+  }
+  Select(std::move(selected));
+  return PrefillSelected(logits);
+}
+
+// Fresh and selected rows, through all layers.
+Status MovedPrompt::PrefillSelected(float* logits) {
+  std::vector<std::int64_t> rows;
+  std::merge(fresh_.positions.begin(), fresh_.positions.end(), selected_.positions.begin(), selected_.positions.end(),
+             std::back_inserter(rows));
+  Charge(rows, model_->config().num_layers);
+  return Compute(rows, nullptr, -1, logits, nullptr);
+}
+
+// CacheBlend's choice (arXiv 2405.16444 §4.3, one selection at the check layer as in its code): the tokens whose V,
+// computed in this prompt, is furthest from what is stored. `attention_weighted`: times the attention that the end of
+// the prompt pays them (KVShare's DHD, arXiv 2503.16525).
+Result<std::vector<std::int64_t>> MovedPrompt::ChooseByDeviation(bool attention_weighted) {
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(prompt_tokens_ - prefix_.tokens));
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = prefix_.tokens + static_cast<std::int64_t>(i);
+  Probe probe(this, attention_weighted ? SuffixBegin() : prompt_tokens_, kCheckLayer, kCheckLayer + 1, true);
+  KVS_RETURN_IF_ERROR(Compute(rows, &probe, kCheckLayer, nullptr, nullptr));
+  const std::vector<std::int64_t> moved = MovedPositions();
+  Charge(moved, kCheckLayer + 1);
+  std::vector<float> score;
+  for (const std::int64_t position : moved) {
+    const float deviation = std::sqrt(probe.deviation(position));
+    score.push_back(attention_weighted ? deviation * probe.mass(position) : deviation);
+  }
+  const auto count = static_cast<std::int64_t>(Ratio() * static_cast<double>(moved.size()));
+  std::vector<std::int64_t> selected;
+  for (const std::int64_t i : anchors::LargestScores(score, count)) {
+    selected.push_back(moved[static_cast<std::size_t>(i)]);
+  }
+  return selected;
+}
+
+// Two passes. The first computes the fresh rows over the chunks as stored and sees what the prompt's end attends to in
+// the upper half of the layers; the second recomputes those tokens, and then the end again.
+Status MovedPrompt::PrefillAuto(float* logits) {
+  const int layers = model_->config().num_layers;
+  Probe probe(this, SuffixBegin(), layers / 2, layers, false);
+  KVS_RETURN_IF_ERROR(Compute(fresh_.positions, &probe, -1, logits, nullptr));
+  const std::vector<std::int64_t> moved = MovedPositions();
+  std::vector<float> score;
+  for (const std::int64_t position : moved) score.push_back(probe.mass(position));
+  const auto count = static_cast<std::int64_t>(std::ceil(Ratio() * static_cast<double>(moved.size())));
+  std::vector<std::int64_t> selected;
+  for (const std::int64_t i : anchors::LargestScores(score, count)) {
+    selected.push_back(moved[static_cast<std::size_t>(i)]);
+  }
+  Select(std::move(selected));
+  std::vector<std::int64_t> rows = selected_.positions;
+  Charge(rows, layers);
+  for (std::int64_t p = SuffixBegin(); p < prompt_tokens_; ++p) rows.push_back(p);
+  return Compute(rows, nullptr, -1, logits, nullptr);
+}
+
+Status MovedPrompt::PrefillPlain(std::string_view reason, float* logits) {
+  counts_.exact = true;
+  counts_.reason = reason;
+  counts_.recomputed = MovedTokens();
+  counts_.moved = 0;
+  return Recompute(logits);
+}
+
+bool MovedPrompt::Doubtful(std::span<const float> logits) const {
+  return !plain_ && options_.mode == ReuseMode::kAuto && anchors::TopProbability(logits) < options_.min_top_probability;
+}
+
+Status MovedPrompt::Recompute(float* logits) {
+  if (!counts_.exact) {
+    counts_.exact = true;
+    counts_.reason = "quality_guard";
+    counts_.recomputed = MovedTokens();
+    counts_.moved = 0;
+  }
+  plain_ = true;
+  std::vector<std::int64_t> rows;
+  for (std::int64_t p = prefix_.tokens; p < tokens(); ++p) rows.push_back(p);
+  Charge(rows, model_->config().num_layers);
+  return Compute(rows, nullptr, -1, logits, nullptr);
+}
+
+Status MovedPrompt::Append(std::span<const TokenId> ids, float* logits) {
+  std::vector<std::int64_t> rows;
+  for (const TokenId id : ids) {
+    rows.push_back(tokens());
+    if (!plain_) fresh_.positions.push_back(tokens());
+    tokens_.push_back(id);
+  }
+  KVS_CHECK(plain_ || PagesFor(static_cast<std::int64_t>(fresh_.positions.size())) <=
+                          static_cast<std::int64_t>(fresh_.pages.size()));
+  KVS_CHECK(!plain_ || PagesFor(tokens()) <= static_cast<std::int64_t>(plain_pages_.size()));
+  return Compute(rows, nullptr, -1, nullptr, logits);
+}
+
+void MovedPrompt::KeepAppended(std::int64_t count) {
+  const std::int64_t drop = tokens() - prompt_tokens_ - count;
+  KVS_CHECK(drop >= 0 && count >= 0);
+  tokens_.resize(tokens_.size() - static_cast<std::size_t>(drop));
+  if (plain_) return;
+  while (!fresh_.positions.empty() && fresh_.positions.back() >= tokens()) fresh_.positions.pop_back();
+}
+
+}  // namespace kvshare::agentd

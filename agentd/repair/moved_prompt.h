@@ -1,0 +1,147 @@
+// MovedPrompt: computes a prompt of which some chunks' KV stands elsewhere (docs/design/repair.md).
+//
+//   prompt:  |-- exact prefix --|-- fresh --|-- moved --|-- fresh --|-- moved --|-- fresh: the suffix --|
+//
+// What attention sees: the prefix pages; each moved chunk's pages where they lie, shared with everyone, at a shift and
+// with a skip mask for the rows that were replaced; and two private runs with explicit positions: the fresh rows (and
+// later the generated ones), and the replaced rows. Nothing is copied, nothing private can be mistaken for exact KV.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "anchors/anchor_pool.h"
+#include "kernels/paged_kv.h"
+#include "kvshare/status.h"
+#include "kvshare/types.h"
+#include "runtime/layer_hook.h"
+#include "runtime/model.h"
+
+namespace kvshare::agentd {
+
+// A run of prompt tokens whose KV is stored at another place. The caller keeps the pages alive and unchanged.
+struct MovedChunk {
+  std::int64_t start = 0;   // in the prompt
+  std::int64_t length = 0;  // >= 1; ends before the prompt's last token
+  std::vector<kernels::PageIndex> pages;
+  int first = 0;            // page row of the first token in pages[0]
+  std::int64_t base = 0;    // position at which the KV was computed
+  std::string placeholder;  // KVCOMM: which hole of which template this fills
+  std::string content;      // names the tokens
+};
+
+struct RepairOptions {
+  ReuseMode mode = ReuseMode::kAuto;  // an approximate one
+  // Share of moved tokens to recompute (in every layer); < 0: the policy's own. What a policy spends on choosing them
+  // comes on top. At 1 nothing is reused: the prompt is computed as if nothing were stored.
+  double recompute_ratio = -1;
+  // kAuto: an answer whose likeliest token has less than this probability is not trusted: the prompt is computed.
+  double min_top_probability = 0.9;
+};
+
+// The prompt's tokens and the price of them. Pairs are (token, layer) whose K and V were computed, of the moved tokens
+// alone; layers computed only to choose tokens count in full, and so does work that was thrown away.
+struct RepairCounts {
+  std::int64_t moved = 0;       // tokens reused at another place, as stored or corrected
+  std::int64_t recomputed = 0;  // tokens computed although a chunk was at hand
+  std::int64_t computed_pairs = 0;
+  std::vector<std::int64_t> chunk_pairs;  // the same by chunk
+  bool exact = false;                     // all was computed: the answer is exact
+  std::string_view reason;                // why, where `exact`: a miss reason
+};
+
+// One thread, the one that owns the model. Must not outlive what it is given.
+class MovedPrompt {
+ public:
+  struct Prefix {
+    std::vector<kernels::PageIndex> pages;  // full pages
+    std::int64_t tokens = 0;                // pages.size() * 64
+  };
+
+  // `pages` is the memory of all pages. `chunks` ascending and disjoint, beyond the prefix. `anchors` may be null
+  // unless the mode is kKvcomm, and `agent` names the reader for it.
+  MovedPrompt(runtime::Model* model, const kernels::KvPages& pages, std::vector<TokenId> prompt, Prefix prefix,
+              std::vector<MovedChunk> chunks, const RepairOptions& options, anchors::AnchorPool* anchors,
+              std::string agent);
+  ~MovedPrompt();
+  MovedPrompt(const MovedPrompt&) = delete;
+  MovedPrompt& operator=(const MovedPrompt&) = delete;
+
+  // Private pages that the prompt and `new_tokens` after it can take at most, whatever the policy finds.
+  std::int64_t PagesNeeded(std::int64_t new_tokens) const;
+  // Once, before Prefill; `private_pages` of at least PagesNeeded(new_tokens) entries.
+  void GivePages(std::vector<kernels::PageIndex> private_pages, std::int64_t new_tokens);
+
+  // Computes the prompt; writes the last row's logits [vocab]. Returns the backend's failure, if it has any.
+  Status Prefill(float* logits);
+  // True when the guard does not trust what the logits say: the caller should Recompute and ask again. Always false
+  // once all is exact, and in modes without a guard.
+  bool Doubtful(std::span<const float> logits) const;
+  // Computes everything so far (prompt and appended tokens) exactly, and the logits of the last row.
+  Status Recompute(float* logits);
+  // Computes `ids` after what is there and writes one row of logits per id. At most as many as GivePages promised.
+  Status Append(std::span<const TokenId> ids, float* logits);
+  // Forgets all but the prompt and the first `count` tokens after it.
+  void KeepAppended(std::int64_t count);
+
+  std::int64_t tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
+  const RepairCounts& counts() const { return counts_; }
+
+ private:
+  class Probe;
+  struct Run {  // private rows at explicit positions
+    std::vector<std::int64_t> positions;
+    std::vector<kernels::PageIndex> pages;
+    kernels::KvSlot Slot(std::int64_t position) const;
+  };
+
+  std::int64_t MovedTokens() const;
+  std::int64_t SelectedAtMost() const;
+  std::int64_t SuffixBegin() const;
+  std::int64_t ChunkOf(std::int64_t position) const;  // -1: fresh
+  kernels::KvSlot SlotOf(std::int64_t position) const;
+  void AddSegments(std::int64_t rows, std::vector<kernels::KvSegment>* out) const;
+  // Computes the rows at `positions` (ascending) in steps that fit the model.
+  Status Compute(std::span<const std::int64_t> positions, runtime::LayerHook* hook, int stop_after_layer,
+                 float* last_logits, float* all_logits);
+  std::vector<std::int64_t> FreshPositions() const;
+  std::vector<std::int64_t> MovedPositions() const;
+  // These moved rows are computed from now on: they get a place of their own and their stored twins are skipped.
+  void Select(std::vector<std::int64_t> positions);
+  void Charge(std::span<const std::int64_t> positions, std::int64_t layers);
+
+  Status PrefillSelected(float* logits);
+  Status PrefillWithAnchors(float* logits);
+  Result<std::vector<std::int64_t>> ChooseByDeviation(bool attention_weighted);
+  Status PrefillAuto(float* logits);
+  Status PrefillPlain(std::string_view reason, float* logits);
+  Result<kernels::RopeTable> Rope();
+  anchors::KvBlock ReadStored(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
+  anchors::KvBlock ReadComputed(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
+  void WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock& block, const kernels::RopeTable& rope);
+  double Ratio() const;
+
+  runtime::Model* const model_;
+  const kernels::KvPages pages_;
+  std::vector<TokenId> tokens_;  // prompt, then what was appended
+  const std::int64_t prompt_tokens_;
+  const Prefix prefix_;
+  std::vector<MovedChunk> chunks_;
+  const RepairOptions options_;
+  anchors::AnchorPool* const anchors_;
+  const std::string agent_;
+
+  std::vector<kernels::PageIndex> private_pages_;
+  Run fresh_;
+  Run selected_;
+  std::vector<std::vector<std::uint64_t>> skips_;  // per chunk, per page
+  bool plain_ = false;                             // one run from position 0, as if nothing were stored
+  std::vector<kernels::PageIndex> plain_pages_;
+  RepairCounts counts_;
+};
+
+}  // namespace kvshare::agentd

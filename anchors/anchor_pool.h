@@ -1,0 +1,101 @@
+// KVCOMM's anchors (arXiv 2510.12872, as specified in its §3 and its published code): samples of how the KV of a
+// placeholder's content changes when it is read by a certain agent, and the interpolation between them.
+//
+// Where the published code departs from the paper or breaks, this follows the paper: keys are kept and corrected in the
+// canonical (un-rotated) frame, so an offset is right at any position; an anchor that has no offset for an agent gives
+// no correction instead of an error; memory is bounded and counted. The text after a placeholder is always computed
+// here, so only the placeholder's own offset is kept (docs/design/repair.md).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace kvshare::anchors {
+
+// KV of a run of tokens as fp32: [layers][K, V][tokens][width], K canonical. width = num_kv_heads * head_dim.
+struct KvBlock {
+  int layers = 0;
+  std::int64_t tokens = 0;
+  std::int64_t width = 0;
+  std::vector<float> values;
+
+  KvBlock() = default;
+  KvBlock(int num_layers, std::int64_t num_tokens, std::int64_t row_width)
+      : layers(num_layers), tokens(num_tokens), width(row_width) {
+    values.resize(static_cast<std::size_t>(num_layers * 2 * num_tokens * row_width));
+  }
+  // Row of one token: part 0 is K, 1 is V.
+  std::span<float> row(int layer, int part, std::int64_t token) {
+    return std::span(values).subspan(Offset(layer, part, token), static_cast<std::size_t>(width));
+  }
+  std::span<const float> row(int layer, int part, std::int64_t token) const {
+    return std::span(values).subspan(Offset(layer, part, token), static_cast<std::size_t>(width));
+  }
+  std::size_t Offset(int layer, int part, std::int64_t token) const {
+    return static_cast<std::size_t>(((layer * 2 + part) * tokens + token) * width);
+  }
+};
+
+struct AnchorOptions {
+  std::size_t max_anchors = 20;  // per placeholder (V in the paper)
+  double entropy_gate = 0.3;     // gamma: new content is shareable where the weights' entropy is at most this share
+  std::size_t window = 5;        // eviction looks at so many of the oldest anchors
+  double top_mass = 0.9;         // anchors that make up this much of the weight count as used
+  std::size_t max_bytes = std::size_t{512} << 20;  // of all anchors; the least used are dropped beyond it
+};
+
+class AnchorPool {
+ public:
+  explicit AnchorPool(const AnchorOptions& options = {}) : options_(options) {}
+
+  // Whether the anchors of `placeholder` can stand in for a dense run over new content `base`: at least two anchors are
+  // as long, and the softmax of their (negative) distances in V is sharp enough: entropy <= gamma log2(anchors)
+  // (eq. 5). Counts the anchors that carry the weight as used.
+  bool Shareable(const std::string& placeholder, const KvBlock& base);
+
+  // Whether some anchor of `placeholder`, as long as `tokens`, has an offset for `agent`.
+  bool HasOffset(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const;
+
+  // Adds the weighted offsets of the anchors, as `agent` saw them, to K and V of `block`, from layer 1 on: layer 0
+  // depends on token and position alone. Weights per token: softmax over anchors of the negative mean absolute
+  // difference over layers, heads and channels.
+  void Correct(const std::string& placeholder, const std::string& agent, KvBlock* block) const;
+
+  // A dense run gave the truth: `base` is what was stored, `real` what `agent` computed. `content` names the text;
+  // the same content again adds the agent's offset to the anchor that is there.
+  void Register(const std::string& placeholder, const std::string& agent, const std::string& content,
+                const KvBlock& base, const KvBlock& real);
+
+  std::size_t bytes() const { return bytes_; }
+  std::size_t anchors() const;
+
+ private:
+  // bf16, as KV itself is kept: half the memory, and offsets are small beside what they correct.
+  using Stored = std::vector<std::uint16_t>;
+  struct Anchor {
+    std::string content;
+    std::int64_t tokens = 0;
+    Stored base;
+    std::map<std::string, Stored> offsets;  // by agent
+    std::int64_t used = 0;
+    std::uint64_t serial = 0;
+  };
+  using Anchors = std::deque<Anchor>;  // in order of insertion
+
+  std::vector<const Anchor*> LongEnough(const std::string& placeholder, std::int64_t tokens) const;
+  static std::size_t BytesOf(const Anchor& anchor);
+  void EvictFrom(Anchors& anchors);
+  void KeepWithinBytes();
+
+  AnchorOptions options_;
+  std::map<std::string, Anchors> placeholders_;
+  std::size_t bytes_ = 0;
+  std::uint64_t next_serial_ = 1;
+};
+
+}  // namespace kvshare::anchors

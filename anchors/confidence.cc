@@ -1,0 +1,91 @@
+#include "anchors/confidence.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "libkvshare/core/check.h"
+
+namespace kvshare::anchors {
+namespace {
+
+double LogSumExp(std::span<const float> logits, double max) {
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - max);
+  return max + std::log(sum);
+}
+
+// P(X <= failures) for X ~ Binomial(trials, p), 0 < p < 1.
+double BinomialCdf(std::int64_t failures, std::int64_t trials, double p) {
+  const auto n = static_cast<double>(trials);
+  double sum = 0;
+  for (std::int64_t k = 0; k <= failures; ++k) {
+    const auto x = static_cast<double>(k);
+    sum += std::exp(std::lgamma(n + 1) - std::lgamma(x + 1) - std::lgamma(n - x + 1) + x * std::log(p) +
+                    (n - x) * std::log1p(-p));
+  }
+  return std::min(sum, 1.0);
+}
+
+}  // namespace
+
+double TopProbability(std::span<const float> logits) {
+  KVS_CHECK(!logits.empty());
+  const double max = *std::max_element(logits.begin(), logits.end());
+  return std::exp(max - LogSumExp(logits, max));
+}
+
+double KlDivergence(std::span<const float> exact, std::span<const float> other) {
+  KVS_CHECK(!exact.empty() && exact.size() == other.size());
+  const double log_exact = LogSumExp(exact, *std::max_element(exact.begin(), exact.end()));
+  const double log_other = LogSumExp(other, *std::max_element(other.begin(), other.end()));
+  double kl = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    const double log_p = exact[i] - log_exact;
+    kl += std::exp(log_p) * (log_p - (other[i] - log_other));
+  }
+  return std::max(kl, 0.0);  // rounding can take it below
+}
+
+double ClopperPearsonUpper(std::int64_t failures, std::int64_t trials, double confidence) {
+  KVS_CHECK(0 <= failures && failures <= trials && confidence > 0 && confidence < 1);
+  if (failures == trials) return 1.0;
+  double low = 0;
+  double high = 1;
+  for (int step = 0; step < 60; ++step) {  // halving: far below the precision of a double in the end
+    const double p = (low + high) / 2;
+    (BinomialCdf(failures, trials, p) > 1 - confidence ? low : high) = p;
+  }
+  return high;
+}
+
+void AuditBook::Record(double top_probability, double kl) {
+  const Audit audit{top_probability, !(kl <= limits_.kl)};
+  ++recorded_;
+  failures_ += audit.failed;
+  if (recent_.size() < limits_.window) {
+    recent_.push_back(audit);
+    return;
+  }
+  recent_[next_] = audit;
+  next_ = (next_ + 1) % recent_.size();
+}
+
+double AuditBook::Threshold(double fallback) const {
+  std::vector<Audit> sorted = recent_;
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Audit& a, const Audit& b) { return a.top_probability > b.top_probability; });
+  double threshold = fallback;
+  std::int64_t failed = 0;
+  for (std::size_t i = 0; i < sorted.size(); ++i) {
+    failed += sorted[i].failed;
+    // A threshold takes in all audits of the same probability.
+    if (i + 1 < sorted.size() && sorted[i + 1].top_probability == sorted[i].top_probability) continue;
+    const auto accepted = static_cast<std::int64_t>(i) + 1;
+    if (ClopperPearsonUpper(failed, accepted, limits_.confidence) <= limits_.failure_rate) {
+      threshold = sorted[i].top_probability;
+    }
+  }
+  return threshold;
+}
+
+}  // namespace kvshare::anchors

@@ -1,0 +1,56 @@
+// How sure an approximate answer is, and what that is worth: the guard's measure and its calibration.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace kvshare::anchors {
+
+// The probability of the likeliest token under softmax(logits), in double precision. Requires at least one logit.
+double TopProbability(std::span<const float> logits);
+
+// KL(exact || other) of two rows of logits, in nats, in double precision; at least 0. Requires equal, non-zero sizes.
+double KlDivergence(std::span<const float> exact, std::span<const float> other);
+
+// Upper end of the one-sided Clopper-Pearson interval: the largest probability under which seeing at most `failures` of
+// `trials` is still as likely as 1 - confidence. 1 with no trials. Requires 0 <= failures <= trials, 0 < confidence
+// < 1.
+double ClopperPearsonUpper(std::int64_t failures, std::int64_t trials, double confidence);
+
+struct AuditLimits {
+  double kl = 0.05;            // nats: an answer further from exact than this is a failure
+  double failure_rate = 0.02;  // what is tolerated among accepted answers
+  double confidence = 0.95;    // of that statement
+  std::size_t window = 512;    // audits remembered, the oldest forgotten first
+};
+
+// Audits: pairs of what the guard saw and what an exact recomputation then measured. From them comes the lowest top
+// probability that may be accepted, with a stated confidence instead of taste (docs/design/repair.md).
+class AuditBook {
+ public:
+  explicit AuditBook(const AuditLimits& limits = {}) : limits_(limits) {}
+
+  void Record(double top_probability, double kl);
+
+  // The smallest threshold t such that, of the remembered audits with top probability >= t, failures are rare enough:
+  // ClopperPearsonUpper(failures, audits) <= failure_rate. `fallback` while the audits do not suffice to say that of
+  // any threshold.
+  double Threshold(double fallback) const;
+
+  std::int64_t audits() const { return recorded_; }
+  std::int64_t failures() const { return failures_; }  // of all recorded
+
+ private:
+  struct Audit {
+    double top_probability = 0;
+    bool failed = false;
+  };
+  AuditLimits limits_;
+  std::vector<Audit> recent_;
+  std::size_t next_ = 0;
+  std::int64_t recorded_ = 0;
+  std::int64_t failures_ = 0;
+};
+
+}  // namespace kvshare::anchors
