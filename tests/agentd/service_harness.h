@@ -11,6 +11,7 @@
 
 #include "agentd/service.h"
 #include "gtest/gtest.h"
+#include "tests/agentd/hooked_tier.h"
 #include "tests/agentd/tape_model.h"
 
 namespace kvshare::testing {
@@ -104,17 +105,33 @@ inline GenerateRequest IdsRequest(std::vector<TokenId> ids, int max_tokens, std:
 struct TapeService {
   TapeModelOptions model;
   std::shared_ptr<TapeProbe> probe = std::make_shared<TapeProbe>();
+  std::shared_ptr<TierHooks> hooks = std::make_shared<TierHooks>();  // where there is a cold tier
   std::unique_ptr<agentd::Service> service;
 
   // `pool_pages`: 0 for room without end.
   explicit TapeService(const TapeModelOptions& model_options = {}, std::int64_t pool_pages = 0,
                        agentd::ServiceOptions options = {}, std::function<void()> before_forward = nullptr)
       : model(model_options) {
+    Open(pool_pages, std::move(options), std::move(before_forward));
+  }
+
+  // With a cold tier in options.cold_dir, `hooks` in its hands. Loads whatever it costs: the tape computes faster than
+  // any disk reads.
+  TapeService(const TapeModelOptions& model_options, std::int64_t pool_pages, agentd::ServiceOptions options,
+              std::shared_ptr<TierHooks> tier_hooks, std::function<void()> before_forward = nullptr)
+      : model(model_options), hooks(std::move(tier_hooks)) {
+    options.always_load = !hooks->estimate_seconds.has_value();
+    Open(pool_pages, std::move(options), std::move(before_forward));
+  }
+
+  void Open(std::int64_t pool_pages, agentd::ServiceOptions options, std::function<void()> before_forward) {
     probe->before_forward = std::move(before_forward);
     std::unique_ptr<runtime::Model> tape = NewTapeModel(model, probe);
     const auto page_bytes = static_cast<std::int64_t>(tape->kv_layout().page_bytes());
     options.kv_pool_bytes = page_bytes * (pool_pages == 0 ? 20000 : pool_pages);
-    Result<std::unique_ptr<agentd::Service>> made = NewService(std::move(tape), options);
+    std::unique_ptr<agentd::ColdTier> cold;
+    if (!options.cold_dir.empty()) cold = OpenHookedTier(*tape, options.cold_dir, hooks);
+    Result<std::unique_ptr<agentd::Service>> made = NewServiceOn(std::move(tape), std::move(cold), options);
     EXPECT_TRUE(made.ok()) << made.status().message();
     if (made.ok()) service = std::move(*made);
   }

@@ -80,6 +80,7 @@ class TapeModel final : public runtime::Model {
     config_.vocab_size = options.vocab_size;
     config_.max_positions = options.max_positions;
     if (options.eos >= 0) config_.eos_ids = {options.eos};
+    space_ = DigestBuilder("tape").U64(static_cast<std::uint64_t>(options.weights)).Finish();
   }
 
   const runtime::ModelConfig& config() const override { return config_; }

@@ -19,6 +19,7 @@ struct TapeModelOptions {
   std::int64_t max_positions = 1024;
   std::int64_t max_batch_rows = 256;
   TokenId eos = -1;  // -1: none
+  int weights = 0;   // another number: another model, whose KV is not this one's
 };
 
 // What the test sees of a model it gave away; outlives it.

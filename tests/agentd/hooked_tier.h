@@ -1,0 +1,116 @@
+// HookedTier: the real cold tier, with a test's hand on it: loads can be held back, pages can be lost, damaged or
+// exchanged on the way, stores can be refused, and the estimate of a load's time is what the test says.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "agentd/tiers/cold_tier.h"
+#include "gtest/gtest.h"
+#include "runtime/model.h"
+
+namespace kvshare::testing {
+
+// What the test keeps of a tier it gave away; outlives it.
+struct TierHooks {
+  // On a thread of the tier; changes what was loaded before the engine sees it.
+  std::function<void(std::vector<agentd::ColdLoaded>&)> on_loaded;
+  std::optional<double> estimate_seconds;
+  std::atomic<bool> refuse_stores = false;
+  std::atomic<int> loads = 0;  // calls of Load
+  std::atomic<std::int64_t> loaded_pages = 0;
+
+  void HoldLoads() {
+    const std::lock_guard lock(mutex);
+    held = true;
+  }
+  void ReleaseLoads() {
+    const std::lock_guard lock(mutex);
+    held = false;
+    changed.notify_all();
+  }
+  void AwaitLoads(int n) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return loads >= n; });
+  }
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool held = false;  // guarded by mutex
+};
+
+class HookedTier final : public agentd::ColdTier {
+ public:
+  HookedTier(std::unique_ptr<agentd::ColdTier> tier, std::shared_ptr<TierHooks> hooks)
+      : tier_(std::move(tier)), hooks_(std::move(hooks)) {}
+
+  bool Contains(const Digest& context) const override { return tier_->Contains(context); }
+  agentd::ColdTail FindTail(const Digest& parent, std::span<const TokenId> tokens) const override {
+    return tier_->FindTail(parent, tokens);
+  }
+  Result<agentd::ColdEntry> Find(const Digest& context) const override { return tier_->Find(context); }
+  bool Store(const agentd::ColdPage& page, std::span<const std::byte> kv) override {
+    return !hooks_->refuse_stores && tier_->Store(page, kv);
+  }
+  bool CanStore() const override { return !hooks_->refuse_stores && tier_->CanStore(); }
+  void Load(std::vector<agentd::ColdLoad> pages, std::function<void(std::vector<agentd::ColdLoaded>)> done) override {
+    hooks_->loaded_pages += static_cast<std::int64_t>(pages.size());
+    {
+      const std::lock_guard lock(hooks_->mutex);
+      ++hooks_->loads;
+      hooks_->changed.notify_all();
+    }
+    tier_->Load(std::move(pages), [hooks = hooks_, done = std::move(done)](std::vector<agentd::ColdLoaded> loaded) {
+      {
+        std::unique_lock lock(hooks->mutex);
+        hooks->changed.wait(lock, [&] { return !hooks->held; });
+      }
+      if (hooks->on_loaded) hooks->on_loaded(loaded);
+      done(std::move(loaded));
+    });
+  }
+  double EstimateLoadSeconds(std::size_t pages) const override {
+    return hooks_->estimate_seconds.value_or(tier_->EstimateLoadSeconds(pages));
+  }
+  void Touch(const Digest& context) override { tier_->Touch(context); }
+  void Remove(const Digest& context) override { tier_->Remove(context); }
+  void Clear() override { tier_->Clear(); }
+  Status Flush() override { return tier_->Flush(); }
+  agentd::ScrubReport Scrub() override { return tier_->Scrub(); }
+  agentd::ColdTierStats stats() const override { return tier_->stats(); }
+  void ForEach(std::int64_t limit, const std::function<void(const agentd::ColdEntry&)>& callback) const override {
+    tier_->ForEach(limit, callback);
+  }
+  bool StoredUnderAnotherSpace(const Digest& content_chain) const override {
+    return tier_->StoredUnderAnotherSpace(content_chain);
+  }
+  Status CheckIntegrity() override { return tier_->CheckIntegrity(); }
+
+ private:
+  const std::unique_ptr<agentd::ColdTier> tier_;
+  const std::shared_ptr<TierHooks> hooks_;
+};
+
+// A tier for this model in `directory`.
+inline std::unique_ptr<agentd::ColdTier> OpenHookedTier(const runtime::Model& model, const std::string& directory,
+                                                        std::shared_ptr<TierHooks> hooks) {
+  agentd::ColdTierOptions options;
+  options.directory = directory;
+  options.max_bytes = std::int64_t{256} << 20;
+  options.space = model.space();
+  options.page_bytes = model.kv_layout().page_bytes();
+  Result<std::unique_ptr<agentd::ColdTier>> tier = agentd::ColdTier::Open(options);
+  EXPECT_TRUE(tier.ok()) << tier.status().message();
+  if (!tier.ok()) return nullptr;
+  return std::make_unique<HookedTier>(std::move(*tier), std::move(hooks));
+}
+
+}  // namespace kvshare::testing
