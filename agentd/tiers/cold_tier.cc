@@ -220,7 +220,13 @@ Status ColdTierImpl::Flush() {
     failed = std::exchange(failed_since_flush_, 0);
     why = last_failure_;
   }
-  DrainDeletes();
+  const std::lock_guard index_lock(index_mutex_);
+  static_cast<void>(UpdateIndex({}));
+  {
+    // After a failed write RocksDB's log takes no more calls (Debian's build even asserts so) until one succeeds.
+    const std::lock_guard lock(mutex_);
+    if (!totals_.degraded.empty()) return ResourceExhausted("the cold tier only reads: " + totals_.degraded);
+  }
   KVS_RETURN_IF_ERROR(slabs_->Sync());
   KVS_RETURN_IF_ERROR(index_->Sync());
   if (failed > 0) return ResourceExhausted(std::to_string(failed) + " pages could not be stored: " + why);

@@ -201,7 +201,9 @@ bool ColdTierImpl::UpdateIndex(std::vector<std::pair<Digest, std::string>> puts)
   for (const Delete& item : due) batch.deletes.push_back(item.context);
   if (batch.empty()) return true;
   if (was_degraded) index_->Resume();
-  const Status status = index_->Apply(batch);
+  const Status status = DiskIsFull(options_.directory)
+                            ? ResourceExhausted("the disk of " + options_.directory + " is full")
+                            : index_->Apply(batch);
   if (!status.ok()) {
     Degrade(status.message());
     const std::lock_guard lock(mutex_);

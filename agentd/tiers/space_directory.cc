@@ -23,6 +23,21 @@ namespace {
 
 namespace fs = std::filesystem;
 
+struct Disk {
+  std::int64_t free = 0;     // to us
+  std::int64_t reserve = 0;  // not for us: 5 %, at most 1 GiB
+};
+
+// A disk that cannot be asked has no room, and is not full either.
+Disk DiskOf(const std::string& directory) {
+  struct statvfs info {};
+  if (statvfs(directory.c_str(), &info) != 0) return {};
+  const auto unit = static_cast<std::int64_t>(info.f_frsize);
+  const std::int64_t total = static_cast<std::int64_t>(info.f_blocks) * unit;
+  return {.free = static_cast<std::int64_t>(info.f_bavail) * unit,
+          .reserve = std::min(total / 20, std::int64_t{1} << 30)};
+}
+
 std::uint64_t ShortName(const Digest& digest) { return DigestHash()(digest); }
 
 // Only directories that carry our kind of name are ours to delete.
@@ -44,11 +59,13 @@ std::int64_t DirectoryBytes(const std::string& directory) {
 }
 
 std::int64_t FreeBytesBeyondReserve(const std::string& directory) {
-  struct statvfs info {};
-  if (statvfs(directory.c_str(), &info) != 0) return 0;
-  const auto unit = static_cast<std::int64_t>(info.f_frsize);
-  const std::int64_t total = static_cast<std::int64_t>(info.f_blocks) * unit;
-  return static_cast<std::int64_t>(info.f_bavail) * unit - std::min(total / 20, std::int64_t{1} << 30);
+  const Disk disk = DiskOf(directory);
+  return disk.free - disk.reserve;
+}
+
+bool DiskIsFull(const std::string& directory) {
+  const Disk disk = DiskOf(directory);
+  return disk.free < std::min(disk.reserve / 2, std::int64_t{16} << 20);
 }
 
 std::string SpaceDirectoryName(const Digest& space, std::size_t page_bytes) {

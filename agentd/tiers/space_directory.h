@@ -25,6 +25,10 @@ std::int64_t DirectoryBytes(const std::string& directory);
 // negative.
 std::int64_t FreeBytesBeyondReserve(const std::string& directory);
 
+// So little is free, half of the reserve or 16 MiB, that nothing should be written at all: RocksDB recovers from a
+// failed write when it can, and it is better never to ask it to.
+bool DiskIsFull(const std::string& directory);
+
 std::string SpaceDirectoryName(const Digest& space, std::size_t page_bytes);
 
 // Exclusive use of a directory, given up by destruction or by the process's end, whatever ends it.

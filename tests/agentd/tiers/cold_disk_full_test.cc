@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "agentd/tiers/cold_index.h"
 #include "agentd/tiers/cold_tier.h"
 #include "gtest/gtest.h"
 #include "tests/agentd/tiers/tier_harness.h"
@@ -107,34 +108,74 @@ std::string FillTheDisk(const std::filesystem::path& disk) {
   return "";
 }
 
-TEST(ColdDiskFullTest, ServesEvictsAndRecovers) {
+// The index itself on a full disk, where the tier would not go: it refuses, reads on, and recovers.
+std::string FillTheIndex(const std::filesystem::path& disk) {
+  auto index = ColdIndex::Open((disk / "index").string(), /*create=*/true);
+  EXPECT_OR_SAY(index.ok());
+  const IndexBatch first = {.deletes = {}, .puts = {{TestPage(0).context, "first"}}};
+  EXPECT_OR_SAY((*index)->Apply(first).ok());
+  {
+    const Ballast ballast(disk, 0);
+    Status status;
+    for (std::uint64_t id = 1; id < 20000 && status.ok(); ++id) {
+      status = (*index)->Apply({.deletes = {}, .puts = {{TestPage(id).context, std::string(4000, 'x')}}});
+    }
+    EXPECT_OR_SAY(status.code() == StatusCode::kResourceExhausted);
+    EXPECT_OR_SAY(!(*index)->Apply({.deletes = {TestPage(0).context}, .puts = {}}).ok());
+    bool found = false;
+    EXPECT_OR_SAY((*index)->ForEach([&](std::string_view, std::string_view value) { found |= value == "first"; }).ok());
+    EXPECT_OR_SAY(found);
+  }
+  const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  bool recovered = false;
+  while (!recovered && std::chrono::steady_clock::now() < end) {
+    (*index)->Resume();
+    recovered = (*index)->Apply({.deletes = {TestPage(0).context}, .puts = {}}).ok();
+  }
+  EXPECT_OR_SAY(recovered);
+  return "";
+}
+
+// Runs `work` on a small disk in a process of its own, and returns what it says; "skip" where that is not possible.
+std::string OnASmallDisk(std::string (*work)(const std::filesystem::path&)) {
   const testing::TempDir disk;
   int ends[2];
-  ASSERT_EQ(pipe(ends), 0);
+  KVS_CHECK(pipe(ends) == 0);
   const pid_t child = fork();
-  ASSERT_GE(child, 0);
+  KVS_CHECK(child >= 0);
   if (child == 0) {
-    std::string verdict;
+    std::string verdict = "skip";
     // A mount that only this process sees, and that goes with it.
-    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
-        mount("tmpfs", disk.path().c_str(), "tmpfs", 0, "size=48m") != 0) {
-      verdict = "skip";
-    } else {
-      verdict = FillTheDisk(disk.path());
+    if (unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+        mount("tmpfs", disk.path().c_str(), "tmpfs", 0, "size=48m") == 0) {
+      verdict = work(disk.path());
     }
-    static_cast<void>(!write(ends[1], verdict.data(), verdict.size()));
-    _exit(0);
+    const bool told = write(ends[1], verdict.data(), verdict.size()) >= 0;
+    _exit(told ? 0 : 1);
   }
   close(ends[1]);
   std::string verdict;
   char buffer[4096];
-  for (ssize_t n = 0; (n = read(ends[0], buffer, sizeof buffer)) > 0;)
+  for (ssize_t n = 0; (n = read(ends[0], buffer, sizeof buffer)) > 0;) {
     verdict.append(buffer, static_cast<std::size_t>(n));
+  }
   close(ends[0]);
   int status = 0;
   waitpid(child, &status, 0);
-  if (verdict == "skip") GTEST_SKIP() << "needs the right to mount a small tmpfs (run as root)";
-  EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+  return WIFEXITED(status) ? verdict : "died of signal " + std::to_string(WTERMSIG(status));
+}
+
+constexpr char kSkip[] = "needs the right to mount a small tmpfs (run as root)";
+
+TEST(ColdDiskFullTest, TheTierServesEvictsAndRecovers) {
+  const std::string verdict = OnASmallDisk(FillTheDisk);
+  if (verdict == "skip") GTEST_SKIP() << kSkip;
+  EXPECT_EQ(verdict, "");
+}
+
+TEST(ColdDiskFullTest, TheIndexRefusesAndRecovers) {
+  const std::string verdict = OnASmallDisk(FillTheIndex);
+  if (verdict == "skip") GTEST_SKIP() << kSkip;
   EXPECT_EQ(verdict, "");
 }
 
