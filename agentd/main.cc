@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -20,6 +21,8 @@
 
 #include "agentd/config/config.h"
 #include "agentd/config/options.h"
+#include "agentd/server/http_routes.h"
+#include "agentd/server/http_server.h"
 #include "agentd/server/router_server.h"
 #include "agentd/service.h"
 #include "kvshare/status.h"
@@ -149,7 +152,86 @@ ServiceOptions OptionsOf(const Config& config) {
   return options;
 }
 
+// What agentd says on stderr besides errors.
+class Log {
+ public:
+  explicit Log(LogLevel level) : level_(level) {}
+  void Warn(const std::string& line) const { Say(LogLevel::kWarn, line); }
+  void Info(const std::string& line) const { Say(LogLevel::kInfo, line); }
+
+ private:
+  void Say(LogLevel level, const std::string& line) const {
+    if (level <= level_) std::fprintf(stderr, "agentd: %s\n", line.c_str());
+  }
+  const LogLevel level_;
+};
+
+// HTTP from the first moment to the last; the service comes and goes in between.
+class HttpFront {
+ public:
+  HttpFront() : routes_(KVSHARE_VERSION) {}
+  ~HttpFront() {
+    routes_.Close();
+    routes_.SetServer(nullptr);
+  }
+
+  Status Start(const Config& config, const Log& log) {
+    if (config.http_host.empty()) return OkStatus();
+    const auto handle = [this](const HttpRequest& request, HttpReply& reply) { routes_.Handle(request, reply); };
+    KVS_ASSIGN_OR_RETURN(server_, StartHttpServer({.host = config.http_host, .port = config.http_port}, handle));
+    routes_.SetServer(server_.get());
+    if (config.http_host != "127.0.0.1" && config.http_host != "localhost" && config.http_host != "[::1]") {
+      log.Warn("--http: " + config.http_host + " can be reached from elsewhere, and nothing there asks who comes");
+    }
+    log.Info("http at " + config.http_host + ":" + std::to_string(server_->port()));
+    return OkStatus();
+  }
+  HttpRoutes& routes() { return routes_; }
+
+ private:
+  HttpRoutes routes_;
+  std::unique_ptr<HttpServer> server_;  // ends before the routes it calls
+};
+
+// Takes the service from HTTP before it is destroyed, however Serve ends.
+class ServedOverHttp {
+ public:
+  ServedOverHttp(HttpRoutes* routes, Service* service, const RouterServer* wire) : routes_(routes) {
+    routes_->Serve(service, wire);
+  }
+  ServedOverHttp(const ServedOverHttp&) = delete;
+  ServedOverHttp& operator=(const ServedOverHttp&) = delete;
+  ~ServedOverHttp() { routes_->Close(); }
+
+ private:
+  HttpRoutes* const routes_;
+};
+
+// What the settings made wrong is theirs to mend; the rest is this machine's, or the disk's.
+int FailService(const Config& config, const Status& status) {
+  const bool pool = config.pool_bytes > 0 && status.code() == StatusCode::kResourceExhausted;
+  const bool usage = pool || status.code() == StatusCode::kInvalidArgument;
+  return Fail(usage ? kExitUsage : kExitFailed, (pool ? "--kv-pool-size: " : "") + status.message());
+}
+
+int FailListen(const char* flag, const Status& status) {
+  return Fail(status.code() == StatusCode::kInvalidArgument ? kExitUsage : kExitCannotListen,
+              std::string(flag) + ": " + status.message());
+}
+
+std::string ReadyLine(const ServerInfo& info, const Stats& stats, const std::string& endpoint, double seconds) {
+  constexpr double kGiB = 1 << 30;
+  std::array<char, 64> numbers;
+  std::snprintf(numbers.data(), numbers.size(), "KV pool of %.2f GiB, started in %.1f s",
+                static_cast<double>(stats.pool.capacity_bytes) / kGiB, seconds);
+  return "ready at " + endpoint + ": " + info.model + ", " + info.dtype + " on " + info.isa + ", reuse " +
+         std::string(ReuseModeName(info.reuse)) + ", " + numbers.data();
+}
+
 int Serve(const Config& config, SignalWatch& signals) {
+  const Log log(config.log_level);
+  HttpFront http;
+  if (const Status started = http.Start(config, log); !started.ok()) return FailListen("--http", started);
   const auto start = std::chrono::steady_clock::now();
   runtime::LoadOptions load;
   load.dtype = config.float32 ? kernels::DType::kF32 : kernels::DType::kBf16;
@@ -158,34 +240,22 @@ int Serve(const Config& config, SignalWatch& signals) {
   Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(config.model, load);
   if (!model.ok()) return Fail(kExitModel, "--model: " + model.status().message());
   Result<std::unique_ptr<Service>> service = NewService(std::move(*model), OptionsOf(config));
-  if (!service.ok()) {
-    // A pool that the settings made too small is theirs to mend; everything else is this machine's, or the disk's.
-    const bool pool = config.pool_bytes > 0 && service.status().code() == StatusCode::kResourceExhausted;
-    const bool usage = pool || service.status().code() == StatusCode::kInvalidArgument;
-    return Fail(usage ? kExitUsage : kExitFailed, (pool ? "--kv-pool-size: " : "") + service.status().message());
-  }
+  if (!service.ok()) return FailService(config, service.status());
   Result<std::unique_ptr<RouterServer>> server = StartRouterServer(service->get(), {.endpoint = config.listen});
-  if (!server.ok()) {
-    const bool usage = server.status().code() == StatusCode::kInvalidArgument;
-    return Fail(usage ? kExitUsage : kExitCannotListen, "--listen: " + server.status().message());
-  }
+  if (!server.ok()) return FailListen("--listen", server.status());
+  const ServedOverHttp served(&http.routes(), service->get(), server->get());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const ServerInfo info = (*service)->Info();
-  constexpr double kGiB = 1 << 30;
-  std::fprintf(stderr, "agentd: ready at %s: %s, %s on %s, reuse %s, KV pool of %.2f GiB, started in %.1f s\n",
-               (*server)->endpoint().c_str(), info.model.c_str(), info.dtype.c_str(), info.isa.c_str(),
-               std::string(ReuseModeName(info.reuse)).c_str(),
-               static_cast<double>((*service)->GetStats().pool.capacity_bytes) / kGiB, seconds);
+  log.Info(ReadyLine((*service)->Info(), (*service)->GetStats(), (*server)->endpoint(), seconds));
 
   signals.Ready();
   signals.Wait();
-  std::fprintf(stderr,
-               "agentd: draining: requests under way are finished, new ones refused; signal again to stop at once\n");
+  http.routes().SetDraining();
+  log.Info("draining: requests under way are finished, new ones refused; signal again to stop at once");
   (*server)->DrainAndStop();
-  const Stats stats = (*service)->GetStats();
-  std::fprintf(stderr, "agentd: stopped after %lld requests; %lld of %lld prompt tokens were reused\n",
-               static_cast<long long>(stats.totals.requests), static_cast<long long>(stats.totals.prefix_tokens),
-               static_cast<long long>(stats.totals.prompt_tokens));
+  const ReuseTotals totals = (*service)->GetStats().totals;
+  log.Info("stopped after " + std::to_string(totals.requests) + " requests; " +
+           std::to_string(totals.prefix_tokens + totals.moved_tokens) + " of " + std::to_string(totals.prompt_tokens) +
+           " prompt tokens were reused");
   return kExitOk;
 }
 

@@ -9,6 +9,7 @@
 
 #include "agentd/config/yaml_reader.h"
 #include "libkvshare/core/check.h"
+#include "libkvshare/core/endpoint.h"
 #include "libkvshare/core/quantity.h"
 #include "libkvshare/core/status_macros.h"
 #include "libkvshare/core/suggest.h"
@@ -199,7 +200,13 @@ Result<Config> Settings::Finish() const {
   config.float32 = Get("model.dtype").text == "float32";
   config.threads = static_cast<int>(CountOf(Get("model.threads").text));
   config.listen = Get("server.listen").text;
-  config.http = Get("server.http").text;
+  if (const std::string& http = Get("server.http").text; !http.empty()) {
+    const bool port = http.find(':') == std::string::npos;
+    KVS_ASSIGN_OR_RETURN(const Endpoint endpoint,
+                         ParseEndpoint((port ? "tcp://127.0.0.1:" : "tcp://") + http, EndpointUse::kListen));
+    config.http_host = endpoint.host;
+    config.http_port = endpoint.port;
+  }
   config.max_running = CountOf(Get("server.max_running").text);
   config.max_waiting = CountOf(Get("server.max_waiting").text);
   config.prefill_chunk = CountOf(Get("server.prefill_chunk").text);

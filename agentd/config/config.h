@@ -21,7 +21,8 @@ struct Config {
   bool float32 = false;
   int threads = 0;
   std::string listen;
-  std::string http;  // empty: no HTTP
+  std::string http_host;  // empty: no HTTP
+  int http_port = 0;
   std::int64_t max_running = 0;
   std::int64_t max_waiting = 0;
   std::int64_t prefill_chunk = 0;

@@ -93,7 +93,9 @@ Status CheckChoice(const Option& option, std::string_view text) {
 
 // HOST:PORT is the second half of a tcp endpoint, and read by the same parser.
 Status CheckHostPort(std::string_view text) {
-  const Result<Endpoint> endpoint = ParseEndpoint("tcp://" + std::string(text), EndpointUse::kListen);
+  const bool port = text.find_first_not_of("0123456789") == text.npos;
+  const Result<Endpoint> endpoint =
+      ParseEndpoint((port ? "tcp://127.0.0.1:" : "tcp://") + std::string(text), EndpointUse::kListen);
   if (endpoint.ok()) return OkStatus();
   return InvalidArgument(Quoted(text) + " is not HOST:PORT, such as 127.0.0.1:8000");
 }
@@ -133,7 +135,7 @@ std::string ValuesOf(const Option& option) {
     case OptionKind::kText: return "TEXT";
     case OptionKind::kPath: return "PATH";
     case OptionKind::kEndpoint: return "ipc://PATH or tcp://HOST:PORT";
-    case OptionKind::kHostPort: return "HOST:PORT";
+    case OptionKind::kHostPort: return "HOST:PORT or PORT";
     case OptionKind::kCount: return std::to_string(option.min) + ".." + std::to_string(option.max);
     case OptionKind::kSize: return "8GiB, 512MiB or bytes";
     case OptionKind::kFraction: return "0..1";

@@ -19,7 +19,7 @@ enum class OptionKind {
   kText,      // as it stands
   kPath,      // a file or directory
   kEndpoint,  // ipc://PATH or tcp://HOST:PORT
-  kHostPort,  // HOST:PORT
+  kHostPort,  // HOST:PORT, or PORT on 127.0.0.1
   kChoice,    // one of `choices`
   kCount,     // a whole number, `min`..`max`
   kSize,      // bytes: 8GiB, 512MiB, 1000; at least `min`

@@ -64,7 +64,8 @@ TEST(ConfigTest, AFileSetsEverything) {
   EXPECT_TRUE(config->float32);
   EXPECT_EQ(config->threads, 3);
   EXPECT_EQ(config->listen, "ipc:///run/kvshare.sock");
-  EXPECT_EQ(config->http, "127.0.0.1:8000");
+  EXPECT_EQ(config->http_host, "127.0.0.1");
+  EXPECT_EQ(config->http_port, 8000);
   EXPECT_EQ(config->max_running, 4);
   EXPECT_EQ(config->max_waiting, 5);
   EXPECT_EQ(config->prefill_chunk, 6);
@@ -89,8 +90,24 @@ TEST(ConfigTest, DefaultsStandWhereNothingIsSaid) {
   EXPECT_FALSE(config->float32);
   EXPECT_EQ(config->pool_bytes, 0);
   EXPECT_EQ(config->cold_dir, "");
-  EXPECT_EQ(config->http, "");
+  EXPECT_EQ(config->http_host, "");
   EXPECT_EQ(config->max_running, 64);
+}
+
+TEST(ConfigTest, HttpIsThisMachinesAloneUnlessSaid) {
+  const auto where = [](const char* text) {
+    Settings settings;
+    KVS_EXPECT_OK(settings.AddFlag(Key("model.path"), "m"));
+    KVS_EXPECT_OK(settings.AddFlag(Key("server.listen"), "ipc:///s"));
+    KVS_EXPECT_OK(settings.AddFlag(Key("server.http"), text));
+    const Result<Config> config = settings.Finish();
+    KVS_EXPECT_OK(config);
+    return config->http_host + " " + std::to_string(config->http_port);
+  };
+  EXPECT_EQ(where("8000"), "127.0.0.1 8000");
+  EXPECT_EQ(where("localhost:0"), "localhost 0");
+  EXPECT_EQ(where("[::1]:80"), "[::1] 80");
+  EXPECT_EQ(where("*:80"), "* 80");
 }
 
 TEST(ConfigTest, FlagWinsOverEnvironmentOverFileOverDefault) {
@@ -159,7 +176,7 @@ TEST(ConfigTest, WrongValuesNameLineKeyAndWhatIsRight) {
   EXPECT_THAT(Refusal("version: 1\nreuse: {blend_recompute: 1.01}\n"), HasSubstr("from 0 to 1"));
   EXPECT_THAT(Refusal("version: 1\nreuse: {blend_recompute: nan}\n"), HasSubstr("from 0 to 1"));
   EXPECT_THAT(Refusal("version: 1\nserver: {listen: nonsense}\n"), HasSubstr("server.listen"));
-  EXPECT_THAT(Refusal("version: 1\nserver: {http: '8000'}\n"), HasSubstr("HOST:PORT"));
+  EXPECT_THAT(Refusal("version: 1\nserver: {http: localhost}\n"), HasSubstr("HOST:PORT"));
   EXPECT_THAT(Refusal("version: 1\nmodel: {path: \"a\\nb\"}\n"), HasSubstr("control character"));
   EXPECT_THAT(Refusal("version: 1\nmodel: {path: ''}\n"), HasSubstr("empty"));
 }

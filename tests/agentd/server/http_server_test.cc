@@ -1,0 +1,264 @@
+// HttpServer and HttpRoutes over real sockets: pipelines, streams, strangers that send rubbish, nothing, or one byte at
+// a time, and more connections than there are places.
+#include "agentd/server/http_server.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "agentd/server/http_routes.h"
+#include "tests/testing/echo_service.h"
+#include "tests/testing/status_matchers.h"
+
+namespace kvshare::agentd {
+namespace {
+
+using std::chrono::milliseconds;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+// A client that writes what it likes and reads until the server closes, or until it has seen enough.
+class RawClient {
+ public:
+  explicit RawClient(int port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<std::uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  }
+  RawClient(const RawClient&) = delete;
+  RawClient& operator=(const RawClient&) = delete;
+  ~RawClient() { close(fd_); }
+
+  bool Send(std::string_view data) {
+    while (!data.empty()) {
+      const ssize_t n = send(fd_, data.data(), data.size(), MSG_NOSIGNAL);
+      if (n <= 0) return false;
+      data.remove_prefix(static_cast<std::size_t>(n));
+    }
+    return true;
+  }
+  // All that comes until `until` has been seen or the connection ends; fails the test after 20 seconds.
+  std::string Read(const std::string& until = "") {
+    std::string all;
+    char buffer[4096];
+    while (until.empty() || all.find(until) == std::string::npos) {
+      pollfd readable{fd_, POLLIN, 0};
+      if (poll(&readable, 1, 20000) <= 0) {
+        ADD_FAILURE() << "nothing came, after " << all;
+        break;
+      }
+      const ssize_t n = recv(fd_, buffer, sizeof(buffer), 0);
+      if (n <= 0) break;
+      all.append(buffer, static_cast<std::size_t>(n));
+    }
+    return all;
+  }
+
+ private:
+  const int fd_;
+};
+
+std::string Get(int port, const std::string& path, const std::string& method = "GET") {
+  RawClient client(port);
+  EXPECT_TRUE(client.Send(method + " " + path + " HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"));
+  return client.Read();
+}
+
+std::unique_ptr<HttpServer> Start(HttpHandler handler, HttpServerOptions options = {}) {
+  auto server = StartHttpServer(options, std::move(handler));
+  KVS_EXPECT_OK(server);
+  return server.ok() ? std::move(*server) : nullptr;
+}
+
+void Echo(const HttpRequest& request, HttpReply& reply) {
+  reply.Send(200, "text/plain", request.method + " " + request.path + " " + request.body);
+}
+
+TEST(HttpServerTest, AnswersManyRequestsOnOneConnection) {
+  const auto server = Start(Echo);
+  RawClient client(server->port());
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(client.Send("POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nb" + std::to_string(i)));
+    const std::string answer = client.Read("POST /a b" + std::to_string(i));
+    EXPECT_THAT(answer, StartsWith("HTTP/1.1 200 OK\r\n"));
+    EXPECT_THAT(answer, HasSubstr("Content-Length: 10\r\n"));
+  }
+  // Three in one write, the last of which ends the connection.
+  ASSERT_TRUE(
+      client.Send("GET /x HTTP/1.1\r\nHost: h\r\n\r\nGET /y HTTP/1.1\r\nHost: h\r\n\r\n"
+                  "GET /z HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"));
+  const std::string rest = client.Read();
+  EXPECT_LT(rest.find("GET /x"), rest.find("GET /y"));
+  EXPECT_LT(rest.find("GET /y"), rest.find("GET /z"));
+  EXPECT_THAT(rest, HasSubstr("Connection: close"));
+  EXPECT_EQ(server->counters().requests, 6);
+}
+
+TEST(HttpServerTest, StreamsInChunksAndTellsHeadsWithoutBodies) {
+  const auto server = Start([](const HttpRequest&, HttpReply& reply) {
+    EXPECT_TRUE(reply.Begin(200, "text/event-stream"));
+    EXPECT_TRUE(reply.Write("data: 1\n\n"));
+    EXPECT_TRUE(reply.Write(std::string(300, 'x')));
+    EXPECT_FALSE(reply.Begin(200, "text/plain"));
+  });
+  const std::string answer = Get(server->port(), "/");
+  EXPECT_THAT(answer, HasSubstr("Transfer-Encoding: chunked\r\n"));
+  EXPECT_THAT(answer, HasSubstr("\r\n\r\n9\r\ndata: 1\n\n\r\n12c\r\n" + std::string(300, 'x') + "\r\n0\r\n\r\n"));
+  EXPECT_THAT(Get(server->port(), "/", "HEAD"), ::testing::EndsWith("\r\n\r\n"));
+  RawClient old(server->port());
+  ASSERT_TRUE(old.Send("GET / HTTP/1.0\r\n\r\n"));
+  EXPECT_THAT(old.Read(), HasSubstr("\r\n\r\ndata: 1\n\n" + std::string(300, 'x')));
+}
+
+TEST(HttpServerTest, AHandlerThatThrowsOrAnswersNothingIsA500) {
+  const auto server = Start([](const HttpRequest& request, HttpReply&) {
+    if (request.path == "/throw") throw std::runtime_error("x");
+  });
+  EXPECT_THAT(Get(server->port(), "/throw"), StartsWith("HTTP/1.1 500"));
+  EXPECT_THAT(Get(server->port(), "/nothing"), StartsWith("HTTP/1.1 500"));
+}
+
+TEST(HttpServerTest, RubbishIsRefusedWithALineAndTheServerLivesOn) {
+  const auto server = Start(Echo);
+  for (const auto& [text, status] : std::vector<std::pair<std::string, std::string>>{
+           {"\x16\x03\x01\r\n\r\n", "400"},
+           {"GET / HTTP/1.1\r\n\r\n", "400"},
+           {"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 999999999\r\n\r\n", "413"},
+           {"GET / HTTP/1.1\r\nHost: h\r\nX: " + std::string(100000, 'x'), "431"},
+           {"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n" + std::string(1 << 20, 'x'), "413"}}) {
+    RawClient client(server->port());
+    client.Send(text);  // may fail when the answer comes before the end
+    EXPECT_THAT(client.Read("}}"), StartsWith("HTTP/1.1 " + status));
+  }
+  EXPECT_EQ(server->counters().refused, 5);
+  EXPECT_THAT(Get(server->port(), "/ok"), StartsWith("HTTP/1.1 200"));
+}
+
+TEST(HttpServerTest, SlowSendersAreGivenUpAndHoldNobodyUp) {
+  const auto server = Start(Echo, {.threads = 1, .request_timeout = milliseconds(300)});
+  std::vector<std::unique_ptr<RawClient>> slow;
+  for (int i = 0; i < 50; ++i) {
+    slow.push_back(std::make_unique<RawClient>(server->port()));
+    ASSERT_TRUE(slow.back()->Send("GET / HTTP/1.1\r\nHost"));
+  }
+  slow.push_back(std::make_unique<RawClient>(server->port()));  // says nothing at all
+  for (int i = 0; i < 20; ++i) EXPECT_THAT(Get(server->port(), "/fast"), StartsWith("HTTP/1.1 200"));
+  for (int i = 0; i < 50; ++i) EXPECT_THAT(slow[i]->Read(), StartsWith("HTTP/1.1 408"));
+  EXPECT_EQ(slow.back()->Read(), "");
+}
+
+TEST(HttpServerTest, WhenPlacesRunOutTheLongestWaitingGoes) {
+  const auto server = Start(Echo, {.max_connections = 8});
+  std::vector<std::unique_ptr<RawClient>> idle;
+  for (int i = 0; i < 40; ++i) {
+    idle.push_back(std::make_unique<RawClient>(server->port()));
+    ASSERT_TRUE(idle.back()->Send("GET /"));
+    if (i % 10 != 9) continue;
+    EXPECT_THAT(Get(server->port(), "/honest"), StartsWith("HTTP/1.1 200"));
+  }
+  EXPECT_EQ(idle.front()->Read(), "");
+  EXPECT_GE(server->counters().refused, 32);
+}
+
+TEST(HttpServerTest, AReaderThatDoesNotReadIsGivenUp) {
+  std::atomic<bool> gave_up = false;
+  const auto server = Start(
+      [&](const HttpRequest&, HttpReply& reply) {
+        reply.Begin(200, "text/plain");
+        const std::string much(1 << 20, 'x');
+        for (int i = 0; i < 1000 && !gave_up; ++i) gave_up = !reply.Write(much);
+      },
+      {.threads = 1, .write_timeout = milliseconds(200)});
+  RawClient client(server->port());
+  ASSERT_TRUE(client.Send("GET / HTTP/1.1\r\nHost: h\r\n\r\n"));
+  // The only thread is free again once the slow reader is given up.
+  RawClient other(server->port());
+  ASSERT_TRUE(other.Send("HEAD / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"));
+  EXPECT_THAT(other.Read(), StartsWith("HTTP/1.1 200"));
+  EXPECT_TRUE(gave_up);
+}
+
+TEST(HttpServerTest, AClientThatGoesIsSeen) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool begun = false, gone = false;
+  const auto server = Start([&](const HttpRequest&, HttpReply& reply) {
+    {
+      const std::lock_guard lock(mutex);
+      begun = true;
+    }
+    changed.notify_all();
+    while (reply.Alive()) std::this_thread::yield();
+    const std::lock_guard lock(mutex);
+    gone = true;
+    changed.notify_all();
+  });
+  auto client = std::make_unique<RawClient>(server->port());
+  ASSERT_TRUE(client->Send("GET / HTTP/1.1\r\nHost: h\r\n\r\n"));
+  std::unique_lock lock(mutex);
+  ASSERT_TRUE(changed.wait_for(lock, std::chrono::seconds(20), [&] { return begun; }));
+  client.reset();
+  EXPECT_TRUE(changed.wait_for(lock, std::chrono::seconds(20), [&] { return gone; }));
+}
+
+TEST(HttpServerTest, AddressesThatCannotBeHadAreNamed) {
+  const auto server = Start(Echo);
+  KVS_EXPECT_FAILS(StartHttpServer({.port = server->port()}, Echo), StatusCode::kUnavailable, "choose another one");
+  KVS_EXPECT_FAILS(StartHttpServer({.host = "no.such.host"}, Echo), StatusCode::kInvalidArgument, "no.such.host");
+  KVS_EXPECT_FAILS(StartHttpServer({.host = "203.0.113.1"}, Echo), StatusCode::kInvalidArgument, "203.0.113.1");
+  EXPECT_GT(Start(Echo, {.host = "localhost"})->port(), 0);
+}
+
+TEST(HttpRoutesTest, ReadinessFollowsTheDaemonsLife) {
+  HttpRoutes routes("1.2.3");
+  const auto server = Start([&](const HttpRequest& request, HttpReply& reply) { routes.Handle(request, reply); });
+  routes.SetServer(server.get());
+  const auto status = [&](const char* path) { return Get(server->port(), path).substr(9, 3); };
+
+  EXPECT_EQ(status("/health"), "200");
+  EXPECT_EQ(status("/ready"), "503");
+  EXPECT_EQ(status("/metrics"), "200");
+  EXPECT_THAT(Get(server->port(), "/ready"), HasSubstr("loading"));
+  EXPECT_THAT(Get(server->port(), "/version"), HasSubstr("\"1.2.3\""));
+
+  testing::EchoService service;
+  routes.Serve(&service, nullptr);
+  EXPECT_EQ(status("/ready"), "200");
+  EXPECT_THAT(Get(server->port(), "/metrics"), HasSubstr("kvshare_ready 1\n"));
+  EXPECT_THAT(Get(server->port(), "/version"), HasSubstr("\"model\""));
+
+  routes.SetDraining();
+  EXPECT_EQ(status("/ready"), "503");
+  EXPECT_EQ(status("/health"), "200");
+  EXPECT_THAT(Get(server->port(), "/metrics"), HasSubstr("kvshare_ready 0\n"));
+
+  routes.Close();
+  EXPECT_EQ(status("/ready"), "503");
+  EXPECT_EQ(status("/metrics"), "200");
+}
+
+TEST(HttpRoutesTest, OnlyKnownPathsAndReadingMethods) {
+  HttpRoutes routes("1");
+  const auto server = Start([&](const HttpRequest& request, HttpReply& reply) { routes.Handle(request, reply); });
+  EXPECT_THAT(Get(server->port(), "/"), StartsWith("HTTP/1.1 404"));
+  EXPECT_THAT(Get(server->port(), "/metrics/"), StartsWith("HTTP/1.1 404"));
+  EXPECT_THAT(Get(server->port(), "/../etc/passwd"), StartsWith("HTTP/1.1 404"));
+  for (const char* method : {"POST", "PUT", "DELETE", "OPTIONS"}) {
+    const std::string answer = Get(server->port(), "/metrics", method);
+    EXPECT_THAT(answer, StartsWith("HTTP/1.1 405"));
+    EXPECT_THAT(answer, HasSubstr("Allow: GET, HEAD"));
+  }
+}
+
+}  // namespace
+}  // namespace kvshare::agentd
