@@ -120,6 +120,25 @@ class ServiceImpl final : public Service {
                  .always_load = options.always_load,
                  .leases = leases}) {}
 
+  SharedPages Shared() const override {
+    const kernels::KvPages& pages = arena_->pages();
+    const kernels::KvLayout& layout = pages.layout;
+    SharedPages shared;
+    shared.layout = {.num_layers = static_cast<int>(layout.num_layers),
+                     .num_kv_heads = static_cast<int>(layout.num_kv_heads),
+                     .head_dim = static_cast<int>(layout.head_dim),
+                     .page_tokens = static_cast<int>(kernels::kPageTokens),
+                     .page_bytes = static_cast<std::int64_t>(layout.page_bytes()),
+                     .dtype = std::string(kernels::DTypeName(layout.dtype))};
+    if (model_->backend().capabilities().device != "cpu") return shared;
+    shared.memory = pages.base;
+    shared.generations = arena_->generations();
+    shared.num_pages = pages.num_pages;
+    shared.memory_fd = arena_->memory_fd();
+    shared.generations_fd = arena_->generations_fd();
+    return shared;
+  }
+
   ServerInfo Info() const override {
     ServerInfo info;
     info.version = KVSHARE_VERSION;
@@ -352,6 +371,7 @@ Result<std::unique_ptr<Service>> NewServiceOn(std::unique_ptr<runtime::Model> mo
   pool.max_retained = std::min(pages / 2, spare);
   const LeaseLimits leases = {.max_leases = options.max_leases, .max_pins = options.max_pins, .max_pages = spare};
   KVS_ASSIGN_OR_RETURN(auto arena, PageArena::Create(model->backend(), model->kv_layout(), pages));
+  pool.generations = arena->generations();
   return std::unique_ptr<Service>(std::make_unique<ServiceImpl>(std::move(model), std::move(arena), std::move(cold),
                                                                 std::move(pool), leases, options));
 }

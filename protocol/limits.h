@@ -19,6 +19,11 @@ inline constexpr std::size_t kMaxErrorBytes = 4096;
 inline constexpr std::size_t kMaxMissReasons = 256;
 inline constexpr std::size_t kMaxAgents = 16384;
 inline constexpr std::size_t kMaxSpans = 16384;
+inline constexpr std::size_t kMaxLeasePages = kMaxTokens / 64;
+inline constexpr std::size_t kMaxEntries = 10000;
+inline constexpr std::size_t kMaxBounds = 64;        // of a histogram
+inline constexpr std::size_t kMaxPathBytes = 107;    // of a unix socket
+inline constexpr std::size_t kMaxTicketBytes = 320;  // a ZeroMQ identity of 255, and what seals it
 // Ten years. Keeps deadlines far from the end of std::chrono's nanoseconds.
 inline constexpr std::int64_t kMaxTimeoutMs = std::int64_t{10} * 366 * 24 * 3600 * 1000;
 
@@ -26,6 +31,6 @@ inline constexpr std::int64_t kMaxTimeoutMs = std::int64_t{10} * 366 * 24 * 3600
 // tables, and the largest reply has two for each agent.
 inline constexpr std::uint32_t kMaxDepth = 8;
 inline constexpr std::uint32_t kMaxRequestTables = 16;
-inline constexpr std::uint32_t kMaxReplyTables = 2 * kMaxAgents + kMaxMissReasons + 16;
+inline constexpr std::uint32_t kMaxReplyTables = 2 * kMaxAgents + kMaxMissReasons + 20;
 
 }  // namespace kvshare::wire

@@ -32,6 +32,7 @@ KvPool::KvPool(PageIndex num_pages, const Digest& root, KvPoolOptions options)
       ghosts_(kGhostsPerPage * num_pages),
       policy_(options.policy != nullptr ? std::move(options.policy) : NewDefaultPolicy(num_pages)),
       max_retained_(std::min(options.max_retained, num_pages / 2)),
+      generations_(options.generations),
       pages_(num_pages) {}
 
 KvPool::~KvPool() { KVS_CHECK(handles_.empty()); }
@@ -151,6 +152,8 @@ PageIndex KvPool::TakePage() {
 
 void KvPool::FreePage(PageIndex page) {
   ++pages_[page].generation;
+  // Before anything else is written there: a reader that sees any of it sees this too.
+  if (generations_ != nullptr) generations_[page].exchange(pages_[page].generation, std::memory_order_seq_cst);
   free_.push_back(page);
 }
 

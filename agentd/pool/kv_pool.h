@@ -2,6 +2,7 @@
 // sequences; it never touches KV itself, so it knows page numbers only (the memory is PageArena's).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -93,6 +94,8 @@ struct KvPoolOptions {
   std::unique_ptr<EvictionPolicy> policy;  // for as many blocks as the pool has pages; null: the default policy
   // Pages that PinEntry may keep: at most half of the pool. The caller leaves room for one full context beyond it.
   PageIndex max_retained = static_cast<PageIndex>(-1);
+  // Where each page's generation is kept too, for readers outside (PageArena::generations); null: nowhere. All zero.
+  std::atomic<std::uint64_t>* generations = nullptr;
 };
 
 // One thread (the engine's). Invariants (CheckIntegrity holds them):
@@ -227,6 +230,7 @@ class KvPool {
   GhostSet ghosts_;
   std::unique_ptr<EvictionPolicy> policy_;
   PageIndex max_retained_;
+  std::atomic<std::uint64_t>* generations_;
   std::function<void(PageIndex)> on_evict_;
   std::function<void(PageIndex)> on_drop_;
   std::vector<Page> pages_;

@@ -10,6 +10,8 @@
 #include <thread>
 #include <utility>
 
+#include "agentd/pool/shared_memory.h"
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14; older headers lack it
 #endif
@@ -25,17 +27,28 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 // One madvise call: short enough that stopping and newer wishes are noticed soon.
 constexpr std::size_t kStep = std::size_t{16} << 20;
 
+static_assert(sizeof(std::atomic<std::uint64_t>) == sizeof(std::uint64_t) &&
+              std::atomic<std::uint64_t>::is_always_lock_free);  // as other processes read them
+
+// Either the shared pair or the private one.
+struct Memory {
+  std::unique_ptr<SharedMemory> shared;
+  std::unique_ptr<SharedMemory> shared_generations;
+  std::unique_ptr<Buffer> buffer;
+  std::unique_ptr<std::atomic<std::uint64_t>[]> generations;
+};
+
 class PageArenaImpl final : public PageArena {
  public:
-  PageArenaImpl(std::unique_ptr<Buffer> buffer, const KvPages& pages, bool host)
-      : buffer_(std::move(buffer)), pages_(pages) {
-    const auto begin = reinterpret_cast<std::uintptr_t>(buffer_->data());
-    const std::uintptr_t end = begin + buffer_->size();
+  PageArenaImpl(Memory memory, const KvPages& pages, bool host) : memory_(std::move(memory)), pages_(pages) {
+    const std::size_t size = pages.layout.page_bytes() * pages.num_pages;
+    const auto begin = reinterpret_cast<std::uintptr_t>(pages.base);
+    const std::uintptr_t end = begin + size;
     // Whole huge pages inside the allocation; the edges are left to whoever touches them first.
     const std::uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
     const std::uintptr_t last = end / kHugePage * kHugePage;
     if (!host || first >= last) {
-      done_ = buffer_->size();
+      done_ = size;
       return;
     }
     start_ = reinterpret_cast<std::byte*>(first);
@@ -70,6 +83,16 @@ class PageArenaImpl final : public PageArena {
     changed_.notify_one();
   }
 
+  std::atomic<std::uint64_t>* generations() const override {
+    return memory_.shared_generations == nullptr
+               ? memory_.generations.get()
+               : reinterpret_cast<std::atomic<std::uint64_t>*>(memory_.shared_generations->data());
+  }
+  int memory_fd() const override { return memory_.shared == nullptr ? -1 : memory_.shared->fd(); }
+  int generations_fd() const override {
+    return memory_.shared_generations == nullptr ? -1 : memory_.shared_generations->fd();
+  }
+
   std::size_t prefaulted_bytes() const override {
     const std::lock_guard lock(mutex_);
     return done_;
@@ -95,7 +118,7 @@ class PageArenaImpl final : public PageArena {
     }
   }
 
-  const std::unique_ptr<Buffer> buffer_;
+  const Memory memory_;
   const KvPages pages_;
   std::byte* start_ = nullptr;
   std::size_t bytes_ = 0;
@@ -113,13 +136,34 @@ class PageArenaImpl final : public PageArena {
 Result<std::unique_ptr<PageArena>> PageArena::Create(kernels::Backend& backend, const kernels::KvLayout& layout,
                                                      PageIndex num_pages) {
   const std::size_t bytes = layout.page_bytes() * num_pages;
-  Result<std::unique_ptr<Buffer>> buffer = backend.Allocate(bytes);
-  if (!buffer.ok()) {
-    return buffer.status().WithContext("KV pool of " + std::to_string(bytes) + " bytes");
-  }
-  const KvPages pages = {.base = (*buffer)->data(), .num_pages = num_pages, .layout = layout};
+  const std::string what = "KV pool of " + std::to_string(bytes) + " bytes";
   const bool host = backend.capabilities().device == "cpu";
-  return std::unique_ptr<PageArena>(std::make_unique<PageArenaImpl>(std::move(*buffer), pages, host));
+  Memory memory;
+  if (host && bytes > 0) {
+    // All of a small pool and the start of a large one are allocated here; the arena's thread allocates the rest, ahead
+    // of its use.
+    Result<std::unique_ptr<SharedMemory>> shared = SharedMemory::Create("kvshare-pages", bytes, kPrefaultAhead);
+    if (!shared.ok() && shared.status().code() == StatusCode::kResourceExhausted) {
+      return shared.status().WithContext(what);
+    }
+    const std::size_t generation_bytes = num_pages * sizeof(std::uint64_t);
+    Result<std::unique_ptr<SharedMemory>> generations =
+        SharedMemory::Create("kvshare-generations", generation_bytes, generation_bytes);
+    if (shared.ok() && generations.ok()) {
+      memory.shared = *std::move(shared);
+      memory.shared_generations = *std::move(generations);
+    }
+  }
+  if (memory.shared == nullptr) {
+    Result<std::unique_ptr<Buffer>> buffer = backend.Allocate(bytes);
+    if (!buffer.ok()) return buffer.status().WithContext(what);
+    memory.buffer = *std::move(buffer);
+    memory.generations = std::make_unique<std::atomic<std::uint64_t>[]>(num_pages);
+  }
+  const KvPages pages = {.base = memory.shared == nullptr ? memory.buffer->data() : memory.shared->data(),
+                         .num_pages = num_pages,
+                         .layout = layout};
+  return std::unique_ptr<PageArena>(std::make_unique<PageArenaImpl>(std::move(memory), pages, host));
 }
 
 }  // namespace kvshare::agentd

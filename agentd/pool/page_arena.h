@@ -1,7 +1,9 @@
 // PageArena: the memory behind the pool's page numbers.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 #include "kernels/backend.h"
@@ -13,6 +15,9 @@ namespace kvshare::agentd {
 // One allocation for all pages, so that a page number is an address. On a CPU, the first touch of memory costs more
 // than copying it, so a thread of the arena's own touches pages before a request does. It stays kPrefaultAhead in front
 // of the highest page in use: a large pool costs nothing until it is needed. Must not outlive `backend`. Thread-safe.
+//
+// Where backend memory is host memory, it lies in a sealed memfd, so that clients can map it and read what they lease
+// without a copy (docs/design/handover.md); where that cannot be had, in the backend's own, and is not shared.
 class PageArena {
  public:
   static Result<std::unique_ptr<PageArena>> Create(kernels::Backend& backend, const kernels::KvLayout& layout,
@@ -24,6 +29,13 @@ class PageArena {
   virtual void ExpectUse(kernels::PageIndex high_water) = 0;
   // Bytes made present so far (all of them where memory is not ours to touch). For tests and logs.
   virtual std::size_t prefaulted_bytes() const = 0;
+
+  // One for each page, for the pool to count in how often the page stopped holding what it held, before it holds
+  // anything else. Readers elsewhere compare it around what they read. Never null.
+  virtual std::atomic<std::uint64_t>* generations() const = 0;
+  // Sealed memfds of pages() and generations(), for other processes to map; -1 where the memory is not shared.
+  virtual int memory_fd() const = 0;
+  virtual int generations_fd() const = 0;
 };
 
 inline constexpr std::size_t kPrefaultAhead = std::size_t{256} << 20;

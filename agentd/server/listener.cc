@@ -18,7 +18,10 @@ Status Refused(const std::string& path, const std::string& why) {
   return Unavailable("cannot listen on ipc://" + path + ": " + why);
 }
 
-int UnixSocket() { return ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); }
+int UnixSocket(UnixSocketKind kind) {
+  const int type = kind == UnixSocketKind::kStream ? SOCK_STREAM : SOCK_SEQPACKET;
+  return ::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+}
 
 // Requires: the path fits (ParseEndpoint has checked it).
 sockaddr_un Address(const std::string& path) {
@@ -29,31 +32,32 @@ sockaddr_un Address(const std::string& path) {
 }
 
 // Whether a process listens there: a full backlog (EAGAIN) counts, a file without a process (ECONNREFUSED) does not.
-bool Answers(const sockaddr_un& address) {
-  const int fd = UnixSocket();
+bool Answers(const sockaddr_un& address, UnixSocketKind kind) {
+  const int fd = UnixSocket(kind);
   if (fd < 0) return false;
   const int connected = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
   const int error = errno;
   ::close(fd);
-  return connected == 0 || error == EAGAIN || error == EINPROGRESS || error == EACCES;
+  return connected == 0 || error == EAGAIN || error == EINPROGRESS || error == EACCES ||
+         error == EPROTOTYPE;  // somebody listens, for another kind
 }
 
 }  // namespace
 
-Result<UnixListener> UnixListener::Listen(const std::string& path) {
+Result<UnixListener> UnixListener::Listen(const std::string& path, UnixSocketKind kind) {
   const sockaddr_un address = Address(path);
   struct stat found {};
   if (::lstat(path.c_str(), &found) == 0) {
     if (!S_ISSOCK(found.st_mode)) {
       return Refused(path, "there is a file that is not a socket; remove it or choose another path");
     }
-    if (Answers(address)) {
+    if (Answers(address, kind)) {
       return Refused(path, "another process answers there; stop it or choose another path");
     }
     ::unlink(path.c_str());  // of a daemon that is gone
   }
   UnixListener listener;
-  listener.fd_ = UnixSocket();
+  listener.fd_ = UnixSocket(kind);
   if (listener.fd_ < 0) return Refused(path, std::strerror(errno));
   // On Linux the socket's own mode becomes its file's: no moment in which others may connect.
   if (::fchmod(listener.fd_, 0600) != 0 ||

@@ -10,13 +10,18 @@
 
 namespace kvshare::agentd {
 
+enum class UnixSocketKind {
+  kStream,
+  kDatagrams,  // SOCK_SEQPACKET: connected, in order, with boundaries
+};
+
 // A bound, listening AF_UNIX socket and the file it made. The file goes with this object, unless another took its
 // place.
 class UnixListener {
  public:
   // Returns: Unavailable when a process answers there, when something else than a socket stands there, or when the
   // folder refuses.
-  static Result<UnixListener> Listen(const std::string& path);
+  static Result<UnixListener> Listen(const std::string& path, UnixSocketKind kind = UnixSocketKind::kStream);
 
   UnixListener(UnixListener&& other) noexcept;
   UnixListener& operator=(UnixListener&&) = delete;

@@ -1,6 +1,7 @@
 // What the other threads have for the server's io thread: outcomes of generations, and answers of the worker.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -17,10 +18,17 @@ namespace kvshare::agentd {
 
 class StreamSink;
 
+// A lease that an answer gives away: the connection's from then on.
+struct GivenLease {
+  std::uint64_t id = 0;
+  std::chrono::milliseconds ttl{0};
+};
+
 // An encoded answer and whom it is for.
 struct Answer {
   std::string peer;  // ZeroMQ's name of the connection
   codec::Frame frame;
+  std::optional<GivenLease> lease;
 };
 
 // Thread-safe. Outlives the server where an engine still holds a sink.

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <map>
 #include <optional>
 #include <thread>
@@ -15,11 +16,14 @@
 #include <variant>
 #include <zmq.hpp>
 
-#include "agentd/server/listener.h"
+#include "agentd/server/fault_limiter.h"
 #include "agentd/server/mailbox.h"
+#include "agentd/server/memory_link.h"
+#include "agentd/server/router_socket.h"
 #include "agentd/server/unary.h"
 #include "libkvshare/codec/codec.h"
 #include "libkvshare/core/endpoint.h"
+#include "libkvshare/core/hash.h"
 #include "libkvshare/core/status_macros.h"
 
 namespace kvshare::agentd {
@@ -28,11 +32,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-// Messages per client that ZeroMQ may hold. Few: one may be 16 MiB.
-constexpr int kHighWaterMark = 64;
 // What a client that does not read may make us hold besides.
 constexpr std::size_t kPendingBytesMax = std::size_t{32} << 20;
 constexpr std::size_t kStreamsPerClientMax = 1024;
+constexpr std::size_t kLeasesPerClientMax = 1024;
 // Frames taken before the outcomes get their turn.
 constexpr int kFramesPerStep = 128;
 // Below this the io thread answers by itself: some 0.3 ms of tokenising, against two wake-ups.
@@ -41,9 +44,7 @@ constexpr milliseconds kTick{1000};           // signs of life, deadlines
 constexpr milliseconds kRetry{5};             // of clients whose pipe is full
 constexpr milliseconds kDeadlineGrace{5000};  // the client's own deadline comes first
 constexpr milliseconds kDrainStuckMax{5000};
-constexpr int kDrainLingerMs = 2000;
-constexpr int kHeartbeatMs = 2000;
-constexpr int kHeartbeatTimeoutMs = 10000;
+constexpr milliseconds kDrainLinger{2000};
 
 struct Stream {
   std::shared_ptr<StreamSink> sink;
@@ -54,17 +55,17 @@ struct Stream {
 
 // A client we owe something.
 struct Peer {
-  std::map<std::uint64_t, Stream> streams;  // by correlation id
-  std::deque<codec::Frame> pending;         // its pipe was full
+  std::map<std::uint64_t, Stream> streams;            // by correlation id
+  std::map<std::uint64_t, Clock::time_point> leases;  // by id, until when
+  std::deque<codec::Frame> pending;                   // its pipe was full
   std::size_t pending_bytes = 0;
   Clock::time_point last_sent = Clock::now();
 };
 
-enum class SendOutcome { kSent, kFull, kGone };
-
 class ZmqRouterServer final : public RouterServer {
  public:
-  explicit ZmqRouterServer(Service* service) : service_(service), mailbox_(std::make_shared<Mailbox>()) {}
+  ZmqRouterServer(Service* service, std::function<void()> on_drain)
+      : service_(service), on_drain_(std::move(on_drain)), mailbox_(std::make_shared<Mailbox>()) {}
 
   ~ZmqRouterServer() override {
     stopping_ = true;
@@ -75,20 +76,12 @@ class ZmqRouterServer final : public RouterServer {
   Status Init(const std::string& text) {
     KVS_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseEndpoint(text, EndpointUse::kListen));
     if (!mailbox_->ok()) return Unavailable("this process has no descriptor left");
-    socket_ = zmq::socket_t(context_, zmq::socket_type::router);
-    socket_.set(zmq::sockopt::linger, 0);
-    socket_.set(zmq::sockopt::sndhwm, kHighWaterMark);
-    socket_.set(zmq::sockopt::rcvhwm, kHighWaterMark);
-    socket_.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(wire::kMaxFrameBytes));
-    socket_.set(zmq::sockopt::router_mandatory, true);
+    KVS_RETURN_IF_ERROR(socket_.Bind(endpoint, text));
     if (endpoint.transport == Transport::kIpc) {
-      KVS_ASSIGN_OR_RETURN(UnixListener listener, UnixListener::Listen(endpoint.path));
-      listener_.emplace(std::move(listener));
-      socket_.set(zmq::sockopt::use_fd, listener_->ReleaseFd());
-      socket_.bind(text);
-      endpoint_ = text;
+      local_ = true;
+      OpenMemoryLink(endpoint.path);
     } else {
-      KVS_RETURN_IF_ERROR(BindTcp(endpoint, text));
+      memory_error_ = FailedPrecondition("KV memory is shared with clients of an ipc endpoint only");
     }
     worker_ = std::make_unique<UnaryWorker>(service_, mailbox_);
     io_thread_ = std::thread([this] { IoThread(); });
@@ -100,32 +93,34 @@ class ZmqRouterServer final : public RouterServer {
     Join();
   }
 
-  std::string endpoint() const override { return endpoint_; }
+  std::string endpoint() const override { return socket_.endpoint(); }
+
+  std::string memory_socket() const override { return memory_socket_; }
+  Status memory_error() const override { return memory_error_; }
 
   RouterServerCounters counters() const override {
-    return {.frames = frames_, .malformed_frames = malformed_, .replies_dropped = dropped_, .clients_lost = lost_};
+    return {.frames = frames_,
+            .malformed_frames = malformed_,
+            .replies_dropped = dropped_,
+            .clients_lost = lost_,
+            .client_leases = leases_,
+            .leases_dropped = leases_dropped_,
+            .memory_granted = memory_granted_,
+            .memory_refused = memory_refused_};
   }
 
  private:
-  Status BindTcp(const Endpoint& endpoint, const std::string& text) {
-    // ZeroMQ binds to addresses, not names.
-    const std::string host = endpoint.host == "localhost" ? "127.0.0.1" : endpoint.host;
-    const std::string port = endpoint.port == 0 ? "*" : std::to_string(endpoint.port);
-    socket_.set(zmq::sockopt::ipv6, host.front() == '[');
-    socket_.set(zmq::sockopt::heartbeat_ivl, kHeartbeatMs);
-    socket_.set(zmq::sockopt::heartbeat_timeout, kHeartbeatTimeoutMs);
-    try {
-      socket_.bind("tcp://" + host + ":" + port);
-    } catch (const zmq::error_t& error) {
-      if (error.num() == EADDRINUSE || error.num() == EACCES) {
-        return Unavailable("cannot listen on " + text + ": " + error.what() +
-                           "; stop the process that has the port, or choose another one");
-      }
-      return InvalidArgument("cannot listen on " + text + ": " + error.what() +
-                             "; the host must be an address of this machine");
+  // Without it the daemon serves all the same: leases then are metadata.
+  void OpenMemoryLink(const std::string& ipc_path) {
+    shared_ = service_->Shared();
+    Result<std::unique_ptr<MemoryLink>> link =
+        MemoryLink::Open(ipc_path, shared_, [this](const std::string& peer) { DropLeases(peer); });
+    if (!link.ok()) {
+      memory_error_ = link.status();
+      return;
     }
-    endpoint_ = socket_.get(zmq::sockopt::last_endpoint);
-    return OkStatus();
+    link_ = *std::move(link);
+    memory_socket_ = link_->path();
   }
 
   void Join() {
@@ -133,7 +128,7 @@ class ZmqRouterServer final : public RouterServer {
     mailbox_->Wake();
     io_thread_.join();
     worker_.reset();
-    listener_.reset();
+    link_.reset();
   }
 
   // ---- below: io thread only ----
@@ -145,29 +140,32 @@ class ZmqRouterServer final : public RouterServer {
     } catch (const std::exception& error) {
       std::fprintf(stderr, "agentd: the server's socket failed: %s; restart the daemon\n", error.what());
     }
-    for (auto& [id, peer] : peers_) EndStreams(peer);
+    for (auto& [id, peer] : peers_) {
+      EndStreams(peer);
+      ReleaseAll(id, peer);
+    }
     try {
-      if (draining_ && !stopping_) socket_.set(zmq::sockopt::linger, kDrainLingerMs);
-      socket_.close();
-      context_.close();  // within the linger time
+      socket_.Close(draining_ && !stopping_ ? kDrainLinger : milliseconds(0));
     } catch (const std::exception&) {
       // Closing an open socket cannot fail; a closed one needs nothing.
     }
   }
 
   bool Step() {
-    std::array<zmq::pollitem_t, 2> items{{
+    std::array<zmq::pollitem_t, 3> items{{
         {socket_.handle(), 0, ZMQ_POLLIN, 0},
         {nullptr, mailbox_->wake_fd(), ZMQ_POLLIN, 0},
+        {nullptr, link_ == nullptr ? -1 : link_->poll_fd(), ZMQ_POLLIN, 0},
     }};
-    zmq::poll(items.data(), items.size(), PollTimeout());
+    zmq::poll(items.data(), link_ == nullptr ? 2 : 3, PollTimeout());
+    if (items[2].revents != 0) HandleLink();
     bool more = true;
     for (int i = 0; i < kFramesPerStep && more; ++i) more = ReceiveOne();
     const Mailbox::Contents contents = mailbox_->TakeAll();
-    for (const Answer& answer : contents.answers) Send(answer.peer, answer.frame);
+    for (const Answer& answer : contents.answers) SendAnswer(answer);
     for (const std::shared_ptr<StreamSink>& sink : contents.ready) FlushSink(*sink);
     if (pending_peers_ > 0) RetryPending();
-    if (!peers_.empty() && Clock::now() >= next_tick_) Tick();
+    if (Ticking() && Clock::now() >= next_tick_) Tick();
     // After TakeAll, which may have taken the wake-up that came with it.
     const bool drained = draining_ && Drained();
     return !stopping_ && !drained;
@@ -175,9 +173,30 @@ class ZmqRouterServer final : public RouterServer {
 
   milliseconds PollTimeout() const {
     if (pending_peers_ > 0) return kRetry;
-    if (peers_.empty()) return milliseconds(-1);
+    if (!Ticking()) return milliseconds(-1);
     const auto until_tick = std::chrono::duration_cast<milliseconds>(next_tick_ - Clock::now()) + milliseconds(1);
     return std::clamp(until_tick, milliseconds(0), kTick);
+  }
+
+  bool Ticking() const { return !peers_.empty() || unclaimed_; }
+
+  // So that the next tick comes in time where none was due.
+  void StartTicking() {
+    if (!Ticking()) next_tick_ = Clock::now() + kTick;
+  }
+
+  void HandleLink() {
+    link_->Handle();
+    StartTicking();
+    CloseUnclaimed();
+  }
+
+  void CloseUnclaimed() {
+    if (link_ == nullptr) return;
+    unclaimed_ = link_->CloseIdle(Clock::now()) != Clock::time_point::max();
+    const MemoryLinkCounters counters = link_->counters();
+    memory_granted_ = counters.granted;
+    memory_refused_ = counters.refused;
   }
 
   // The last answers of the worker are posted before it calls itself idle.
@@ -191,8 +210,12 @@ class ZmqRouterServer final : public RouterServer {
       }
       for (const auto& sink : sinks) FlushSink(*sink);
     }
+    // Leases end with the daemon; a client finds so at its next call.
+    std::vector<std::string> ids;
+    for (const auto& [id, peer] : peers_) ids.push_back(id);
+    for (const std::string& id : ids) DropLeases(id);
     if (!peers_.empty() || !worker_->idle()) return false;
-    for (const Answer& answer : mailbox_->TakeAll().answers) Send(answer.peer, answer.frame);
+    for (const Answer& answer : mailbox_->TakeAll().answers) SendAnswer(answer);
     return peers_.empty();
   }
 
@@ -200,22 +223,14 @@ class ZmqRouterServer final : public RouterServer {
 
   // False when nothing is there.
   bool ReceiveOne() {
-    zmq::message_t identity;
-    if (!socket_.recv(identity, zmq::recv_flags::dontwait)) return false;
-    zmq::message_t frame;
-    int parts = 0;
-    for (bool more = identity.more(); more;) {
-      zmq::message_t part;
-      if (!socket_.recv(part, zmq::recv_flags::dontwait)) break;
-      more = part.more();
-      if (++parts == 1) frame = std::move(part);
-    }
+    RouterSocket::Message message;
+    if (!socket_.Receive(message)) return false;
     ++frames_;
-    if (parts != 1) {
+    if (!message.whole) {
       ++malformed_;
-      return true;
+    } else {
+      OnFrame(message.peer, {message.frame.data<std::uint8_t>(), message.frame.size()});
     }
-    OnFrame(identity.to_string(), {frame.data<std::uint8_t>(), frame.size()});
     return true;
   }
 
@@ -224,28 +239,70 @@ class ZmqRouterServer final : public RouterServer {
     const std::uint64_t correlation = received_.header().correlation;
     if (fault != wire::FrameFault::kNone) {
       ++malformed_;
-      if (!wire::CorrelationReadable(fault)) return;
+      if (!wire::CorrelationReadable(fault) || !faults_.MayAnswer(peer, Clock::now())) return;
       return SendError(peer, correlation, codec::FaultStatus(fault, received_.header(), "client"));
     }
     Result<codec::Request> request = codec::DecodeRequest(*received_.request());
     if (!request.ok()) {
       ++malformed_;
+      if (!faults_.MayAnswer(peer, Clock::now())) return;
       return SendError(peer, correlation, request.status());
     }
     if (auto* generate = std::get_if<codec::Generate>(&*request)) return OnGenerate(peer, correlation, *generate);
     if (const auto* cancel = std::get_if<codec::Cancel>(&*request)) return OnCancel(peer, cancel->target);
     if (const auto* credit = std::get_if<codec::Credit>(&*request)) return OnCredit(peer, *credit);
+    if (std::holds_alternative<codec::Hello>(*request)) return OnHello(peer, correlation);
+    if (std::holds_alternative<codec::Drain>(*request)) return OnDrain(peer, correlation);
+    if (const auto* release = std::get_if<codec::Release>(&*request)) return OnRelease(peer, correlation, *release);
     OnUnary(peer, correlation, *std::move(request), bytes.size());
+  }
+
+  void OnHello(const std::string& peer, std::uint64_t correlation) {
+    codec::HelloAck ack{.info = service_->Info(),
+                        .max_frame_bytes = wire::kMaxFrameBytes,
+                        .limits = {.text_bytes = wire::kMaxTextBytes,
+                                   .tokens = wire::kMaxTokens,
+                                   .name_bytes = wire::kMaxNameBytes,
+                                   .streams = kStreamsPerClientMax},
+                        .protocol_version = wire::kProtocolVersion,
+                        .hash_version = kHashVersion,
+                        .layout = service_->Shared().layout};
+    if (link_ != nullptr) {
+      ack.memory_socket = link_->path();
+      ack.memory_ticket = link_->TicketFor(peer);
+    }
+    SendReply(peer, correlation, ack);
+  }
+
+  void OnDrain(const std::string& peer, std::uint64_t correlation) {
+    if (!local_) {
+      return SendError(peer, correlation,
+                       FailedPrecondition("a daemon is drained over its ipc endpoint, or by SIGTERM"));
+    }
+    if (on_drain_ == nullptr) {
+      return SendError(peer, correlation, FailedPrecondition("this server is not drained by its clients"));
+    }
+    SendReply(peer, correlation, codec::Ack{});
+    if (!std::exchange(drain_asked_, true)) on_drain_();
   }
 
   void OnUnary(const std::string& peer, std::uint64_t correlation, codec::Request request, std::size_t bytes) {
     const bool greeting = std::holds_alternative<codec::Hello>(request) || std::holds_alternative<codec::Ping>(request);
     if (draining_ && !greeting) return SendError(peer, correlation, DrainingStatus());
-    // These two may wait for the engine's step.
-    const bool may_wait =
-        std::holds_alternative<ExplainRequest>(request) || std::holds_alternative<codec::GetStats>(request);
-    if (!may_wait && bytes <= kInlineRequestBytes) {
-      return Send(peer, AnswerUnary(*service_, correlation, request));
+    // All others may wait for the engine's step, or the disk.
+    const bool at_once = greeting || std::holds_alternative<codec::Tokenize>(request) ||
+                         std::holds_alternative<codec::Detokenize>(request) ||
+                         std::holds_alternative<RenderRequest>(request);
+    if (at_once && bytes <= kInlineRequestBytes) {
+      return Send(peer, AnswerUnary(*service_, correlation, request).frame);
+    }
+    if (std::holds_alternative<AcquireRequest>(request)) {
+      const auto found = peers_.find(peer);
+      if (found != peers_.end() && found->second.leases.size() >= kLeasesPerClientMax) {
+        return SendError(peer, correlation,
+                         ResourceExhausted("this client holds " + std::to_string(kLeasesPerClientMax) +
+                                           " leases already, the most a client may; release some"));
+      }
     }
     if (!worker_->Submit(peer, correlation, std::move(request))) {
       SendError(peer, correlation, ResourceExhausted("too many requests wait for an answer; ask again later"));
@@ -297,8 +354,45 @@ class ZmqRouterServer final : public RouterServer {
   }
 
   Peer& OwedPeer(const std::string& id) {
-    if (peers_.empty()) next_tick_ = Clock::now() + kTick;
+    StartTicking();
     return peers_[id];
+  }
+
+  // ---- leases: each is the connection's that asked for it ----
+
+  void SendAnswer(const Answer& answer) {
+    if (answer.lease.has_value()) {
+      Peer& peer = OwedPeer(answer.peer);
+      peer.leases[answer.lease->id] = Clock::now() + answer.lease->ttl;
+      ++leases_;
+    }
+    Send(answer.peer, answer.frame);  // which finds out when the peer has gone, and then releases
+  }
+
+  void OnRelease(const std::string& id, std::uint64_t correlation, const codec::Release& release) {
+    const auto found = peers_.find(id);
+    // Another client's lease is as good as none.
+    if (found == peers_.end() || found->second.leases.erase(release.lease) == 0) {
+      if (correlation == 0) return;
+      return SendError(id, correlation, NotFound("lease " + std::to_string(release.lease) + " is not held"));
+    }
+    --leases_;
+    worker_->Release(id, correlation, release.lease);
+    ForgetIfSettled(id);
+  }
+
+  void ReleaseAll(const std::string& id, Peer& peer) {
+    for (const auto& [lease, until] : peer.leases) worker_->Release(id, /*correlation=*/0, lease);
+    leases_ -= static_cast<std::int64_t>(peer.leases.size());
+    leases_dropped_ += static_cast<std::int64_t>(peer.leases.size());
+    peer.leases.clear();
+  }
+
+  void DropLeases(const std::string& id) {
+    const auto found = peers_.find(id);
+    if (found == peers_.end()) return;
+    ReleaseAll(id, found->second);
+    ForgetIfSettled(id);
   }
 
   // ---- sending ----
@@ -343,7 +437,7 @@ class ZmqRouterServer final : public RouterServer {
   void Send(const std::string& id, const codec::Frame& frame) {
     const auto found = peers_.find(id);
     if (found != peers_.end() && !found->second.pending.empty()) return Hold(id, frame);
-    switch (TrySend(id, frame)) {
+    switch (socket_.TrySend(id, frame)) {
       case SendOutcome::kSent:
         if (found != peers_.end()) found->second.last_sent = Clock::now();
         return;
@@ -352,19 +446,6 @@ class ZmqRouterServer final : public RouterServer {
         ++dropped_;
         if (found != peers_.end()) LosePeer(id);
         return;
-    }
-  }
-
-  SendOutcome TrySend(const std::string& id, const codec::Frame& frame) {
-    try {
-      if (!socket_.send(zmq::buffer(id), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
-        return SendOutcome::kFull;
-      }
-      // Once the name is taken, the rest is.
-      return socket_.send(zmq::buffer(frame), zmq::send_flags::dontwait) ? SendOutcome::kSent : SendOutcome::kGone;
-    } catch (const zmq::error_t& error) {
-      if (error.num() == EHOSTUNREACH) return SendOutcome::kGone;
-      throw;
     }
   }
 
@@ -387,7 +468,7 @@ class ZmqRouterServer final : public RouterServer {
     for (const std::string& id : ids) {
       Peer& peer = peers_[id];
       SendOutcome outcome = SendOutcome::kSent;
-      while (!peer.pending.empty() && (outcome = TrySend(id, peer.pending.front())) == SendOutcome::kSent) {
+      while (!peer.pending.empty() && (outcome = socket_.TrySend(id, peer.pending.front())) == SendOutcome::kSent) {
         peer.pending_bytes -= peer.pending.front().size();
         peer.pending.pop_front();
         peer.last_sent = Clock::now();
@@ -419,18 +500,22 @@ class ZmqRouterServer final : public RouterServer {
     dropped_ += static_cast<std::int64_t>(found->second.pending.size());
     if (!found->second.pending.empty()) --pending_peers_;
     EndStreams(found->second);
+    ReleaseAll(id, found->second);
     peers_.erase(found);
   }
 
   void ForgetIfSettled(const std::string& id) {
     const auto found = peers_.find(id);
-    if (found != peers_.end() && found->second.streams.empty() && found->second.pending.empty()) peers_.erase(found);
+    if (found == peers_.end()) return;
+    const Peer& peer = found->second;
+    if (peer.streams.empty() && peer.pending.empty() && peer.leases.empty()) peers_.erase(found);
   }
 
   // Signs of life, which also find clients that are gone; and requests that outlived their timeout.
   void Tick() {
     const Clock::time_point now = Clock::now();
     next_tick_ = now + kTick;
+    CloseUnclaimed();
     std::vector<std::string> ids;
     for (const auto& [id, peer] : peers_) ids.push_back(id);
     for (const std::string& id : ids) {
@@ -444,9 +529,13 @@ class ZmqRouterServer final : public RouterServer {
         service_->Cancel(it->second.request_id);
         it = peer.streams.erase(it);
       }
+      // The service has ended these by itself.
+      leases_ -= static_cast<std::int64_t>(
+          std::erase_if(peer.leases, [now](const auto& lease) { return now >= lease.second; }));
       if (draining_ && !peer.pending.empty() && now - peer.last_sent > kDrainStuckMax) {
         LosePeer(id);
-      } else if (!peer.streams.empty() && peer.pending.empty() && now - peer.last_sent >= kTick) {
+      } else if ((!peer.streams.empty() || !peer.leases.empty()) && peer.pending.empty() &&
+                 now - peer.last_sent >= kTick) {
         SendReply(id, 0, codec::Pong{});
       } else {
         ForgetIfSettled(id);
@@ -455,24 +544,34 @@ class ZmqRouterServer final : public RouterServer {
   }
 
   Service* const service_;
+  const std::function<void()> on_drain_;
   const std::shared_ptr<Mailbox> mailbox_;
-  std::string endpoint_;
+  bool local_ = false;  // on an ipc endpoint
+  SharedPages shared_;
+  std::string memory_socket_;
+  Status memory_error_;
   std::atomic<bool> stopping_ = false;
   std::atomic<bool> draining_ = false;
   std::atomic<std::int64_t> frames_ = 0;
   std::atomic<std::int64_t> malformed_ = 0;
   std::atomic<std::int64_t> dropped_ = 0;
   std::atomic<std::int64_t> lost_ = 0;
-  std::optional<UnixListener> listener_;  // after the socket: its file goes last
-  zmq::context_t context_;
+  std::atomic<std::int64_t> leases_ = 0;
+  std::atomic<std::int64_t> leases_dropped_ = 0;
+  std::atomic<std::int64_t> memory_granted_ = 0;
+  std::atomic<std::int64_t> memory_refused_ = 0;
 
   // Io thread.
-  zmq::socket_t socket_;
+  RouterSocket socket_;
   wire::ReceivedFrame received_;
   std::map<std::string, Peer> peers_;
   std::size_t pending_peers_ = 0;
   Clock::time_point next_tick_;
   bool drain_flushed_ = false;
+  bool drain_asked_ = false;
+  bool unclaimed_ = false;  // connections of the link that have not claimed yet
+  FaultLimiter faults_;
+  std::unique_ptr<MemoryLink> link_;
 
   std::unique_ptr<UnaryWorker> worker_;
   std::thread io_thread_;
@@ -482,7 +581,7 @@ class ZmqRouterServer final : public RouterServer {
 
 Result<std::unique_ptr<RouterServer>> StartRouterServer(Service* service, const RouterServerOptions& options) {
   try {
-    auto server = std::make_unique<ZmqRouterServer>(service);
+    auto server = std::make_unique<ZmqRouterServer>(service, options.on_drain);
     KVS_RETURN_IF_ERROR(server->Init(options.endpoint));
     return std::unique_ptr<RouterServer>(std::move(server));
   } catch (const std::exception& error) {

@@ -7,11 +7,13 @@
 #include <thread>
 #include <utility>
 #include <variant>
+#include <vector>
 
 namespace kvshare::agentd {
 namespace {
 
 constexpr std::size_t kMaxWaiting = 256;
+constexpr std::size_t kThreads = 4;
 
 template <typename T>
 codec::Reply AsReply(Result<T> result) {
@@ -19,12 +21,19 @@ codec::Reply AsReply(Result<T> result) {
   return codec::Reply(*std::move(result));
 }
 
+codec::Reply AsAck(Status status) {
+  if (!status.ok()) return codec::Reply(std::move(status));
+  return codec::Ack{};
+}
+
+codec::Reply AsCount(Result<std::int64_t> count) {
+  if (!count.ok()) return codec::Reply(count.status());
+  return codec::Count{.count = *count};
+}
+
 struct Asker {
   Service& service;
 
-  codec::Reply operator()(const codec::Hello&) const {
-    return codec::HelloAck{.info = service.Info(), .max_frame_bytes = wire::kMaxFrameBytes};
-  }
   codec::Reply operator()(const codec::Ping&) const { return codec::Pong{.info = service.Info()}; }
   codec::Reply operator()(const codec::Tokenize& tokenize) const {
     Result<std::vector<TokenId>> ids = service.Tokenize(tokenize.text);
@@ -39,6 +48,20 @@ struct Asker {
   codec::Reply operator()(const RenderRequest& render) const { return AsReply(service.Render(render)); }
   codec::Reply operator()(const ExplainRequest& explain) const { return AsReply(service.Explain(explain)); }
   codec::Reply operator()(const codec::GetStats&) const { return service.GetStats(); }
+  codec::Reply operator()(const LookupRequest& lookup) const { return AsReply(service.Lookup(lookup)); }
+  codec::Reply operator()(const AcquireRequest& acquire) const { return AsReply(service.Acquire(acquire)); }
+  codec::Reply operator()(const codec::Release& release) const { return AsAck(service.Release(release.lease)); }
+  codec::Reply operator()(const PinRequest& pin) const { return AsReply(service.Pin(pin)); }
+  codec::Reply operator()(const codec::Unpin& unpin) const { return AsAck(service.Unpin(unpin.key)); }
+  codec::Reply operator()(const codec::Prefetch& prefetch) const { return AsCount(service.Prefetch(prefetch.lookup)); }
+  codec::Reply operator()(const EvictRequest& evict) const { return AsCount(service.Evict(evict)); }
+  codec::Reply operator()(const EntriesRequest& request) const {
+    Result<std::vector<Entry>> entries = service.Entries(request);
+    if (!entries.ok()) return entries.status();
+    return codec::EntryList{.entries = *std::move(entries)};
+  }
+  codec::Reply operator()(const codec::Hello&) const { return Internal("the server answers greetings itself"); }
+  codec::Reply operator()(const codec::Drain&) const { return Internal("the server drains by itself"); }
   codec::Reply operator()(const codec::Generate&) const { return Internal("a generation is not a unary request"); }
   codec::Reply operator()(const codec::Cancel&) const { return Internal("a cancellation has no answer"); }
   codec::Reply operator()(const codec::Credit&) const { return Internal("credit has no answer"); }
@@ -46,13 +69,21 @@ struct Asker {
 
 }  // namespace
 
-codec::Frame AnswerUnary(Service& service, std::uint64_t correlation, const codec::Request& request) {
+UnaryAnswer AnswerUnary(Service& service, std::uint64_t correlation, const codec::Request& request) {
   try {
     const codec::Reply reply = std::visit(Asker{service}, request);
     Result<codec::Frame> frame = codec::EncodeReply(correlation, reply);
-    return frame.ok() ? *std::move(frame) : codec::EncodeError(correlation, frame.status());
+    const LeaseInfo* lease = std::get_if<LeaseInfo>(&reply);
+    const bool given = lease != nullptr && lease->tokens > 0;
+    if (!frame.ok()) {
+      if (given) (void)service.Release(lease->id);  // nobody will hear of it
+      return {.frame = codec::EncodeError(correlation, frame.status())};
+    }
+    UnaryAnswer answer{.frame = *std::move(frame)};
+    if (given) answer.lease = GivenLease{.id = lease->id, .ttl = lease->ttl};
+    return answer;
   } catch (const std::exception& error) {
-    return codec::EncodeError(correlation, Internal(std::string("the request failed: ") + error.what()));
+    return {.frame = codec::EncodeError(correlation, Internal(std::string("the request failed: ") + error.what()))};
   }
 }
 
@@ -68,9 +99,9 @@ struct UnaryWorker::State {
   mutable std::mutex mu;
   std::condition_variable changed;
   bool stopping = false;
-  bool running = false;
+  std::size_t running = 0;
   std::deque<Job> jobs;
-  std::thread thread;
+  std::vector<std::thread> threads;
 
   void Run() {
     std::unique_lock lock(mu);
@@ -79,11 +110,16 @@ struct UnaryWorker::State {
       if (stopping) return;
       Job job = std::move(jobs.front());
       jobs.pop_front();
-      running = true;
+      ++running;
       lock.unlock();
-      mailbox->PostAnswer({std::move(job.peer), AnswerUnary(*service, job.correlation, job.request)});
+      UnaryAnswer answer = AnswerUnary(*service, job.correlation, job.request);
+      if (job.correlation != 0) {
+        mailbox->PostAnswer({std::move(job.peer), std::move(answer.frame), answer.lease});
+      } else if (answer.lease.has_value()) {
+        (void)service->Release(answer.lease->id);  // asked for without a way to hear of it
+      }
       lock.lock();
-      running = false;
+      --running;
       // A draining io thread waits for idle(), which the answer's own wake-up came too early for.
       mailbox->Wake();
     }
@@ -92,7 +128,7 @@ struct UnaryWorker::State {
 
 UnaryWorker::UnaryWorker(Service* service, std::shared_ptr<Mailbox> mailbox)
     : state_(new State{.service = service, .mailbox = std::move(mailbox)}) {
-  state_->thread = std::thread([this] { state_->Run(); });
+  for (std::size_t i = 0; i < kThreads; ++i) state_->threads.emplace_back([this] { state_->Run(); });
 }
 
 UnaryWorker::~UnaryWorker() {
@@ -101,7 +137,11 @@ UnaryWorker::~UnaryWorker() {
     state_->stopping = true;
   }
   state_->changed.notify_all();
-  state_->thread.join();
+  for (std::thread& thread : state_->threads) thread.join();
+  // Answers have nobody to go to any more; leases would stay with the service.
+  for (const UnaryWorker::State::Job& job : state_->jobs) {
+    if (const auto* release = std::get_if<codec::Release>(&job.request)) (void)state_->service->Release(release->lease);
+  }
 }
 
 bool UnaryWorker::Submit(std::string peer, std::uint64_t correlation, codec::Request request) {
@@ -110,13 +150,22 @@ bool UnaryWorker::Submit(std::string peer, std::uint64_t correlation, codec::Req
     if (state_->jobs.size() >= kMaxWaiting) return false;
     state_->jobs.push_back({std::move(peer), correlation, std::move(request)});
   }
-  state_->changed.notify_all();
+  state_->changed.notify_one();
   return true;
+}
+
+void UnaryWorker::Release(std::string peer, std::uint64_t correlation, std::uint64_t lease) {
+  {
+    const std::lock_guard lock(state_->mu);
+    // Before what waits: it makes room for them.
+    state_->jobs.push_front({std::move(peer), correlation, codec::Release{.lease = lease}});
+  }
+  state_->changed.notify_one();
 }
 
 bool UnaryWorker::idle() const {
   const std::lock_guard lock(state_->mu);
-  return state_->jobs.empty() && !state_->running;
+  return state_->jobs.empty() && state_->running == 0;
 }
 
 }  // namespace kvshare::agentd

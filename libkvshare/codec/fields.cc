@@ -60,6 +60,37 @@ wire::Reuse WriteReuse(std::optional<ReuseMode> mode) {
   return static_cast<wire::Reuse>(static_cast<int>(*mode) + 1);  // kvshare.fbs: shifted by one
 }
 
+Status CheckName(std::string_view field, const std::string& name) {
+  return CheckSize(std::string(field) + "'s size in bytes", name.size(), wire::kMaxNameBytes);
+}
+
+Status ReadName(std::string_view field, const flatbuffers::String* in, std::string* out) {
+  return ReadString(field, in, wire::kMaxNameBytes, out);
+}
+
+Result<flatbuffers::Offset<MissReasonVector>> WriteMissReasons(flatbuffers::FlatBufferBuilder& builder,
+                                                               const std::vector<MissReason>& reasons) {
+  KVS_RETURN_IF_ERROR(CheckSize("number of miss reasons", reasons.size(), wire::kMaxMissReasons));
+  std::vector<flatbuffers::Offset<wire::MissReason>> offsets;
+  for (const MissReason& reason : reasons) {
+    KVS_RETURN_IF_ERROR(CheckName("a miss reason", reason.reason));
+    const auto name = WriteString(builder, reason.reason);
+    offsets.push_back(wire::CreateMissReason(builder, name, reason.tokens));
+  }
+  return builder.CreateVector(offsets);
+}
+
+Status ReadMissReasons(const MissReasonVector* in, std::vector<MissReason>* out) {
+  if (in == nullptr) return OkStatus();
+  KVS_RETURN_IF_ERROR(CheckSize("number of miss reasons", in->size(), wire::kMaxMissReasons));
+  for (const wire::MissReason* reason : *in) {
+    MissReason& read = out->emplace_back();
+    KVS_RETURN_IF_ERROR(ReadName("miss reason", reason->reason(), &read.reason));
+    read.tokens = reason->tokens();
+  }
+  return OkStatus();
+}
+
 Result<Frame> MakeFrame(wire::FrameKind kind, std::uint64_t correlation,
                         const flatbuffers::FlatBufferBuilder& builder) {
   const std::size_t body_bytes = builder.GetSize();

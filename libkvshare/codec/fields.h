@@ -24,12 +24,16 @@ inline Status CheckSize(std::string_view field, std::size_t size, std::size_t li
   return size <= limit ? OkStatus() : TooMuch(field, size, limit);
 }
 Status CheckFinite(std::string_view field, double value);
+Status CheckName(std::string_view field, const std::string& name);
 
 // ---- reading ----
 
 Status ReadString(std::string_view field, const flatbuffers::String* in, std::size_t limit, std::string* out);
 Status ReadTokens(std::string_view field, const flatbuffers::Vector<std::int32_t>* in, std::vector<TokenId>* out);
+Status ReadName(std::string_view field, const flatbuffers::String* in, std::string* out);
 Status ReadReuse(wire::Reuse in, std::optional<ReuseMode>* out);
+using MissReasonVector = flatbuffers::Vector<flatbuffers::Offset<wire::MissReason>>;
+Status ReadMissReasons(const MissReasonVector* in, std::vector<MissReason>* out);
 
 // ---- writing ----
 
@@ -38,6 +42,8 @@ flatbuffers::Offset<flatbuffers::String> WriteString(flatbuffers::FlatBufferBuil
 flatbuffers::Offset<flatbuffers::Vector<std::int32_t>> WriteTokens(flatbuffers::FlatBufferBuilder& builder,
                                                                    const std::vector<TokenId>& ids);
 wire::Reuse WriteReuse(std::optional<ReuseMode> mode);
+Result<flatbuffers::Offset<MissReasonVector>> WriteMissReasons(flatbuffers::FlatBufferBuilder& builder,
+                                                               const std::vector<MissReason>& reasons);
 
 // The header and the finished buffer in one piece. InvalidArgument when they are more than a frame.
 Result<Frame> MakeFrame(wire::FrameKind kind, std::uint64_t correlation, const flatbuffers::FlatBufferBuilder& builder);

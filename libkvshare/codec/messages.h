@@ -38,14 +38,39 @@ struct Credit {
   std::uint32_t chunks = 0;
 };
 
-using Request =
-    std::variant<Hello, Ping, Tokenize, Detokenize, RenderRequest, Generate, Cancel, ExplainRequest, GetStats, Credit>;
+struct Release {
+  std::uint64_t lease = 0;
+};
+struct Unpin {
+  std::string key;
+};
+struct Prefetch {
+  LookupRequest lookup;
+};
+struct Drain {};
+
+using Request = std::variant<Hello, Ping, Tokenize, Detokenize, RenderRequest, Generate, Cancel, ExplainRequest,
+                             GetStats, Credit, LookupRequest, AcquireRequest, Release, PinRequest, Unpin, Prefetch,
+                             EvictRequest, EntriesRequest, Drain>;
 
 // ---- replies ----
 
+// What a daemon takes; all zero from one that does not say.
+struct Limits {
+  std::uint64_t text_bytes = 0;
+  std::uint64_t tokens = 0;
+  std::uint64_t name_bytes = 0;
+  std::uint64_t streams = 0;
+};
 struct HelloAck {
   ServerInfo info;
   std::uint64_t max_frame_bytes = 0;
+  Limits limits;
+  std::uint16_t protocol_version = 0;
+  std::uint32_t hash_version = 0;
+  KvLayoutInfo layout;
+  std::string memory_socket;  // empty: no memory is shared
+  std::vector<std::uint8_t> memory_ticket;
 };
 struct Pong {
   std::optional<ServerInfo> info;
@@ -60,8 +85,16 @@ struct Accepted {
   std::uint64_t request_id = 0;
 };
 
+struct Count {
+  std::int64_t count = 0;
+};
+struct EntryList {
+  std::vector<Entry> entries;
+};
+struct Ack {};
+
 // A Status stands for the wire's Error and is never OK.
 using Reply = std::variant<HelloAck, Pong, Tokens, Text, RenderReply, Accepted, TokenChunk, GenerateReply, Explanation,
-                           Stats, Status>;
+                           Stats, Status, Match, LeaseInfo, PinInfo, Count, EntryList, Ack>;
 
 }  // namespace kvshare::codec

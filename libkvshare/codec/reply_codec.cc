@@ -4,6 +4,8 @@
 
 #include "libkvshare/codec/codec.h"
 #include "libkvshare/codec/fields.h"
+#include "libkvshare/codec/stats_codec.h"
+#include "libkvshare/codec/stored_codec.h"
 #include "libkvshare/core/check.h"
 
 namespace kvshare::codec {
@@ -13,23 +15,19 @@ using flatbuffers::FlatBufferBuilder;
 using flatbuffers::Offset;
 using flatbuffers::Vector;
 using internal::CheckFinite;
+using internal::CheckName;
 using internal::CheckSize;
+using internal::ReadMissReasons;
+using internal::ReadName;
 using internal::ReadReuse;
 using internal::ReadString;
 using internal::ReadTokens;
+using internal::WriteMissReasons;
 using internal::WriteReuse;
 using internal::WriteString;
 using internal::WriteTokens;
 
 // ---- parts, written and read ----
-
-Status CheckName(std::string_view field, const std::string& name) {
-  return CheckSize(std::string(field) + "'s size in bytes", name.size(), wire::kMaxNameBytes);
-}
-
-Status ReadName(std::string_view field, const flatbuffers::String* in, std::string* out) {
-  return ReadString(field, in, wire::kMaxNameBytes, out);
-}
 
 Result<Offset<wire::ServerInfo>> WriteInfo(FlatBufferBuilder& builder, const ServerInfo& info) {
   for (const std::string* name : {&info.version, &info.model, &info.space, &info.dtype, &info.isa}) {
@@ -59,45 +57,6 @@ Status ReadInfo(const wire::ServerInfo& in, ServerInfo* out) {
   return OkStatus();
 }
 
-Result<Offset<Vector<Offset<wire::MissReason>>>> WriteMissReasons(FlatBufferBuilder& builder,
-                                                                  const std::vector<MissReason>& reasons) {
-  KVS_RETURN_IF_ERROR(CheckSize("number of miss reasons", reasons.size(), wire::kMaxMissReasons));
-  std::vector<Offset<wire::MissReason>> offsets;
-  for (const MissReason& reason : reasons) {
-    KVS_RETURN_IF_ERROR(CheckName("a miss reason", reason.reason));
-    const auto name = WriteString(builder, reason.reason);
-    offsets.push_back(wire::CreateMissReason(builder, name, reason.tokens));
-  }
-  return builder.CreateVector(offsets);
-}
-
-Status ReadMissReasons(const Vector<Offset<wire::MissReason>>* in, std::vector<MissReason>* out) {
-  if (in == nullptr) return OkStatus();
-  KVS_RETURN_IF_ERROR(CheckSize("number of miss reasons", in->size(), wire::kMaxMissReasons));
-  for (const wire::MissReason* reason : *in) {
-    MissReason& read = out->emplace_back();
-    KVS_RETURN_IF_ERROR(ReadName("miss reason", reason->reason(), &read.reason));
-    read.tokens = reason->tokens();
-  }
-  return OkStatus();
-}
-
-Offset<wire::Totals> WriteTotals(FlatBufferBuilder& builder, const ReuseTotals& totals) {
-  return wire::CreateTotals(builder, totals.requests, totals.prompt_tokens, totals.prefix_tokens, totals.moved_tokens,
-                            totals.recomputed_tokens, totals.fresh_tokens, totals.generated_tokens);
-}
-
-ReuseTotals ReadTotals(const wire::Totals* in) {
-  if (in == nullptr) return {};
-  return {.requests = in->requests(),
-          .prompt_tokens = in->prompt_tokens(),
-          .prefix_tokens = in->prefix_tokens(),
-          .moved_tokens = in->moved_tokens(),
-          .recomputed_tokens = in->recomputed_tokens(),
-          .fresh_tokens = in->fresh_tokens(),
-          .generated_tokens = in->generated_tokens()};
-}
-
 Status CheckTimings(const Timings& timings) {
   KVS_RETURN_IF_ERROR(CheckFinite("queue_ms", timings.queue_ms));
   KVS_RETURN_IF_ERROR(CheckFinite("ttft_ms", timings.ttft_ms));
@@ -121,7 +80,16 @@ struct Writer {
 
   Status operator()(const HelloAck& ack) {
     KVS_ASSIGN_OR_RETURN(const auto info, WriteInfo(builder, ack.info));
-    return Put(wire::ReplyBody::HelloAck, wire::CreateHelloAck(builder, info, ack.max_frame_bytes));
+    KVS_ASSIGN_OR_RETURN(const auto layout, internal::WriteLayout(builder, ack.layout));
+    KVS_RETURN_IF_ERROR(CheckSize("socket path's size in bytes", ack.memory_socket.size(), wire::kMaxPathBytes));
+    KVS_RETURN_IF_ERROR(CheckSize("ticket's size in bytes", ack.memory_ticket.size(), wire::kMaxTicketBytes));
+    const auto limits = wire::CreateLimits(builder, ack.limits.text_bytes, ack.limits.tokens, ack.limits.name_bytes,
+                                           ack.limits.streams);
+    const auto socket = WriteString(builder, ack.memory_socket);
+    const auto ticket = ack.memory_ticket.empty() ? 0 : builder.CreateVector(ack.memory_ticket);
+    return Put(wire::ReplyBody::HelloAck,
+               wire::CreateHelloAck(builder, info, ack.max_frame_bytes, limits, ack.protocol_version, ack.hash_version,
+                                    layout, socket, ticket));
   }
   Status operator()(const Pong& pong) {
     Offset<wire::ServerInfo> info = 0;
@@ -197,28 +165,28 @@ struct Writer {
     return Put(wire::ReplyBody::Explanation, wire::CreateExplanation(builder, spans));
   }
   Status operator()(const Stats& stats) {
-    KVS_RETURN_IF_ERROR(CheckSize("number of agents", stats.agents.size(), wire::kMaxAgents));
-    std::vector<MissReason> reasons;
-    for (const auto& [reason, tokens] : stats.miss_reasons) reasons.push_back({reason, tokens});
-    KVS_ASSIGN_OR_RETURN(const auto miss_reasons, WriteMissReasons(builder, reasons));
-    std::vector<Offset<wire::AgentTotals>> offsets;
-    offsets.reserve(stats.agents.size());
-    for (const auto& [agent, totals] : stats.agents) {
-      KVS_RETURN_IF_ERROR(CheckName("an agent name", agent));
-      const auto name = WriteString(builder, agent);
-      const auto agent_totals = WriteTotals(builder, totals);
-      offsets.push_back(wire::CreateAgentTotals(builder, name, agent_totals));
-    }
-    const auto agents = builder.CreateVector(offsets);
-    const auto totals = WriteTotals(builder, stats.totals);
-    const PoolStats& p = stats.pool;
-    const auto pool = wire::CreatePool(builder, p.capacity_bytes, p.used_bytes, p.pages, p.leases, p.evictions);
-    const ColdStats& c = stats.cold;
-    const auto cold = wire::CreateCold(builder, c.entries, c.bytes, c.hits, c.misses, c.integrity_errors);
-    return Put(wire::ReplyBody::Stats,
-               wire::CreateStats(builder, totals, pool, cold, stats.requests_running, stats.requests_waiting,
-                                 stats.requests_failed, miss_reasons, agents));
+    KVS_ASSIGN_OR_RETURN(const auto offset, internal::WriteStats(builder, stats));
+    return Put(wire::ReplyBody::Stats, offset);
   }
+  Status operator()(const Match& m) {
+    return Put(wire::ReplyBody::Match, wire::CreateMatch(builder, m.prompt_tokens, m.prefix_tokens, m.host_tokens,
+                                                         m.cold_tokens, m.chunk_tokens));
+  }
+  Status operator()(const LeaseInfo& lease) {
+    KVS_ASSIGN_OR_RETURN(const auto offset, internal::WriteLease(builder, lease));
+    return Put(wire::ReplyBody::Leased, offset);
+  }
+  Status operator()(const PinInfo& pin) {
+    KVS_RETURN_IF_ERROR(CheckName("a key", pin.key));
+    const auto key = WriteString(builder, pin.key);
+    return Put(wire::ReplyBody::Pinned, wire::CreatePinned(builder, key, pin.tokens));
+  }
+  Status operator()(const Count& count) { return Put(wire::ReplyBody::Count, wire::CreateCount(builder, count.count)); }
+  Status operator()(const EntryList& list) {
+    KVS_ASSIGN_OR_RETURN(const auto offset, internal::WriteEntries(builder, list));
+    return Put(wire::ReplyBody::Entries, offset);
+  }
+  Status operator()(const Ack&) { return Put(wire::ReplyBody::Ack, wire::CreateAck(builder)); }
   Status operator()(const Status& status) {
     KVS_CHECK(!status.ok());
     std::string_view text = status.message();
@@ -235,6 +203,35 @@ struct Writer {
 };
 
 // ---- messages, read ----
+
+Result<Reply> ReadHelloAck(const wire::HelloAck& in) {
+  HelloAck ack;
+  if (in.info() == nullptr) return InvalidArgument("a greeting without its content");
+  KVS_RETURN_IF_ERROR(ReadInfo(*in.info(), &ack.info));
+  ack.max_frame_bytes = in.max_frame_bytes();
+  if (const wire::Limits* limits = in.limits()) {
+    ack.limits = {.text_bytes = limits->text_bytes(),
+                  .tokens = limits->tokens(),
+                  .name_bytes = limits->name_bytes(),
+                  .streams = limits->streams()};
+  }
+  ack.protocol_version = in.protocol_version();
+  ack.hash_version = in.hash_version();
+  KVS_RETURN_IF_ERROR(internal::ReadLayout(in.layout(), &ack.layout));
+  KVS_RETURN_IF_ERROR(
+      ReadString("socket path's size in bytes", in.memory_socket(), wire::kMaxPathBytes, &ack.memory_socket));
+  if (const Vector<std::uint8_t>* ticket = in.memory_ticket()) {
+    KVS_RETURN_IF_ERROR(CheckSize("ticket's size in bytes", ticket->size(), wire::kMaxTicketBytes));
+    ack.memory_ticket.assign(ticket->begin(), ticket->end());
+  }
+  return Reply(std::move(ack));
+}
+
+template <typename T>
+Result<Reply> AsReply(Result<T> message) {
+  if (!message.ok()) return message.status();
+  return Reply(*std::move(message));
+}
 
 Result<Reply> ReadDone(const wire::Done& in) {
   GenerateReply reply;
@@ -280,46 +277,6 @@ Result<Reply> ReadExplanation(const wire::Explanation& in) {
   return Reply(std::move(explanation));
 }
 
-Result<Reply> ReadStats(const wire::Stats& in) {
-  Stats stats;
-  stats.totals = ReadTotals(in.totals());
-  if (const wire::Pool* pool = in.pool()) {
-    stats.pool = {.capacity_bytes = pool->capacity_bytes(),
-                  .used_bytes = pool->used_bytes(),
-                  .pages = pool->pages(),
-                  .leases = pool->leases(),
-                  .evictions = pool->evictions()};
-  }
-  if (const wire::Cold* cold = in.cold()) {
-    stats.cold = {.entries = cold->entries(),
-                  .bytes = cold->bytes(),
-                  .hits = cold->hits(),
-                  .misses = cold->misses(),
-                  .integrity_errors = cold->integrity_errors()};
-  }
-  stats.requests_running = in.requests_running();
-  stats.requests_waiting = in.requests_waiting();
-  stats.requests_failed = in.requests_failed();
-  std::vector<MissReason> reasons;
-  KVS_RETURN_IF_ERROR(ReadMissReasons(in.miss_reasons(), &reasons));
-  for (MissReason& reason : reasons) {
-    if (!stats.miss_reasons.emplace(std::move(reason.reason), reason.tokens).second) {
-      return InvalidArgument("a miss reason stands twice in the statistics");
-    }
-  }
-  if (in.agents() != nullptr) {
-    KVS_RETURN_IF_ERROR(CheckSize("number of agents", in.agents()->size(), wire::kMaxAgents));
-    for (const wire::AgentTotals* agent : *in.agents()) {
-      std::string name;
-      KVS_RETURN_IF_ERROR(ReadName("agent name", agent->agent(), &name));
-      if (!stats.agents.emplace(std::move(name), ReadTotals(agent->totals())).second) {
-        return InvalidArgument("an agent stands twice in the statistics");
-      }
-    }
-  }
-  return Reply(std::move(stats));
-}
-
 Result<Reply> ReadError(const wire::Error& in) {
   std::string message;
   KVS_RETURN_IF_ERROR(ReadString("error's size in bytes", in.message(), wire::kMaxErrorBytes, &message));
@@ -350,13 +307,7 @@ Frame EncodeError(std::uint64_t correlation, const Status& status) {
 Result<Reply> DecodeReply(const wire::Reply& reply) {
   if (reply.body() == nullptr) return InvalidArgument("the reply's body is missing");
   switch (reply.body_type()) {
-    case wire::ReplyBody::HelloAck: {
-      HelloAck ack;
-      if (reply.body_as_HelloAck()->info() == nullptr) return InvalidArgument("a greeting without its content");
-      KVS_RETURN_IF_ERROR(ReadInfo(*reply.body_as_HelloAck()->info(), &ack.info));
-      ack.max_frame_bytes = reply.body_as_HelloAck()->max_frame_bytes();
-      return Reply(std::move(ack));
-    }
+    case wire::ReplyBody::HelloAck: return ReadHelloAck(*reply.body_as_HelloAck());
     case wire::ReplyBody::Pong: {
       Pong pong;
       if (const wire::ServerInfo* info = reply.body_as_Pong()->info()) {
@@ -392,7 +343,24 @@ Result<Reply> DecodeReply(const wire::Reply& reply) {
     }
     case wire::ReplyBody::Done: return ReadDone(*reply.body_as_Done());
     case wire::ReplyBody::Explanation: return ReadExplanation(*reply.body_as_Explanation());
-    case wire::ReplyBody::Stats: return ReadStats(*reply.body_as_Stats());
+    case wire::ReplyBody::Stats: return AsReply(internal::ReadStats(*reply.body_as_Stats()));
+    case wire::ReplyBody::Match: {
+      const wire::Match& in = *reply.body_as_Match();
+      return Reply(Match{.prompt_tokens = in.prompt_tokens(),
+                         .prefix_tokens = in.prefix_tokens(),
+                         .host_tokens = in.host_tokens(),
+                         .cold_tokens = in.cold_tokens(),
+                         .chunk_tokens = in.chunk_tokens()});
+    }
+    case wire::ReplyBody::Leased: return AsReply(internal::ReadLease(*reply.body_as_Leased()));
+    case wire::ReplyBody::Pinned: {
+      PinInfo pin{.tokens = reply.body_as_Pinned()->tokens()};
+      KVS_RETURN_IF_ERROR(ReadName("key", reply.body_as_Pinned()->key(), &pin.key));
+      return Reply(std::move(pin));
+    }
+    case wire::ReplyBody::Count: return Reply(Count{.count = reply.body_as_Count()->count()});
+    case wire::ReplyBody::Entries: return AsReply(internal::ReadEntries(*reply.body_as_Entries()));
+    case wire::ReplyBody::Ack: return Reply(Ack{});
     case wire::ReplyBody::Error: return ReadError(*reply.body_as_Error());
     case wire::ReplyBody::NONE: return InvalidArgument("the reply's body is missing");
   }

@@ -9,7 +9,9 @@ namespace {
 
 using flatbuffers::FlatBufferBuilder;
 using internal::CheckFinite;
+using internal::CheckName;
 using internal::CheckSize;
+using internal::ReadName;
 using internal::ReadReuse;
 using internal::ReadString;
 using internal::ReadTokens;
@@ -58,6 +60,14 @@ Status CheckGenerate(const GenerateRequest& request) {
   }
   KVS_RETURN_IF_ERROR(CheckNames(request.agent, request.session));
   return CheckTimeout(request.timeout.count());
+}
+
+Status CheckLimit(std::int64_t limit) {
+  if (limit < 0 || limit > static_cast<std::int64_t>(wire::kMaxEntries)) {
+    return InvalidArgument("a limit of " + std::to_string(limit) + " entries is not within 0.." +
+                           std::to_string(wire::kMaxEntries));
+  }
+  return OkStatus();
 }
 
 Status CheckCredit(std::uint32_t chunks) { return CheckSize("credit", chunks, wire::kMaxCredit); }
@@ -148,6 +158,57 @@ struct Writer {
     KVS_RETURN_IF_ERROR(CheckCredit(credit.chunks));
     return Put(wire::RequestBody::Credit, wire::CreateCredit(builder, credit.target, credit.chunks));
   }
+
+  // Lookup and Prefetch differ in name alone.
+  Status PutLookup(const LookupRequest& lookup, wire::RequestBody body_type) {
+    KVS_RETURN_IF_ERROR(CheckPrompt(lookup.prompt));
+    KVS_RETURN_IF_ERROR(CheckNames(lookup.agent, lookup.session));
+    const auto [prompt_type, prompt] = WritePrompt(builder, lookup.prompt);
+    const auto agent = WriteString(builder, lookup.agent);
+    const auto session = WriteString(builder, lookup.session);
+    if (body_type == wire::RequestBody::Lookup) {
+      return Put(body_type, wire::CreateLookup(builder, prompt_type, prompt, agent, session));
+    }
+    return Put(body_type, wire::CreatePrefetch(builder, prompt_type, prompt, agent, session));
+  }
+  Status operator()(const LookupRequest& lookup) { return PutLookup(lookup, wire::RequestBody::Lookup); }
+  Status operator()(const Prefetch& prefetch) { return PutLookup(prefetch.lookup, wire::RequestBody::Prefetch); }
+  Status operator()(const AcquireRequest& acquire) {
+    KVS_RETURN_IF_ERROR(CheckPrompt(acquire.prompt));
+    KVS_RETURN_IF_ERROR(CheckNames(acquire.agent, acquire.session));
+    KVS_RETURN_IF_ERROR(CheckTimeout(acquire.ttl.count()));
+    const auto [prompt_type, prompt] = WritePrompt(builder, acquire.prompt);
+    const auto agent = WriteString(builder, acquire.agent);
+    const auto session = WriteString(builder, acquire.session);
+    return Put(wire::RequestBody::Acquire,
+               wire::CreateAcquire(builder, prompt_type, prompt, agent, session, acquire.ttl.count()));
+  }
+  Status operator()(const Release& release) {
+    return Put(wire::RequestBody::Release, wire::CreateRelease(builder, release.lease));
+  }
+  Status operator()(const PinRequest& pin) {
+    KVS_RETURN_IF_ERROR(CheckPrompt(pin.prompt));
+    KVS_RETURN_IF_ERROR(CheckTimeout(pin.ttl.count()));
+    const auto [prompt_type, prompt] = WritePrompt(builder, pin.prompt);
+    return Put(wire::RequestBody::Pin, wire::CreatePin(builder, prompt_type, prompt, pin.ttl.count()));
+  }
+  Status operator()(const Unpin& unpin) {
+    KVS_RETURN_IF_ERROR(CheckName("key", unpin.key));
+    const auto key = WriteString(builder, unpin.key);
+    return Put(wire::RequestBody::Unpin, wire::CreateUnpin(builder, key));
+  }
+  Status operator()(const EvictRequest& evict) {
+    KVS_RETURN_IF_ERROR(CheckName("key", evict.key));
+    const auto key = WriteString(builder, evict.key);
+    return Put(wire::RequestBody::Evict, wire::CreateEvict(builder, key, evict.host, evict.cold));
+  }
+  Status operator()(const EntriesRequest& entries) {
+    KVS_RETURN_IF_ERROR(CheckName("key", entries.key));
+    KVS_RETURN_IF_ERROR(CheckLimit(entries.limit));
+    const auto key = WriteString(builder, entries.key);
+    return Put(wire::RequestBody::ListEntries, wire::CreateListEntries(builder, key, entries.limit));
+  }
+  Status operator()(const Drain&) { return Put(wire::RequestBody::Drain, wire::CreateDrain(builder)); }
 };
 
 // ---- reading ----
@@ -217,6 +278,31 @@ Result<Request> ReadExplain(const wire::Explain& in) {
   return Request(std::move(request));
 }
 
+template <typename T>
+Result<LookupRequest> ReadLookup(const T& in) {
+  LookupRequest request;
+  KVS_RETURN_IF_ERROR(ReadPrompt(in, &request.prompt));
+  KVS_RETURN_IF_ERROR(ReadNames(in, &request.agent, &request.session));
+  return request;
+}
+
+Result<Request> ReadAcquire(const wire::Acquire& in) {
+  AcquireRequest request;
+  KVS_RETURN_IF_ERROR(ReadPrompt(in, &request.prompt));
+  KVS_RETURN_IF_ERROR(ReadNames(in, &request.agent, &request.session));
+  KVS_RETURN_IF_ERROR(CheckTimeout(in.ttl_ms()));
+  request.ttl = std::chrono::milliseconds(in.ttl_ms());
+  return Request(std::move(request));
+}
+
+Result<Request> ReadPin(const wire::Pin& in) {
+  PinRequest request;
+  KVS_RETURN_IF_ERROR(ReadPrompt(in, &request.prompt));
+  KVS_RETURN_IF_ERROR(CheckTimeout(in.ttl_ms()));
+  request.ttl = std::chrono::milliseconds(in.ttl_ms());
+  return Request(std::move(request));
+}
+
 }  // namespace
 
 Result<Frame> EncodeRequest(std::uint64_t correlation, const Request& request) {
@@ -262,6 +348,36 @@ Result<Request> DecodeRequest(const wire::Request& request) {
       KVS_RETURN_IF_ERROR(CheckCredit(credit.chunks()));
       return Request(Credit{.target = credit.target(), .chunks = credit.chunks()});
     }
+    case wire::RequestBody::Lookup: {
+      KVS_ASSIGN_OR_RETURN(LookupRequest lookup, ReadLookup(*request.body_as_Lookup()));
+      return Request(std::move(lookup));
+    }
+    case wire::RequestBody::Prefetch: {
+      KVS_ASSIGN_OR_RETURN(LookupRequest lookup, ReadLookup(*request.body_as_Prefetch()));
+      return Request(Prefetch{.lookup = std::move(lookup)});
+    }
+    case wire::RequestBody::Acquire: return ReadAcquire(*request.body_as_Acquire());
+    case wire::RequestBody::Release: return Request(Release{.lease = request.body_as_Release()->lease()});
+    case wire::RequestBody::Pin: return ReadPin(*request.body_as_Pin());
+    case wire::RequestBody::Unpin: {
+      Unpin unpin;
+      KVS_RETURN_IF_ERROR(ReadName("key's size in bytes", request.body_as_Unpin()->key(), &unpin.key));
+      return Request(std::move(unpin));
+    }
+    case wire::RequestBody::Evict: {
+      const wire::Evict& in = *request.body_as_Evict();
+      EvictRequest evict{.host = in.host(), .cold = in.cold()};
+      KVS_RETURN_IF_ERROR(ReadName("key's size in bytes", in.key(), &evict.key));
+      return Request(std::move(evict));
+    }
+    case wire::RequestBody::ListEntries: {
+      const wire::ListEntries& in = *request.body_as_ListEntries();
+      EntriesRequest entries{.limit = in.limit()};
+      KVS_RETURN_IF_ERROR(ReadName("key's size in bytes", in.key(), &entries.key));
+      KVS_RETURN_IF_ERROR(CheckLimit(entries.limit));
+      return Request(std::move(entries));
+    }
+    case wire::RequestBody::Drain: return Request(Drain{});
     case wire::RequestBody::NONE: return InvalidArgument("the request's body is missing");
   }
   return Unimplemented("request type " + std::to_string(static_cast<int>(request.body_type())) +

@@ -128,6 +128,14 @@ Explanation RandomExplanation(Rng& rng) {
   return explanation;
 }
 
+Histogram RandomHistogram(Rng& rng) {
+  Histogram histogram{.sum = RandomNumber(rng)};
+  if (Below(rng, 3) == 0) return histogram;
+  for (std::uint64_t i = Below(rng, 6); i > 0; --i) histogram.bounds.push_back(RandomNumber(rng));
+  for (std::size_t i = 0; i <= histogram.bounds.size(); ++i) histogram.counts.push_back(RandomCount(rng));
+  return histogram;
+}
+
 Stats RandomStats(Rng& rng) {
   Stats stats;
   stats.totals = RandomTotals(rng);
@@ -140,7 +148,21 @@ Stats RandomStats(Rng& rng) {
                 .bytes = RandomCount(rng),
                 .hits = RandomCount(rng),
                 .misses = RandomCount(rng),
-                .integrity_errors = RandomCount(rng)};
+                .integrity_errors = RandomCount(rng),
+                .capacity_bytes = RandomCount(rng),
+                .stores = RandomCount(rng),
+                .dropped = RandomCount(rng),
+                .evictions = RandomCount(rng),
+                .read_bytes = RandomCount(rng),
+                .written_bytes = RandomCount(rng),
+                .state = RandomString(rng, 40)};
+  stats.pinned_bytes = RandomCount(rng);
+  stats.client_leases = RandomCount(rng);
+  stats.uptime_s = RandomNumber(rng);
+  stats.ttft_seconds = RandomHistogram(rng);
+  stats.queue_seconds = RandomHistogram(rng);
+  stats.prefill_seconds = RandomHistogram(rng);
+  stats.inter_token_seconds = RandomHistogram(rng);
   stats.requests_running = RandomCount(rng);
   stats.requests_waiting = RandomCount(rng);
   stats.requests_failed = RandomCount(rng);
@@ -148,6 +170,68 @@ Stats RandomStats(Rng& rng) {
   for (std::uint64_t i = Below(rng, 5); i > 0; --i) stats.agents[RandomString(rng, 30)] = RandomTotals(rng);
   return stats;
 }
+
+KvLayoutInfo RandomLayout(Rng& rng) {
+  return {.num_layers = static_cast<int>(Below(rng, 100)),
+          .num_kv_heads = static_cast<int>(Below(rng, 100)),
+          .head_dim = static_cast<int>(Below(rng, 300)),
+          .page_tokens = static_cast<int>(Below(rng, 100)),
+          .page_bytes = static_cast<std::int64_t>(Below(rng, 1 << 30)),
+          .dtype = RandomString(rng, 10)};
+}
+
+LeaseInfo RandomLease(Rng& rng) {
+  LeaseInfo lease{.id = rng(),
+                  .tokens = static_cast<std::int64_t>(Below(rng, 1 << 20)),
+                  .ttl = std::chrono::milliseconds(Below(rng, wire::kMaxTimeoutMs)),
+                  .layout = RandomLayout(rng)};
+  for (std::uint64_t i = Below(rng, 6); i > 0; --i) {
+    lease.pages.push_back({.offset = static_cast<std::int64_t>(Below(rng, std::uint64_t{1} << 62)),
+                           .start = static_cast<std::int64_t>(Below(rng, 1 << 20)),
+                           .valid_tokens = static_cast<int>(Below(rng, 65)),
+                           .generation = rng()});
+  }
+  return lease;
+}
+
+codec::EntryList RandomEntries(Rng& rng) {
+  codec::EntryList list;
+  for (std::uint64_t i = Below(rng, 5); i > 0; --i) {
+    list.entries.push_back({.key = RandomString(rng, 64),
+                            .parent = RandomString(rng, 64),
+                            .tier = RandomString(rng, 9),
+                            .source = RandomString(rng, 20),
+                            .start = RandomCount(rng),
+                            .tokens = RandomCount(rng),
+                            .bytes = RandomCount(rng),
+                            .hits = RandomCount(rng),
+                            .idle_ms = RandomCount(rng),
+                            .leases = RandomCount(rng),
+                            .pinned = Below(rng, 2) == 0,
+                            .ids = RandomIds(rng)});
+  }
+  return list;
+}
+
+codec::HelloAck RandomHelloAck(Rng& rng) {
+  codec::HelloAck ack{.info = RandomInfo(rng),
+                      .max_frame_bytes = rng(),
+                      .limits = {.text_bytes = rng(), .tokens = rng(), .name_bytes = rng(), .streams = rng()},
+                      .protocol_version = static_cast<std::uint16_t>(rng()),
+                      .hash_version = static_cast<std::uint32_t>(rng()),
+                      .layout = RandomLayout(rng),
+                      .memory_socket = RandomString(rng, wire::kMaxPathBytes)};
+  for (std::uint64_t i = Below(rng, wire::kMaxTicketBytes); i > 0; --i) {
+    ack.memory_ticket.push_back(static_cast<std::uint8_t>(rng()));
+  }
+  return ack;
+}
+
+LookupRequest RandomLookup(Rng& rng) {
+  return {.prompt = RandomPrompt(rng), .agent = RandomString(rng, 256), .session = RandomString(rng, 256)};
+}
+
+std::chrono::milliseconds RandomTtl(Rng& rng) { return std::chrono::milliseconds(Below(rng, wire::kMaxTimeoutMs)); }
 
 // ---- descriptions ----
 
@@ -215,9 +299,82 @@ struct Describer {
   void operator()(const codec::GetStats&) {}
   void operator()(const codec::Credit& credit) { out << credit.target << ' ' << credit.chunks; }
 
+  void Add(const KvLayoutInfo& layout) {
+    out << layout.num_layers << ' ' << layout.num_kv_heads << ' ' << layout.head_dim << ' ' << layout.page_tokens << ' '
+        << layout.page_bytes << ' ';
+    Add(layout.dtype);
+  }
+  void Add(const Histogram& histogram) {
+    out << histogram.bounds.size() << ' ';
+    for (double bound : histogram.bounds) out << bound << ' ';
+    out << histogram.counts.size() << ' ';
+    for (std::int64_t count : histogram.counts) out << count << ' ';
+    out << histogram.sum << ' ';
+  }
+  void Add(const LookupRequest& lookup) {
+    Add(lookup.prompt);
+    Add(lookup.agent);
+    Add(lookup.session);
+  }
+
+  void operator()(const LookupRequest& lookup) { Add(lookup); }
+  void operator()(const codec::Prefetch& prefetch) { Add(prefetch.lookup); }
+  void operator()(const AcquireRequest& acquire) {
+    Add(acquire.prompt);
+    Add(acquire.agent);
+    Add(acquire.session);
+    out << acquire.ttl.count();
+  }
+  void operator()(const codec::Release& release) { out << release.lease; }
+  void operator()(const PinRequest& pin) {
+    Add(pin.prompt);
+    out << pin.ttl.count();
+  }
+  void operator()(const codec::Unpin& unpin) { Add(unpin.key); }
+  void operator()(const EvictRequest& evict) {
+    Add(evict.key);
+    out << evict.host << evict.cold;
+  }
+  void operator()(const EntriesRequest& entries) {
+    Add(entries.key);
+    out << entries.limit;
+  }
+  void operator()(const codec::Drain&) {}
+
+  void operator()(const Match& m) {
+    out << m.prompt_tokens << ' ' << m.prefix_tokens << ' ' << m.host_tokens << ' ' << m.cold_tokens << ' '
+        << m.chunk_tokens;
+  }
+  void operator()(const LeaseInfo& lease) {
+    out << lease.id << ' ' << lease.tokens << ' ' << lease.ttl.count() << ' ';
+    Add(lease.layout);
+    for (const LeasePage& page : lease.pages) {
+      out << page.offset << ' ' << page.start << ' ' << page.valid_tokens << ' ' << page.generation << ' ';
+    }
+  }
+  void operator()(const PinInfo& pin) {
+    Add(pin.key);
+    out << pin.tokens;
+  }
+  void operator()(const codec::Count& count) { out << count.count; }
+  void operator()(const codec::EntryList& list) {
+    for (const Entry& entry : list.entries) {
+      for (const std::string* name : {&entry.key, &entry.parent, &entry.tier, &entry.source}) Add(*name);
+      out << entry.start << ' ' << entry.tokens << ' ' << entry.bytes << ' ' << entry.hits << ' ' << entry.idle_ms
+          << ' ' << entry.leases << ' ' << entry.pinned << ' ';
+      Add(entry.ids);
+    }
+  }
+  void operator()(const codec::Ack&) {}
+
   void operator()(const codec::HelloAck& ack) {
     Add(ack.info);
-    out << ack.max_frame_bytes;
+    out << ack.max_frame_bytes << ' ' << ack.limits.text_bytes << ' ' << ack.limits.tokens << ' '
+        << ack.limits.name_bytes << ' ' << ack.limits.streams << ' ' << ack.protocol_version << ' ' << ack.hash_version
+        << ' ';
+    Add(ack.layout);
+    Add(ack.memory_socket);
+    Add(std::string(ack.memory_ticket.begin(), ack.memory_ticket.end()));
   }
   void operator()(const codec::Pong& pong) {
     out << pong.info.has_value() << ' ';
@@ -261,6 +418,11 @@ struct Describer {
         << s.cold.misses << ' ' << s.cold.integrity_errors << ' ' << s.requests_running << ' ' << s.requests_waiting
         << ' ' << s.requests_failed << ' ' << s.miss_reasons.size() << ' ';
     for (const auto& [reason, tokens] : s.miss_reasons) Add(MissReason{reason, tokens});
+    const ColdStats& c = s.cold;
+    out << c.capacity_bytes << ' ' << c.stores << ' ' << c.dropped << ' ' << c.evictions << ' ' << c.read_bytes << ' '
+        << c.written_bytes << ' ' << s.pinned_bytes << ' ' << s.client_leases << ' ' << s.uptime_s << ' ';
+    Add(c.state);
+    for (const Histogram* h : {&s.ttft_seconds, &s.queue_seconds, &s.prefill_seconds, &s.inter_token_seconds}) Add(*h);
     out << s.agents.size() << ' ';
     for (const auto& [agent, totals] : s.agents) {
       Add(agent);
@@ -299,13 +461,28 @@ codec::Request RandomRequest(std::mt19937_64& rng, std::size_t kind) {
                             .session = RandomString(rng, 256),
                             .reuse = RandomReuse(rng)};
     case 8: return codec::GetStats{};
-    default: return codec::Credit{rng(), static_cast<std::uint32_t>(Below(rng, wire::kMaxCredit + 1))};
+    case 9: return codec::Credit{rng(), static_cast<std::uint32_t>(Below(rng, wire::kMaxCredit + 1))};
+    case 10: return RandomLookup(rng);
+    case 11:
+      return AcquireRequest{.prompt = RandomPrompt(rng),
+                            .agent = RandomString(rng, 256),
+                            .session = RandomString(rng, 256),
+                            .ttl = RandomTtl(rng)};
+    case 12: return codec::Release{rng()};
+    case 13: return PinRequest{.prompt = RandomPrompt(rng), .ttl = RandomTtl(rng)};
+    case 14: return codec::Unpin{RandomString(rng, 64)};
+    case 15: return codec::Prefetch{RandomLookup(rng)};
+    case 16: return EvictRequest{.key = RandomString(rng, 64), .host = Below(rng, 2) == 0, .cold = Below(rng, 2) == 0};
+    case 17:
+      return EntriesRequest{.key = RandomString(rng, 64),
+                            .limit = static_cast<std::int64_t>(Below(rng, wire::kMaxEntries + 1))};
+    default: return codec::Drain{};
   }
 }
 
 codec::Reply RandomReply(std::mt19937_64& rng, std::size_t kind) {
   switch (kind) {
-    case 0: return codec::HelloAck{RandomInfo(rng), rng()};
+    case 0: return RandomHelloAck(rng);
     case 1: return Below(rng, 2) == 0 ? codec::Pong{} : codec::Pong{RandomInfo(rng)};
     case 2: return codec::Tokens{RandomIds(rng)};
     case 3: return codec::Text{RandomString(rng, 300)};
@@ -315,7 +492,18 @@ codec::Reply RandomReply(std::mt19937_64& rng, std::size_t kind) {
     case 7: return RandomDone(rng);
     case 8: return RandomExplanation(rng);
     case 9: return RandomStats(rng);
-    default: return Status(static_cast<StatusCode>(1 + Below(rng, 10)), RandomString(rng, 200));
+    case 10: return Status(static_cast<StatusCode>(1 + Below(rng, 10)), RandomString(rng, 200));
+    case 11:
+      return Match{.prompt_tokens = RandomCount(rng),
+                   .prefix_tokens = RandomCount(rng),
+                   .host_tokens = RandomCount(rng),
+                   .cold_tokens = RandomCount(rng),
+                   .chunk_tokens = RandomCount(rng)};
+    case 12: return RandomLease(rng);
+    case 13: return PinInfo{.key = RandomString(rng, 64), .tokens = RandomCount(rng)};
+    case 14: return codec::Count{RandomCount(rng)};
+    case 15: return RandomEntries(rng);
+    default: return codec::Ack{};
   }
 }
 

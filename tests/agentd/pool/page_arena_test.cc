@@ -1,8 +1,14 @@
 // The arena touches memory ahead of its use and leaves what is written there alone.
 #include "agentd/pool/page_arena.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <cstring>
+#include <memory>
+#include <string>
 #include <thread>
 
 #include "gtest/gtest.h"
@@ -42,6 +48,58 @@ TEST(PageArenaTest, TouchesAheadOfUseAndChangesNothing) {
     ASSERT_EQ(static_cast<int>(page(p)[layout.page_bytes() - 1]), 1 + static_cast<int>(p % 100)) << "page " << p;
   }
   EXPECT_EQ(static_cast<int>(page(num_pages - 1)[0]), 0);
+}
+
+class SharedArenaTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto backend = kernels::NewCpuBackend({.compute = kernels::DType::kF32, .threads = 1});
+    ASSERT_TRUE(backend.ok()) << backend.status().message();
+    backend_ = *std::move(backend);
+    auto arena = PageArena::Create(*backend_, layout_, kPages);
+    ASSERT_TRUE(arena.ok()) << arena.status().message();
+    arena_ = *std::move(arena);
+    if (arena_->memory_fd() < 0) GTEST_SKIP() << "this kernel has no sealed memfds";
+  }
+
+  static constexpr kernels::PageIndex kPages = 16;
+  const kernels::KvLayout layout_ = {.num_layers = 2, .num_kv_heads = 1, .head_dim = 32, .dtype = kernels::DType::kF32};
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<PageArena> arena_;
+};
+
+TEST_F(SharedArenaTest, AReaderSeesWhatIsWrittenLater) {
+  const std::size_t bytes = kPages * layout_.page_bytes();
+  const int fd = ::dup(arena_->memory_fd());
+  void* view = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0);
+  ASSERT_NE(view, MAP_FAILED);
+  std::memset(arena_->pages().slab(3, 0, 0, 0), 0x5A, layout_.page_bytes());
+  EXPECT_EQ(std::memcmp(view, arena_->pages().base, bytes), 0);
+  EXPECT_EQ(static_cast<const unsigned char*>(view)[3 * layout_.page_bytes()], 0x5A);
+  ::munmap(view, bytes);
+  ::close(fd);
+}
+
+// Threats of a client that has the descriptor: docs/design/handover.md.
+TEST_F(SharedArenaTest, NobodyElseCanWriteOrResize) {
+  for (const int shared : {arena_->memory_fd(), arena_->generations_fd()}) {
+    // As the receiver has it, and opened anew for writing as a process of the same user can.
+    const int again = ::open(("/proc/self/fd/" + std::to_string(shared)).c_str(), O_RDWR | O_CLOEXEC);
+    for (const int fd : {shared, again}) {
+      if (fd < 0) continue;
+      EXPECT_EQ(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+      EXPECT_LT(::pwrite(fd, "x", 1, 0), 0);
+      EXPECT_NE(::ftruncate(fd, 0), 0);
+      EXPECT_NE(::ftruncate(fd, 1 << 30), 0);
+      EXPECT_NE(::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096), 0);
+      EXPECT_NE(::fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), 0) << "the daemon itself could no longer write";
+      void* view = ::mmap(nullptr, 4096, PROT_READ, MAP_SHARED, fd, 0);
+      ASSERT_NE(view, MAP_FAILED);
+      EXPECT_NE(::mprotect(view, 4096, PROT_READ | PROT_WRITE), 0);
+      ::munmap(view, 4096);
+    }
+    if (again >= 0) ::close(again);
+  }
 }
 
 }  // namespace

@@ -144,7 +144,7 @@ TEST_F(ClientTest, LargeTextsTakeTheSlowLaneAndArriveWhole) {
 TEST_F(ClientTest, TheServicesErrorsArriveAsTheyAre) {
   StartServer();
   const auto client = NewClient();
-  KVS_EXPECT_FAILS(client->Generate(Echo("x", 0)), StatusCode::kInvalidArgument, "max_tokens");
+  KVS_EXPECT_FAILS(client->Generate(Echo("x", -1)), StatusCode::kInvalidArgument, "max_tokens");
   KVS_EXPECT_FAILS(client->Explain({.request_id = 99}), StatusCode::kNotFound, "99");
   const std::vector<TokenId> bad = {300};
   KVS_EXPECT_FAILS(client->Detokenize(bad), StatusCode::kInvalidArgument, "300");

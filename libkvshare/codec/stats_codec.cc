@@ -1,0 +1,150 @@
+#include "libkvshare/codec/stats_codec.h"
+
+#include <optional>
+#include <utility>
+
+namespace kvshare::codec::internal {
+namespace {
+
+using flatbuffers::FlatBufferBuilder;
+using flatbuffers::Offset;
+
+Offset<wire::Totals> WriteTotals(FlatBufferBuilder& builder, const ReuseTotals& totals) {
+  return wire::CreateTotals(builder, totals.requests, totals.prompt_tokens, totals.prefix_tokens, totals.moved_tokens,
+                            totals.recomputed_tokens, totals.fresh_tokens, totals.generated_tokens);
+}
+
+ReuseTotals ReadTotals(const wire::Totals* in) {
+  if (in == nullptr) return {};
+  return {.requests = in->requests(),
+          .prompt_tokens = in->prompt_tokens(),
+          .prefix_tokens = in->prefix_tokens(),
+          .moved_tokens = in->moved_tokens(),
+          .recomputed_tokens = in->recomputed_tokens(),
+          .fresh_tokens = in->fresh_tokens(),
+          .generated_tokens = in->generated_tokens()};
+}
+
+Status CheckHistogram(const Histogram& histogram) {
+  KVS_RETURN_IF_ERROR(CheckSize("number of a histogram's bounds", histogram.bounds.size(), wire::kMaxBounds));
+  const bool empty = histogram.bounds.empty() && histogram.counts.empty();
+  if (!empty && histogram.counts.size() != histogram.bounds.size() + 1) {
+    return InvalidArgument("a histogram of " + std::to_string(histogram.bounds.size()) + " bounds has " +
+                           std::to_string(histogram.counts.size()) + " counts");
+  }
+  for (double bound : histogram.bounds) KVS_RETURN_IF_ERROR(CheckFinite("a histogram's bound", bound));
+  return CheckFinite("a histogram's sum", histogram.sum);
+}
+
+Result<Offset<wire::Histogram>> WriteHistogram(FlatBufferBuilder& builder, const Histogram& histogram) {
+  KVS_RETURN_IF_ERROR(CheckHistogram(histogram));
+  const auto bounds = builder.CreateVector(histogram.bounds);
+  const auto counts = builder.CreateVector(histogram.counts);
+  return wire::CreateHistogram(builder, bounds, counts, histogram.sum);
+}
+
+Status ReadHistogram(const wire::Histogram* in, Histogram* out) {
+  if (in == nullptr) return OkStatus();
+  if (in->bounds() != nullptr) {
+    KVS_RETURN_IF_ERROR(CheckSize("number of a histogram's bounds", in->bounds()->size(), wire::kMaxBounds));
+    out->bounds.assign(in->bounds()->begin(), in->bounds()->end());
+  }
+  if (in->counts() != nullptr) {
+    KVS_RETURN_IF_ERROR(CheckSize("number of a histogram's counts", in->counts()->size(), wire::kMaxBounds + 1));
+    out->counts.assign(in->counts()->begin(), in->counts()->end());
+  }
+  out->sum = in->sum();
+  return CheckHistogram(*out);
+}
+
+}  // namespace
+
+Result<Offset<wire::Stats>> WriteStats(FlatBufferBuilder& builder, const Stats& stats) {
+  KVS_RETURN_IF_ERROR(CheckSize("number of agents", stats.agents.size(), wire::kMaxAgents));
+  std::vector<MissReason> reasons;
+  for (const auto& [reason, tokens] : stats.miss_reasons) reasons.push_back({reason, tokens});
+  KVS_ASSIGN_OR_RETURN(const auto miss_reasons, WriteMissReasons(builder, reasons));
+  std::vector<Offset<wire::AgentTotals>> offsets;
+  offsets.reserve(stats.agents.size());
+  for (const auto& [agent, totals] : stats.agents) {
+    KVS_RETURN_IF_ERROR(CheckName("an agent name", agent));
+    const auto name = WriteString(builder, agent);
+    const auto agent_totals = WriteTotals(builder, totals);
+    offsets.push_back(wire::CreateAgentTotals(builder, name, agent_totals));
+  }
+  const auto agents = builder.CreateVector(offsets);
+  const auto totals = WriteTotals(builder, stats.totals);
+  const PoolStats& p = stats.pool;
+  const auto pool = wire::CreatePool(builder, p.capacity_bytes, p.used_bytes, p.pages, p.leases, p.evictions);
+  const ColdStats& c = stats.cold;
+  KVS_RETURN_IF_ERROR(CheckName("the cold tier's state", c.state));
+  const auto state = WriteString(builder, c.state);
+  const auto cold =
+      wire::CreateCold(builder, c.entries, c.bytes, c.hits, c.misses, c.integrity_errors, c.capacity_bytes, c.stores,
+                       c.dropped, c.evictions, c.read_bytes, c.written_bytes, state);
+  KVS_ASSIGN_OR_RETURN(const auto ttft, WriteHistogram(builder, stats.ttft_seconds));
+  KVS_ASSIGN_OR_RETURN(const auto queue, WriteHistogram(builder, stats.queue_seconds));
+  KVS_ASSIGN_OR_RETURN(const auto prefill, WriteHistogram(builder, stats.prefill_seconds));
+  KVS_ASSIGN_OR_RETURN(const auto inter_token, WriteHistogram(builder, stats.inter_token_seconds));
+  KVS_RETURN_IF_ERROR(CheckFinite("uptime", stats.uptime_s));
+  return wire::CreateStats(builder, totals, pool, cold, stats.requests_running, stats.requests_waiting,
+                           stats.requests_failed, miss_reasons, agents, stats.pinned_bytes, stats.client_leases,
+                           stats.uptime_s, ttft, queue, prefill, inter_token);
+}
+
+Result<Stats> ReadStats(const wire::Stats& in) {
+  Stats stats;
+  stats.totals = ReadTotals(in.totals());
+  if (const wire::Pool* pool = in.pool()) {
+    stats.pool = {.capacity_bytes = pool->capacity_bytes(),
+                  .used_bytes = pool->used_bytes(),
+                  .pages = pool->pages(),
+                  .leases = pool->leases(),
+                  .evictions = pool->evictions()};
+  }
+  if (const wire::Cold* cold = in.cold()) {
+    stats.cold = {.entries = cold->entries(),
+                  .bytes = cold->bytes(),
+                  .hits = cold->hits(),
+                  .misses = cold->misses(),
+                  .integrity_errors = cold->integrity_errors(),
+                  .capacity_bytes = cold->capacity_bytes(),
+                  .stores = cold->stores(),
+                  .dropped = cold->dropped(),
+                  .evictions = cold->evictions(),
+                  .read_bytes = cold->read_bytes(),
+                  .written_bytes = cold->written_bytes()};
+    KVS_RETURN_IF_ERROR(ReadName("cold tier's state", cold->state(), &stats.cold.state));
+  }
+  stats.requests_running = in.requests_running();
+  stats.requests_waiting = in.requests_waiting();
+  stats.requests_failed = in.requests_failed();
+  std::vector<MissReason> reasons;
+  KVS_RETURN_IF_ERROR(ReadMissReasons(in.miss_reasons(), &reasons));
+  for (MissReason& reason : reasons) {
+    if (!stats.miss_reasons.emplace(std::move(reason.reason), reason.tokens).second) {
+      return InvalidArgument("a miss reason stands twice in the statistics");
+    }
+  }
+  if (in.agents() != nullptr) {
+    KVS_RETURN_IF_ERROR(CheckSize("number of agents", in.agents()->size(), wire::kMaxAgents));
+    for (const wire::AgentTotals* agent : *in.agents()) {
+      std::string name;
+      KVS_RETURN_IF_ERROR(ReadName("agent name", agent->agent(), &name));
+      if (!stats.agents.emplace(std::move(name), ReadTotals(agent->totals())).second) {
+        return InvalidArgument("an agent stands twice in the statistics");
+      }
+    }
+  }
+  stats.pinned_bytes = in.pinned_bytes();
+  stats.client_leases = in.client_leases();
+  stats.uptime_s = in.uptime_s();
+  KVS_RETURN_IF_ERROR(CheckFinite("uptime", stats.uptime_s));
+  KVS_RETURN_IF_ERROR(ReadHistogram(in.ttft_seconds(), &stats.ttft_seconds));
+  KVS_RETURN_IF_ERROR(ReadHistogram(in.queue_seconds(), &stats.queue_seconds));
+  KVS_RETURN_IF_ERROR(ReadHistogram(in.prefill_seconds(), &stats.prefill_seconds));
+  KVS_RETURN_IF_ERROR(ReadHistogram(in.inter_token_seconds(), &stats.inter_token_seconds));
+  return stats;
+}
+
+}  // namespace kvshare::codec::internal
