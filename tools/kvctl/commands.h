@@ -98,6 +98,8 @@ struct TraceOptions {
   int max_output = 0;      // 0: as recorded
   double speedup = 1;
   bool as_fast_as_possible = false;
+  bool open_loop = false;
+  std::optional<std::chrono::milliseconds> max_delay;
   int slots = 0;  // 0: the clock's default
   std::int64_t kv_pool_bytes = 0;
   std::string out_dir;
@@ -106,5 +108,31 @@ struct TraceOptions {
 };
 int RunTraceInfo(const TraceOptions& options);    // trace_info.cc
 int RunTraceReplay(const TraceOptions& options);  // trace_replay.cc
+
+struct TraceConvertOptions {
+  Source source;  // optional: tokenises texts
+  std::string in_file;
+  std::string out_file;
+  bool to_mooncake = false;  // else KTR-1
+  std::int64_t block_tokens = 512;
+};
+int RunTraceConvert(const TraceConvertOptions& options);  // trace_convert.cc
+
+struct TraceRecordOptions {
+  Source source;
+  std::string in_file = "-";
+  std::string out_file;
+  int max_tokens = 128;  // where a request says nothing
+  std::optional<ReuseMode> reuse;
+};
+int RunTraceRecord(const TraceRecordOptions& options);  // trace_record.cc
+
+struct TraceReportOptions {
+  std::string file;
+  std::string html_file;
+  std::string csv_file;
+  OutputFormat format = OutputFormat::kText;
+};
+int RunTraceReport(const TraceReportOptions& options);  // trace_report.cc
 
 }  // namespace kvshare::kvctl

@@ -14,6 +14,7 @@ namespace kvshare::kvctl {
 namespace {
 
 constexpr int kMaxCount = 1 << 20;
+constexpr const char* kTraceFile = "KTR-1, Mooncake or OpenAI-chat JSON lines, plain or .gz";
 
 // An option whose text a parser of ours turns into a value; CLI11 puts the flag's name before the parser's error.
 template <typename T>
@@ -238,10 +239,10 @@ class CommandLine {
     auto* trace = app_.add_subcommand("trace", "recorded workloads");
     trace->require_subcommand(1);
     auto* info = Add(trace, "info", "what a trace holds", RunTraceInfo, &trace_);
-    info->add_option("FILE", trace_.file, "KTR-1, plain or .gz")->required();
+    info->add_option("FILE", trace_.file, kTraceFile)->required();
     AddFormat(info, &trace_.format);
     auto* replay = Add(trace, "replay", "a trace against a model, once per reuse mode", RunTraceReplay, &trace_);
-    replay->add_option("FILE", trace_.file, "KTR-1, plain or .gz")->required();
+    replay->add_option("FILE", trace_.file, kTraceFile)->required();
     AddEither(replay, &trace_.source);
     trace_.compare = {ReuseMode::kOff, ReuseMode::kExact};
     AddParsed<std::vector<ReuseMode>>(replay, "--compare", &trace_.compare, ParseModes, "reuse modes (off,exact)",
@@ -257,14 +258,60 @@ class CommandLine {
         ->check(CLI::PositiveNumber);
     replay->add_flag("--as-fast-as-possible", trace_.as_fast_as_possible,
                      "ignore recorded times; keep order and hand-offs");
+    replay->add_flag("--open-loop", trace_.open_loop,
+                     "send at recorded times, whether or not the requests before are done");
+    AddParsed<std::optional<std::chrono::milliseconds>>(
+        replay, "--max-delay", &trace_.max_delay,
+        [](const std::string& text) -> Result<std::optional<std::chrono::milliseconds>> {
+          const auto delay = ParseDuration(text);
+          if (!delay.ok()) return delay.status();
+          return std::optional<std::chrono::milliseconds>(*delay);
+        },
+        "no recorded pause counts as longer", "TIME");
     replay->add_option("--slots", trace_.slots, "requests (with a session clock: sessions) at once")
         ->type_name("N")
         ->check(CLI::Range(1, 1024));
     AddParsed<std::int64_t>(replay, "--kv-pool-size", &trace_.kv_pool_bytes, ParseSize,
                             "of the in-process engine, as 8GiB", "SIZE");
-    replay->add_option("--out", trace_.out_dir, "write report.json and report.html there")->type_name("DIR");
+    replay->add_option("--out", trace_.out_dir, "write report.json, report.html and requests.csv there")
+        ->type_name("DIR");
     replay->add_option("--dump", trace_.dump_file, "write one JSON line per request and mode")->type_name("FILE");
     AddFormat(replay, &trace_.format);
+
+    auto* convert = Add(trace, "convert", "a trace in another format", RunTraceConvert, &trace_convert_);
+    convert->add_option("IN", trace_convert_.in_file, kTraceFile)->required();
+    convert->add_option("OUT", trace_convert_.out_file, "written as gzip where it ends in .gz")->required();
+    convert
+        ->add_option_function<std::string>(
+            "--to", [this](const std::string& text) { trace_convert_.to_mooncake = text == "mooncake"; },
+            "ktr or mooncake")
+        ->type_name("FORMAT")
+        ->required()
+        ->check(CLI::IsMember({"ktr", "mooncake"}));
+    convert->add_option("--block", trace_convert_.block_tokens, "tokens of a Mooncake block (512)")
+        ->type_name("N")
+        ->check(CLI::Range(1, 1 << 16));
+    AddModel(convert, &trace_convert_.source, false);
+    AddEndpoint(convert, &trace_convert_.source, false);
+
+    auto* record = Add(trace, "record", "send requests to a daemon and write them down as a trace", RunTraceRecord,
+                       &trace_record_);
+    record->add_option("FILE", trace_record_.in_file, "OpenAI-chat or prompt JSON lines; - (default) is stdin");
+    record->add_option("--out", trace_record_.out_file, "the trace, KTR-1; gzip where it ends in .gz")
+        ->required()
+        ->type_name("FILE");
+    AddEither(record, &trace_record_.source);
+    trace_record_.source.timeout = std::chrono::minutes(5);
+    record->add_option("--max-tokens", trace_record_.max_tokens, "where a request says nothing (128)")
+        ->type_name("N")
+        ->check(CLI::Range(1, kMaxCount));
+    AddReuse(record, &trace_record_.reuse);
+
+    auto* report = Add(trace, "report", "a replay's report.json as text, HTML or CSV", RunTraceReport, &trace_report_);
+    report->add_option("FILE", trace_report_.file, "report.json of a replay")->required();
+    report->add_option("--out", trace_report_.html_file, "write one self-contained page")->type_name("FILE.html");
+    report->add_option("--csv", trace_report_.csv_file, "write one row per mode")->type_name("FILE.csv");
+    AddFormat(report, &trace_report_.format);
   }
 
   // The command that the arguments got to, e.g. `trace replay`.
@@ -319,6 +366,9 @@ class CommandLine {
   ModelOptions model_;
   BenchOptions bench_;
   TraceOptions trace_;
+  TraceConvertOptions trace_convert_;
+  TraceRecordOptions trace_record_;
+  TraceReportOptions trace_report_;
 };
 
 }  // namespace

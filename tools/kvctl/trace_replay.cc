@@ -62,7 +62,9 @@ Result<std::vector<trace::PreparedPrompt>> Prepare(Target& target, const trace::
 }
 
 trace::ScheduleOptions ScheduleOf(const TraceOptions& options, const trace::Trace& trace) {
-  trace::ScheduleOptions schedule{.as_fast_as_possible = options.as_fast_as_possible, .speedup = options.speedup};
+  trace::ScheduleOptions schedule{
+      .as_fast_as_possible = options.as_fast_as_possible, .open_loop = options.open_loop, .speedup = options.speedup};
+  if (options.max_delay) schedule.max_delay_ms = static_cast<double>(options.max_delay->count());
   // An open loop that queued behind itself would not be open.
   const bool open_loop = !options.as_fast_as_possible && trace.header.time_base == trace::TimeBase::kArrival;
   schedule.slots = options.slots > 0 ? options.slots : open_loop ? trace::kMaxInFlight : 1;
@@ -140,23 +142,28 @@ class Replayer {
                                .isa = info_.isa,
                                .prompts = prompts_,
                                .modes = results_};
-    if (!options_.dump_file.empty()) {
-      std::ofstream dump(options_.dump_file, std::ios::binary);
-      trace::WriteDump(replay, dump);
-      dump.close();
-      if (!dump) return Fail(kFailed, options_.dump_file + ": could not be written");
+    const auto write = [&](const std::string& path, void (*rows)(const trace::Replay&, std::ostream&)) {
+      std::ofstream file(path, std::ios::binary);
+      rows(replay, file);
+      file.close();
+      return static_cast<bool>(file);
+    };
+    if (!options_.dump_file.empty() && !write(options_.dump_file, trace::WriteDump)) {
+      return Fail(kFailed, options_.dump_file + ": could not be written");
     }
-    const std::string json = trace::ReportJson(replay);
+    const trace::Report report = trace::MakeReport(replay);
+    const std::string json = trace::ReportJson(report) + "\n";
     if (!options_.out_dir.empty()) {
       std::error_code error;
       std::filesystem::create_directories(options_.out_dir, error);
       for (const auto& [name, content] :
-           {std::pair{"/report.json", json + "\n"}, {"/report.html", trace::ReportHtml(replay)}}) {
+           {std::pair{"/report.json", json}, {"/report.html", trace::ReportHtml(report)}}) {
         if (const Status status = WriteFile(options_.out_dir + name, content); !status.ok()) return Fail(status);
       }
+      const std::string csv = options_.out_dir + "/requests.csv";
+      if (!write(csv, trace::WriteRequestsCsv)) return Fail(kFailed, csv + ": could not be written");
     }
-    const std::string text = options_.format == OutputFormat::kJson ? json + "\n" : trace::ReportText(replay);
-    std::fputs(text.c_str(), stdout);
+    std::fputs((options_.format == OutputFormat::kJson ? json : trace::ReportText(report)).c_str(), stdout);
     return kOk;
   }
 

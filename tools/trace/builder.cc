@@ -21,25 +21,13 @@ std::string SegmentName(std::string_view text) {
   return PlainSha256(std::as_bytes(std::span(text))).Hex().substr(0, 16);
 }
 
-std::string SegmentName(const TraceSegment& segment) {
-  switch (segment.kind) {
-    case TraceSegment::Kind::kText: break;
-    case TraceSegment::Kind::kTokens: {
-      const auto bytes = std::as_bytes(std::span(segment.tokens));
-      return SegmentName("tokens" + std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
-    }
-    case TraceSegment::Kind::kWithheld:
-      return SegmentName("withheld" + std::to_string(segment.seed) + "," + std::to_string(segment.withheld_tokens));
-  }
-  return SegmentName(segment.text);
-}
-
 Result<std::uint32_t> TraceBuilder::AddSegment(const std::string& name, TraceSegment segment) {
   if (segment_by_name_.contains(name)) return InvalidArgument("segment " + name + " appears twice");
   text_bytes_ += segment.text.size() + segment.tokens.size() * sizeof(TokenId);
   if (text_bytes_ > kMaxTextBytes) return ResourceExhausted("more than 4 GiB of text");
   const auto index = static_cast<std::uint32_t>(trace_.segments.size());
   segment_by_name_.emplace(name, index);
+  segment.name = name;
   trace_.segments.push_back(std::move(segment));
   return index;
 }
@@ -57,9 +45,14 @@ Result<std::uint32_t> TraceBuilder::AddText(std::string text) {
   return AddSegment(name, std::move(segment));
 }
 
-Result<std::uint32_t> TraceBuilder::AddTokens(TraceSegment segment) {
-  const std::string name = SegmentName(segment);
+Result<std::uint32_t> TraceBuilder::AddTokens(std::vector<TokenId> tokens) {
+  const auto bytes = std::as_bytes(std::span(tokens));
+  const std::string name =
+      SegmentName("tokens" + std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
   if (const auto known = FindSegment(name)) return *known;
+  TraceSegment segment;
+  segment.kind = TraceSegment::Kind::kTokens;
+  segment.tokens = std::move(tokens);
   return AddSegment(name, std::move(segment));
 }
 

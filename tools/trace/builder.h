@@ -31,7 +31,7 @@ class TraceBuilder {
   std::optional<std::uint32_t> FindSegment(const std::string& name) const;
   // A segment without a name of its own: equal texts are one segment, named as SegmentName says.
   Result<std::uint32_t> AddText(std::string text);
-  Result<std::uint32_t> AddTokens(TraceSegment segment);  // the same for token ids
+  Result<std::uint32_t> AddTokens(std::vector<TokenId> tokens);  // the same for token ids
 
   // The ids of a request's own blocks; first_block and own_blocks are set. ResourceExhausted beyond the bounds.
   Status AddBlocks(const std::vector<std::uint64_t>& ids, TraceRequest* request);
@@ -69,8 +69,7 @@ class TraceBuilder {
   std::size_t text_bytes_ = 0;
 };
 
-// First 16 hex digits of the text's SHA-256, or of "tokens" and the ids' little-endian bytes.
+// First 16 hex digits of the text's SHA-256; the "text" of token ids is "tokens" and their little-endian bytes.
 std::string SegmentName(std::string_view text);
-std::string SegmentName(const TraceSegment& segment);
 
 }  // namespace kvshare::trace

@@ -195,6 +195,12 @@ std::int64_t TokenCount(const Json* usage, std::initializer_list<const char*> na
   return value >= 1 && value <= static_cast<double>(kMaxTokens) ? static_cast<std::int64_t>(value) : 0;
 }
 
+double Ratio(const Json* request, const char* name, double most, double otherwise) {
+  const Json* value = Find(request, name);
+  const double ratio = value != nullptr && value->is_number() ? value->get<double>() : otherwise;
+  return ratio >= 0 && ratio <= most ? ratio : otherwise;
+}
+
 // A name that may be written as text or as a number.
 std::string Name(const Json* value) {
   if (value == nullptr) return "";
@@ -242,6 +248,11 @@ Result<ChatRow> ParseChatRow(const Json& json) {
   if (row.agent.empty()) row.agent = AgentOf(row.messages);
   row.model = Name(FindFirst({request, &json}, {"model"}));
   row.max_tokens = TokenCount(request, {"max_tokens", "max_completion_tokens", "output_length"});
+  row.temperature = Ratio(request, "temperature", 100, 0);
+  row.top_p = Ratio(request, "top_p", 1, 1);
+  if (const Json* seed = Find(request, "seed"); seed != nullptr && seed->is_number_unsigned()) {
+    row.seed = seed->get<std::uint64_t>();
+  }
   const Json* usage = FindFirst({&json, response, Find(response, "body")}, {"usage"});
   row.prompt_tokens = TokenCount(usage, {"prompt_tokens", "input_tokens"});
   row.completion_tokens = TokenCount(usage, {"completion_tokens", "output_tokens"});
@@ -263,10 +274,7 @@ Result<std::size_t> AddChatRow(const ChatRow& row, TraceBuilder* builder) {
   request.output_length = row.completion_tokens > 0 ? row.completion_tokens : row.output ? 0 : row.max_tokens;
   if (before) request.wait_for.push_back(*before);
   if (!row.ids.empty()) {
-    TraceSegment segment;
-    segment.kind = TraceSegment::Kind::kTokens;
-    segment.tokens = row.ids;
-    KVS_ASSIGN_OR_RETURN(const std::uint32_t added, builder->AddTokens(std::move(segment)));
+    KVS_ASSIGN_OR_RETURN(const std::uint32_t added, builder->AddTokens(row.ids));
     request.messages.push_back({kRawRole, {{added, std::nullopt}}});
   }
   for (const ChatRow::Message& message : row.messages) {

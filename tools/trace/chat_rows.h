@@ -31,7 +31,11 @@ struct ChatRow {
   double delay_ms = 0;
   std::int64_t prompt_tokens = 0;  // 0: not logged
   std::int64_t completion_tokens = 0;
+  // What it asked for; defaults where it says nothing.
   std::int64_t max_tokens = 0;
+  double temperature = 0;
+  double top_p = 1;
+  std::uint64_t seed = 0;
 };
 
 // Whether a line without a KTR header is one of these.

@@ -1,185 +1,211 @@
+// The report as one page: style, numbers and plots inline, nothing loaded, nothing run.
 #include <algorithm>
-#include <array>
-#include <cstdio>
-#include <span>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "tools/trace/plots.h"
 #include "tools/trace/report.h"
 
 namespace kvshare::trace {
 namespace {
 
-constexpr std::array<const char*, 6> kColours = {"#9aa5b1", "#2f6fdb", "#12a37f", "#c2783a", "#8e5bd0", "#c94f6d"};
+constexpr std::size_t kAgentsShown = 40;
 
 constexpr const char* kHead = R"(<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>kvshare replay</title><style>
-:root{--ink:#1c2733;--soft:#5b6875;--line:#e3e8ee;--paper:#fff;--back:#f5f7f9}
-@media(prefers-color-scheme:dark){:root{--ink:#e6ebf0;--soft:#9aa5b1;--line:#2c3742;--paper:#18212a;--back:#10171e}}
+:root{--ink:#1c2733;--soft:#56626f;--line:#dfe5eb;--paper:#fff;--back:#f5f7f9;
+--s0:#8493a3;--s1:#2464d0;--s2:#0b8a6a;--s3:#b4661f;--s4:#7d48c4;--s5:#bd3c5c;--s6:#5b7a12;--s7:#0f7f95}
+@media(prefers-color-scheme:dark){:root{--ink:#e6ebf0;--soft:#9eabb8;--line:#2c3742;--paper:#18212a;--back:#10171e;
+--s0:#8b9aab;--s1:#6aa1ff;--s2:#3cc9a0;--s3:#e39a55;--s4:#b58bf0;--s5:#f07b98;--s6:#a7cc4e;--s7:#4fc3da}}
 body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 main{max-width:960px;margin:0 auto;padding:32px 20px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:17px;margin:32px 0 10px}
+h1{font-size:26px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:17px;margin:32px 0 10px}
 p{margin:4px 0;color:var(--soft)}
 .card{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:16px 20px}
-table{border-collapse:collapse;width:100%}th,td{padding:6px 8px;text-align:right;border-bottom:1px solid var(--line)}
+table{border-collapse:collapse;width:100%}
+th,td{padding:6px 8px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:500}tr:last-child td{border:0}
-svg{display:block;width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
-.key{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 6px 0 14px}code{font-size:13px}
-.scroll{overflow-x:auto}.big{display:flex;gap:16px;flex-wrap:wrap;margin:18px 0}.big div{flex:1 1 180px}
+svg{display:block;width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:var(--soft)}
+.keys span{margin-right:16px;white-space:nowrap}
+.keys i,td i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px}
+code{font-size:13px}.scroll{overflow-x:auto}
+.big{display:flex;gap:16px;flex-wrap:wrap;margin:18px 0}.big div{flex:1 1 180px;color:var(--soft)}
 .big b{display:block;font-size:28px;color:var(--ink)}
 </style></head><body><main>
 )";
 
-std::string Escape(const std::string& text) {
-  std::string out;
-  for (char c : text) {
-    switch (c) {
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '&': out += "&amp;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
-    }
+std::string Percent(double share) { return Fixed(100 * share, 1) + " %"; }
+
+double Share(std::int64_t part, std::int64_t whole) {
+  return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+std::string Headline(const Report& report) {
+  const ModeReport& before = report.modes.front();
+  const ModeReport& after = report.modes.back();
+  std::string html = "<div class=\"big\"><div class=\"card\"><b>" + Percent(after.tokens.hit_rate()) +
+                     "</b>of prompt tokens reused (" + EscapeHtml(after.mode) + ")</div>";
+  if (report.modes.size() > 1 && after.ttft_ms.mean > 0) {
+    html += "<div class=\"card\"><b>" + Fixed(before.ttft_ms.mean / after.ttft_ms.mean, 1) +
+            "&times;</b>as fast to the first token, on average</div><div class=\"card\"><b>" +
+            (before.outputs_sha256 == after.outputs_sha256 ? "identical" : "different") +
+            "</b>answers, compared token for token</div>";
   }
-  return out;
+  return html + "</div>\n";
 }
 
-std::string Fixed(double value, int digits) {
-  std::array<char, 64> text;
-  std::snprintf(text.data(), text.size(), "%.*f", digits, value);
-  return text.data();
-}
-
-double Share(const ModeTotals& totals) {
-  const std::int64_t reused = totals.prefix_tokens + totals.moved_tokens;
-  return totals.prompt_tokens == 0 ? 0 : static_cast<double>(reused) / static_cast<double>(totals.prompt_tokens);
-}
-
-std::string Name(const ModeResult& mode) { return std::string(ReuseModeName(mode.mode)); }
-
-std::string Bar(double x, double y, double width, double height, const char* colour, const std::string& title) {
-  return "<rect x=\"" + Fixed(x, 2) + "\" y=\"" + Fixed(y, 2) + "\" width=\"" + Fixed(width, 2) + "\" height=\"" +
-         Fixed(height, 2) + "\" rx=\"1.5\" fill=\"" + colour + "\"><title>" + Escape(title) + "</title></rect>\n";
-}
-
-std::string Label(double x, double y, const char* anchor, const std::string& text) {
-  return "<text x=\"" + Fixed(x, 1) + "\" y=\"" + Fixed(y, 1) + "\" text-anchor=\"" + anchor + "\">" + Escape(text) +
-         "</text>\n";
-}
-
-// One group of bars per request, a bar per mode. Beyond 400 requests neighbours are averaged, so that bars stay
-// visible.
-std::string TtftChart(const Replay& replay) {
-  constexpr double kWidth = 900, kHeight = 240, kLeft = 52, kBottom = 22, kTop = 10;
-  const std::size_t n = replay.prompts.size();
-  const std::size_t per_group = (n + 399) / 400;
-  const std::size_t groups = (n + per_group - 1) / per_group;
-  double highest = 1;
-  for (const ModeResult& mode : replay.modes) {
-    for (const RequestResult& request : mode.requests) highest = std::max(highest, request.ttft_ms);
-  }
-  const double scale = (kHeight - kBottom - kTop) / highest;
-  const double step = (kWidth - kLeft) / static_cast<double>(groups);
-  const double bar = step * 0.8 / static_cast<double>(replay.modes.size());
-  std::string svg = "<svg viewBox=\"0 0 900 240\" role=\"img\" aria-label=\"Time to first token of each request\">\n";
-  for (int line = 0; line <= 4; ++line) {
-    const double y = kHeight - kBottom - (kHeight - kBottom - kTop) * line / 4;
-    svg +=
-        "<line x1=\"52\" x2=\"900\" y1=\"" + Fixed(y, 1) + "\" y2=\"" + Fixed(y, 1) + "\" stroke=\"var(--line)\"/>\n";
-    svg += Label(kLeft - 6, y + 4, "end", Fixed(highest * line / 4, 0) + " ms");
-  }
-  for (std::size_t g = 0; g < groups; ++g) {
-    for (std::size_t m = 0; m < replay.modes.size(); ++m) {
-      const std::size_t begin = g * per_group;
-      const std::size_t end = std::min(n, begin + per_group);
-      double sum = 0;
-      for (std::size_t r = begin; r < end; ++r) sum += replay.modes[m].requests[r].ttft_ms;
-      const double ms = sum / static_cast<double>(end - begin);
-      const RequestResult& first = replay.modes[m].requests[begin];
-      const TraceRequest& recorded = replay.trace.requests[replay.prompts[begin].request];
-      const std::string title = recorded.id + " (" + recorded.agent + "), " + Name(replay.modes[m]) + ": " +
-                                Fixed(ms, 1) + " ms, " +
-                                std::to_string(first.reuse.prefix_tokens + first.reuse.moved_tokens) + " of " +
-                                std::to_string(replay.prompts[begin].ids.size()) + " tokens reused";
-      svg += Bar(kLeft + step * (static_cast<double>(g) + 0.1) + bar * static_cast<double>(m),
-                 kHeight - kBottom - ms * scale, bar, ms * scale, kColours[m % kColours.size()], title);
-    }
-  }
-  svg += Label(kLeft, kHeight - 5, "start", "request 1");
-  svg += Label(kWidth, kHeight - 5, "end", "request " + std::to_string(n));
-  return svg + "</svg>\n";
-}
-
-// Reused share of each agent's prompt tokens in the last mode.
-std::string AgentChart(const Replay& replay) {
-  const std::vector<std::string> all = Agents(replay);
-  const std::span<const std::string> agents(all.data(), std::min<std::size_t>(all.size(), 40));
-  const std::size_t m = replay.modes.size() - 1;
-  const double height = 26 * static_cast<double>(agents.size()) + 4;
-  std::string svg =
-      "<svg viewBox=\"0 0 900 " + Fixed(height, 0) + "\" role=\"img\" aria-label=\"Reused share per agent\">\n";
-  double y = 4;
-  for (const std::string& agent : agents) {
-    const ModeTotals totals = Totals(replay, replay.modes[m], &agent);
-    const std::string percent = Fixed(100 * Share(totals), 1) + " %";
-    svg += Label(170, y + 14, "end", agent.empty() ? "default" : agent.substr(0, 28));
-    svg += Bar(180, y, 640, 18, "var(--line)", agent);
-    svg += Bar(180, y, 640 * Share(totals), 18, kColours[m % kColours.size()],
-               agent + ": " + percent + " of " + std::to_string(totals.prompt_tokens) + " tokens");
-    svg += Label(828, y + 14, "start", percent);
-    y += 26;
-  }
-  return svg + "</svg>\n";
-}
-
-std::string Table(const Replay& replay, const std::vector<ModeTotals>& totals) {
+std::string ModeTable(const Report& report) {
   std::string html =
-      "<div class=\"card scroll\"><table><tr><th>mode</th><th>prompt "
-      "tokens</th><th>reused</th><th>computed</th><th>TTFT mean</th>"
-      "<th>p50</th><th>p95</th><th>p99</th><th>replay</th><th>answers (sha256)</th></tr>\n";
-  for (std::size_t m = 0; m < totals.size(); ++m) {
-    const ModeTotals& t = totals[m];
-    html +=
-        "<tr><td><span class=\"key\" style=\"margin-left:0;background:" + std::string(kColours[m % kColours.size()]) +
-        "\"></span>" + Name(replay.modes[m]) + "</td><td>" + std::to_string(t.prompt_tokens) + "</td><td>" +
-        Fixed(100 * Share(t), 1) + " %</td><td>" + std::to_string(t.fresh_tokens + t.recomputed_tokens) + "</td>";
-    for (double ms : {t.ttft_ms.mean, t.ttft_ms.p50, t.ttft_ms.p95, t.ttft_ms.p99})
+      "<div class=\"card scroll\"><table><tr><th>mode</th><th>prompt tokens</th><th>reused</th><th>computed</th>"
+      "<th>TTFT mean</th><th>p50</th><th>p95</th><th>p99</th><th>replay</th><th>answers (sha256)</th></tr>\n";
+  for (std::size_t m = 0; m < report.modes.size(); ++m) {
+    const ModeReport& mode = report.modes[m];
+    html += "<tr><td><i style=\"background:" + std::string(SeriesColour(m)) + "\"></i>" + EscapeHtml(mode.mode) +
+            "</td><td>" + std::to_string(mode.tokens.prompt) + "</td><td>" + Percent(mode.tokens.hit_rate()) +
+            "</td><td>" + std::to_string(mode.tokens.fresh + mode.tokens.recomputed) + "</td>";
+    for (const double ms : {mode.ttft_ms.mean, mode.ttft_ms.p50, mode.ttft_ms.p95, mode.ttft_ms.p99}) {
       html += "<td>" + Fixed(ms, 1) + " ms</td>";
-    html += "<td>" + Fixed(replay.modes[m].wall_s, 1) + " s</td><td><code>" + t.outputs_sha256.substr(0, 12) +
+    }
+    html += "<td>" + Fixed(mode.wall_s, 1) + " s</td><td><code>" + EscapeHtml(mode.outputs_sha256.substr(0, 12)) +
             "</code></td></tr>\n";
   }
   return html + "</table></div>\n";
 }
 
+std::string CeilingTable(const CeilingReport& c) {
+  std::string html =
+      "<h2>What an exact prefix cache could reuse of these prompts</h2><div class=\"card scroll\"><table>"
+      "<tr><th>pool</th><th>policy</th><th>prompt tokens</th><th>share</th></tr>\n";
+  const std::string pool =
+      std::to_string(c.pool_pages) + " pages (" + Fixed(static_cast<double>(c.pool_bytes) / (1 << 20), 0) + " MiB)";
+  const auto row = [&](const std::string& name, const char* policy, std::int64_t tokens) {
+    html += "<tr><td>" + name + "</td><td>" + policy + "</td><td>" + std::to_string(tokens) + "</td><td>" +
+            Percent(Share(tokens, c.prompt_tokens)) + "</td></tr>\n";
+  };
+  row("unlimited, " + std::to_string(c.unique_pages) + " pages", "keeps everything", c.unlimited_tokens);
+  row(pool, "Belady: knows what comes", c.belady_tokens);
+  row(pool, "least recently used", c.lru_tokens);
+  return html + "</table></div>\n";
+}
+
+// Each mode's tokens by what became of them.
+std::string KindsPlot(const Report& report) {
+  const std::vector<std::pair<const char*, std::string>> kinds = {{"var(--s1)", "exact prefix, own"},
+                                                                  {"var(--s7)", "exact prefix, another agent's"},
+                                                                  {"var(--s2)", "moved"},
+                                                                  {"var(--s3)", "recomputed"},
+                                                                  {"var(--s0)", "fresh"}};
+  std::vector<Bar> bars;
+  for (const ModeReport& mode : report.modes) {
+    const TokenCounts& t = mode.tokens;
+    Bar bar{.name = mode.mode, .note = Percent(t.hit_rate()) + " reused"};
+    const std::int64_t values[] = {t.prefix - mode.cross_agent_tokens, mode.cross_agent_tokens, t.moved, t.recomputed,
+                                   t.fresh};
+    for (std::size_t k = 0; k < kinds.size(); ++k) {
+      bar.parts.push_back({static_cast<double>(values[k]), kinds[k].first,
+                           mode.mode + ", " + kinds[k].second + ": " + std::to_string(values[k]) + " tokens (" +
+                               Percent(Share(values[k], t.prompt)) + ")"});
+    }
+    bars.push_back(std::move(bar));
+  }
+  return "<h2>Prompt tokens by kind</h2><div class=\"card\">" + DrawKey(kinds) +
+         DrawBars("Prompt tokens by kind, one bar per mode", bars) + "</div>\n";
+}
+
+std::vector<std::pair<const char*, std::string>> ModeKey(const Report& report) {
+  std::vector<std::pair<const char*, std::string>> key;
+  for (std::size_t m = 0; m < report.modes.size(); ++m) key.emplace_back(SeriesColour(m), report.modes[m].mode);
+  return key;
+}
+
+std::string TtftPlot(const Report& report) {
+  LinePlot plot{.label = "Share of requests whose first token came within a time",
+                .x_title = "time to first token, ms (logarithmic)",
+                .log_x = true};
+  for (std::size_t m = 0; m < report.modes.size(); ++m) {
+    const std::vector<double>& quantiles = report.modes[m].ttft_ms_quantiles;
+    if (quantiles.size() < 2) return "";
+    Line line{.name = report.modes[m].mode, .colour = SeriesColour(m)};
+    for (std::size_t q = 0; q < quantiles.size(); ++q) {
+      line.points.emplace_back(quantiles[q], static_cast<double>(q) / static_cast<double>(quantiles.size() - 1));
+    }
+    plot.lines.push_back(std::move(line));
+  }
+  return "<h2>Time to first token: share of requests that waited no longer</h2><div class=\"card\">" +
+         DrawKey(ModeKey(report)) + DrawLines(plot) + "</div>\n";
+}
+
+std::string OverTimePlot(const Report& report) {
+  LinePlot plot{.label = "Reused share of prompt tokens as the replay goes on", .x_title = "requests"};
+  auto key = ModeKey(report);
+  for (std::size_t m = 0; m < report.modes.size(); ++m) {
+    Line line{.name = report.modes[m].mode, .colour = SeriesColour(m)};
+    std::int64_t requests = 0;
+    for (const Window& window : report.modes[m].windows) {
+      requests += window.requests;
+      line.points.emplace_back(static_cast<double>(requests), Share(window.reused_tokens, window.prompt_tokens));
+    }
+    if (line.points.size() < 2) return "";
+    plot.x_max = std::max(plot.x_max, static_cast<double>(requests));
+    plot.lines.push_back(std::move(line));
+  }
+  if (report.ceilings) {
+    const CeilingReport& c = *report.ceilings;
+    const auto level = [&](const char* name, const char* colour, std::int64_t tokens) {
+      const double y = Share(tokens, c.prompt_tokens);
+      plot.lines.push_back({.name = name, .points = {{0, y}, {plot.x_max, y}}, .colour = colour, .dashed = true});
+      key.emplace_back(colour, std::string(name) + " over all, " + Percent(y));
+    };
+    level("Belady", "var(--s4)", c.belady_tokens);
+    level("least recently used", "var(--s3)", c.lru_tokens);
+  }
+  return "<h2>Hit rate over time</h2><div class=\"card\">" + DrawKey(key) + DrawLines(plot) + "</div>\n";
+}
+
+std::string AgentPlot(const Report& report) {
+  const ModeReport& mode = report.modes.back();
+  if (mode.agents.empty()) return "";
+  std::vector<Bar> bars;
+  for (std::size_t a = 0; a < std::min(mode.agents.size(), kAgentsShown); ++a) {
+    const AgentReport& agent = mode.agents[a];
+    const double share = agent.tokens.hit_rate();
+    std::string name = agent.agent.substr(0, 28);
+    // Not in the middle of a character.
+    while (name.size() < agent.agent.size() && !name.empty() &&
+           (static_cast<unsigned char>(agent.agent[name.size()]) & 0xc0) == 0x80) {
+      name.pop_back();
+    }
+    bars.push_back({.name = name,
+                    .parts = {{share, SeriesColour(report.modes.size() - 1),
+                               agent.agent + ": " + std::to_string(agent.tokens.reused()) + " of " +
+                                   std::to_string(agent.tokens.prompt) + " tokens"},
+                              {1 - share, "var(--line)", agent.agent + ": computed"}},
+                    .note = Percent(share)});
+  }
+  std::string html = "<h2>Reused share of each agent's prompt tokens, mode " + EscapeHtml(mode.mode) +
+                     "</h2><div class=\"card\">" + DrawBars("Reused share per agent", bars, 1);
+  if (mode.agents.size() > kAgentsShown) {
+    html += "<p>... and " + std::to_string(mode.agents.size() - kAgentsShown) + " more agents</p>";
+  }
+  return html + "</div>\n";
+}
+
 }  // namespace
 
-std::string ReportHtml(const Replay& replay) {
-  std::vector<ModeTotals> totals;
-  for (const ModeResult& mode : replay.modes) totals.push_back(Totals(replay, mode));
-  const ModeTotals& before = totals.front();
-  const ModeTotals& after = totals.back();
+std::string ReportHtml(const Report& report) {
+  if (report.modes.empty()) return "";
   std::string html = kHead;
-  html += "<h1>" + Escape(replay.trace_name) + "</h1><p>" + std::to_string(replay.prompts.size()) + " requests of " +
-          std::to_string(Agents(replay).size()) + " agents on " + Escape(replay.model) + " (" + Escape(replay.dtype) +
-          ", " + Escape(replay.isa) + ")</p>\n";
-  html += "<div class=\"big\"><div class=\"card\"><b>" + Fixed(100 * Share(after), 1) +
-          " %</b>of prompt tokens reused</div>";
-  if (totals.size() > 1 && after.ttft_ms.mean > 0) {
-    html += "<div class=\"card\"><b>" + Fixed(before.ttft_ms.mean / after.ttft_ms.mean, 1) +
-            "&times;</b>faster to the first token, on average</div><div class=\"card\"><b>" +
-            (before.outputs_sha256 == after.outputs_sha256 ? "identical" : "different") +
-            "</b>answers, compared token for token</div>";
-  }
-  html += "</div>\n" + Table(replay, totals);
-  html += "<h2>Time to first token, request by request</h2><div class=\"card\"><p>";
-  for (std::size_t m = 0; m < totals.size(); ++m) {
-    html += "<span class=\"key\" style=\"background:" + std::string(kColours[m % kColours.size()]) + "\"></span>" +
-            Name(replay.modes[m]);
-  }
-  html += "</p>" + TtftChart(replay) + "</div>\n";
-  html += "<h2>Reused share of each agent's prompt tokens, mode " + Name(replay.modes.back()) +
-          "</h2><div class=\"card\">" + AgentChart(replay) + "</div>\n";
-  if (before.truncated_requests > 0) {
-    html += "<p>" + std::to_string(before.truncated_requests) +
+  html += "<h1>" + EscapeHtml(report.trace) + "</h1><p>" + std::to_string(report.requests) + " requests of " +
+          std::to_string(report.modes.front().agents.size()) + " agents on " + EscapeHtml(report.model) + " (" +
+          EscapeHtml(report.dtype) + ", " + EscapeHtml(report.isa) + ")</p>\n";
+  html += Headline(report) + ModeTable(report) + KindsPlot(report) + TtftPlot(report) + OverTimePlot(report);
+  if (report.ceilings) html += CeilingTable(*report.ceilings);
+  html += AgentPlot(report);
+  if (report.modes.front().truncated_requests > 0) {
+    html += "<p>" + std::to_string(report.modes.front().truncated_requests) +
             " prompts were longer than the model's window and were cut at their front.</p>\n";
   }
   return html + "</main></body></html>\n";

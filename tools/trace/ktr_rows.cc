@@ -9,7 +9,6 @@
 
 #include "libkvshare/core/status_macros.h"
 #include "tools/trace/fields.h"
-#include "tools/trace/mix.h"
 
 namespace kvshare::trace {
 namespace {
@@ -163,7 +162,6 @@ Status AddKtrSegment(const Json& json, TraceBuilder* builder) {
     KVS_RETURN_IF_ERROR(ReadTokens(json["tokens"], &segment.tokens));
   } else if (json.contains("n_tokens")) {
     segment.kind = TraceSegment::Kind::kWithheld;
-    segment.seed = HashText(name);
     KVS_RETURN_IF_ERROR(fields.Count("n_tokens", kMaxTokens, &segment.withheld_tokens));
   } else {
     return InvalidArgument("segment " + name + " has neither \"text\" nor \"tokens\" nor \"n_tokens\"");

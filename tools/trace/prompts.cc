@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "libkvshare/core/status_macros.h"
+#include "tools/trace/mix.h"
 
 namespace kvshare::trace {
 namespace {
@@ -71,7 +72,7 @@ Result<std::string> PromptBuilder::SegmentText(std::uint32_t index) {
     case TraceSegment::Kind::kTokens: return client_->Detokenize(segment.tokens);
     case TraceSegment::Kind::kWithheld: {
       KVS_ASSIGN_OR_RETURN(const Vocabulary* words, Words());
-      return words->Text(segment.seed, segment.withheld_tokens);
+      return words->Text(HashText(segment.name), segment.withheld_tokens);
     }
   }
   return segment.text;

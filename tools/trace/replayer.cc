@@ -84,8 +84,14 @@ class Run {
       }
       lock.unlock();
       const TraceRequest& recorded = trace_.requests[step.request];
+      const double start_ms = MsSince(start_);
       Result<RequestResult> one = SendOne(client_, recorded, prompts_[step.request], result_.mode, options_.timeout);
+      const double end_ms = MsSince(start_);
       lock.lock();
+      if (one.ok()) {
+        one->start_ms = start_ms;
+        one->end_ms = end_ms;
+      }
       Record(step.request, std::move(one));
     }
     changed_.notify_all();
@@ -128,7 +134,14 @@ Result<ModeResult> ReplayMode(Client* client, const Trace& trace, const std::vec
   const bool sequential = options.schedule.as_fast_as_possible && options.schedule.slots == 1;
   const auto threads = std::min<std::size_t>(prompts.size(), sequential ? 1 : kMaxInFlight);
   Run run(client, trace, prompts, mode, options);
-  return run.Go(static_cast<int>(threads));
+  KVS_ASSIGN_OR_RETURN(ModeResult result, run.Go(static_cast<int>(threads)));
+  KVS_ASSIGN_OR_RETURN(const Stats stats, client->GetStats());
+  result.pool_bytes = stats.pool.capacity_bytes;
+  // What a page takes shows once there are some.
+  if (stats.pool.pages > 0 && stats.pool.used_bytes > 0) {
+    result.pool_pages = stats.pool.capacity_bytes / (stats.pool.used_bytes / stats.pool.pages);
+  }
+  return result;
 }
 
 }  // namespace kvshare::trace

@@ -18,7 +18,9 @@ namespace kvshare::trace {
 struct RequestResult {
   std::vector<TokenId> output_ids;
   ReuseReport reuse;
-  double ttft_ms = 0;  // from the call to the first token, on the agent's side
+  double ttft_ms = 0;   // from the call to the first token, on the agent's side
+  double start_ms = 0;  // of the call, since the replay of this mode began
+  double end_ms = 0;    // of the last token
 };
 
 struct ModeResult {
@@ -26,6 +28,8 @@ struct ModeResult {
   std::vector<RequestResult> requests;  // in the order of the prompts
   double wall_s = 0;
   std::optional<std::int64_t> peak_rss_bytes;  // of this process; unknown when the daemon is another
+  std::int64_t pool_pages = 0;                 // that the pool can hold; 0: not known
+  std::int64_t pool_bytes = 0;
 };
 
 struct ReplayProgress {

@@ -1,205 +1,158 @@
 #include "tools/trace/report.h"
 
 #include <algorithm>
-#include <array>
-#include <cstdio>
-#include <nlohmann/json.hpp>
+#include <numeric>
+#include <span>
+#include <unordered_map>
+#include <utility>
 
 #include "libkvshare/core/hash.h"
+#include "tools/trace/ceilings.h"
+#include "tools/trace/prefix_tree.h"
 
 namespace kvshare::trace {
 namespace {
 
-using Json = nlohmann::ordered_json;
+constexpr int kQuantiles = 100;
 
-std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
-
-double Round(double value) { return static_cast<double>(static_cast<std::int64_t>(value * 1000 + 0.5)) / 1000; }
-
-std::string Grouped(std::int64_t value) {
-  std::string digits = std::to_string(value);
-  for (std::size_t at = digits.size(); at > 3; at -= 3) digits.insert(at - 3, ",");
-  return digits;
+void Add(const RequestResult& result, std::size_t prompt_tokens, TokenCounts* counts) {
+  counts->prompt += static_cast<std::int64_t>(prompt_tokens);
+  counts->prefix += result.reuse.prefix_tokens;
+  counts->moved += result.reuse.moved_tokens;
+  counts->recomputed += result.reuse.recomputed_tokens;
+  counts->fresh += result.reuse.fresh_tokens;
 }
 
-template <typename... Args>
-std::string Format(const char* format, Args... args) {
-  std::array<char, 512> line;
-  std::snprintf(line.data(), line.size(), format, args...);
-  return line.data();
+// Requests by a time of theirs; those of the same moment in the file's order.
+std::vector<std::size_t> OrderBy(const ModeResult& mode, double RequestResult::*when) {
+  std::vector<std::size_t> order(mode.requests.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return mode.requests[a].*when < mode.requests[b].*when; });
+  return order;
 }
 
-double Percent(std::int64_t part, std::int64_t whole) {
-  return whole == 0 ? 0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole);
+const TraceRequest& Recorded(const Replay& replay, std::size_t r) {
+  return replay.trace.requests[replay.prompts[r].request];
 }
 
-// Cut to `width` characters (not bytes), so that columns stay columns.
-std::string Fit(std::string text, std::size_t width) {
-  std::size_t characters = 0;
-  for (std::size_t at = 0; at < text.size(); ++at) {
-    if ((static_cast<unsigned char>(text[at]) & 0xc0) == 0x80) continue;
-    if (characters++ == width) {
-      text.resize(at);
-      break;
+std::int64_t CrossAgentTokens(const Replay& replay, const ModeResult& mode) {
+  const bool any = std::any_of(mode.requests.begin(), mode.requests.end(),
+                               [](const RequestResult& result) { return result.reuse.prefix_tokens > 0; });
+  if (!any) return 0;
+  PrefixTree tree;
+  std::unordered_map<std::string, int> agents;
+  std::int64_t cross = 0;
+  for (const std::size_t r : OrderBy(mode, &RequestResult::start_ms)) {
+    const int own = agents.try_emplace(Recorded(replay, r).agent, static_cast<int>(agents.size())).first->second;
+    const std::vector<TokenId>& ids = replay.prompts[r].ids;
+    std::int64_t left = mode.requests[r].reuse.prefix_tokens;
+    for (const PrefixTree::Run& run : tree.Match(ids)) {
+      const std::int64_t used = std::min(run.tokens, left);
+      if (run.owner != own) cross += used;
+      left -= used;
     }
+    std::vector<TokenId> kept = ids;
+    const std::vector<TokenId>& output = mode.requests[r].output_ids;
+    if (!output.empty()) kept.insert(kept.end(), output.begin(), output.end() - 1);
+    tree.Insert(std::move(kept), own);
   }
-  return text + std::string(width - std::min(width, characters), ' ');
+  return cross;
+}
+
+std::vector<Window> Windows(const Replay& replay, const ModeResult& mode) {
+  const std::vector<std::size_t> order = OrderBy(mode, &RequestResult::end_ms);
+  const std::size_t count = std::min(kWindows, order.size());
+  std::vector<Window> windows(count);
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    Window& window = windows[i * count / order.size()];
+    const RequestResult& result = mode.requests[order[i]];
+    window.end_s = result.end_ms / 1000;
+    ++window.requests;
+    window.prompt_tokens += static_cast<std::int64_t>(replay.prompts[order[i]].ids.size());
+    window.reused_tokens += result.reuse.prefix_tokens + result.reuse.moved_tokens;
+  }
+  return windows;
+}
+
+std::vector<AgentReport> Agents(const Replay& replay, const ModeResult& mode) {
+  std::vector<AgentReport> agents;
+  std::unordered_map<std::string, std::size_t> index;
+  for (std::size_t r = 0; r < mode.requests.size(); ++r) {
+    const std::string& name = Recorded(replay, r).agent;
+    const auto [it, added] = index.try_emplace(name, agents.size());
+    if (added) agents.push_back({.agent = name.empty() ? "default" : name});
+    AgentReport& agent = agents[it->second];
+    ++agent.requests;
+    Add(mode.requests[r], replay.prompts[r].ids.size(), &agent.tokens);
+    agent.ttft_ms_mean += mode.requests[r].ttft_ms;
+  }
+  for (AgentReport& agent : agents) agent.ttft_ms_mean /= static_cast<double>(agent.requests);
+  return agents;
+}
+
+ModeReport MakeMode(const Replay& replay, const ModeResult& mode) {
+  ModeReport report{.mode = std::string(ReuseModeName(mode.mode))};
+  std::vector<double> ttft;
+  std::vector<TokenId> outputs;
+  for (std::size_t r = 0; r < mode.requests.size(); ++r) {
+    const RequestResult& result = mode.requests[r];
+    Add(result, replay.prompts[r].ids.size(), &report.tokens);
+    report.truncated_requests += replay.prompts[r].truncated ? 1 : 0;
+    for (const MissReason& miss : result.reuse.miss_reasons) report.miss_reasons[miss.reason] += miss.tokens;
+    ttft.push_back(result.ttft_ms);
+    outputs.insert(outputs.end(), result.output_ids.begin(), result.output_ids.end());
+  }
+  report.generated_tokens = static_cast<std::int64_t>(outputs.size());
+  report.outputs_sha256 = PlainSha256(std::as_bytes(std::span(outputs))).Hex();
+  report.ttft_ms = Summarise(ttft);
+  std::sort(ttft.begin(), ttft.end());
+  for (int q = 0; q <= kQuantiles; ++q) {
+    report.ttft_ms_quantiles.push_back(Percentile(ttft, static_cast<double>(q) / kQuantiles));
+  }
+  report.cross_agent_tokens = CrossAgentTokens(replay, mode);
+  report.wall_s = mode.wall_s;
+  report.peak_rss_bytes = mode.peak_rss_bytes;
+  report.windows = Windows(replay, mode);
+  report.agents = Agents(replay, mode);
+  return report;
+}
+
+// Of the first mode that reuses anything, in the order in which its requests were sent.
+std::optional<CeilingReport> MakeCeilings(const Replay& replay) {
+  const auto mode = std::find_if(replay.modes.begin(), replay.modes.end(),
+                                 [](const ModeResult& m) { return m.mode != ReuseMode::kOff && m.pool_pages > 0; });
+  if (mode == replay.modes.end()) return std::nullopt;
+  std::vector<CeilingRequest> requests;
+  for (const std::size_t r : OrderBy(*mode, &RequestResult::start_ms)) {
+    requests.push_back({replay.prompts[r].ids, mode->requests[r].output_ids});
+  }
+  const Ceilings ceilings = ComputeCeilings(requests, mode->pool_pages);
+  return CeilingReport{.pool_pages = mode->pool_pages,
+                       .pool_bytes = mode->pool_bytes,
+                       .unique_pages = ceilings.unique_pages,
+                       .prompt_tokens = ceilings.prompt_tokens,
+                       .unlimited_tokens = ceilings.unlimited_tokens,
+                       .lru_tokens = ceilings.lru_tokens,
+                       .belady_tokens = ceilings.belady_tokens};
 }
 
 }  // namespace
 
-ModeTotals Totals(const Replay& replay, const ModeResult& mode, const std::string* agent) {
-  ModeTotals totals;
-  std::vector<double> ttft;
-  std::vector<TokenId> outputs;
-  for (std::size_t r = 0; r < mode.requests.size(); ++r) {
-    const PreparedPrompt& prompt = replay.prompts[r];
-    const RequestResult& result = mode.requests[r];
-    if (agent != nullptr && replay.trace.requests[prompt.request].agent != *agent) continue;
-    totals.prompt_tokens += static_cast<std::int64_t>(prompt.ids.size());
-    totals.prefix_tokens += result.reuse.prefix_tokens;
-    totals.moved_tokens += result.reuse.moved_tokens;
-    totals.recomputed_tokens += result.reuse.recomputed_tokens;
-    totals.fresh_tokens += result.reuse.fresh_tokens;
-    totals.truncated_requests += prompt.truncated ? 1 : 0;
-    ttft.push_back(result.ttft_ms);
-    outputs.insert(outputs.end(), result.output_ids.begin(), result.output_ids.end());
-  }
-  totals.ttft_ms = Summarise(std::move(ttft));
-  totals.outputs_sha256 = PlainSha256(std::as_bytes(std::span(outputs))).Hex();
-  return totals;
+const ModeReport* Report::Find(std::string_view mode) const {
+  const auto found = std::find_if(modes.begin(), modes.end(), [&](const ModeReport& m) { return m.mode == mode; });
+  return found == modes.end() ? nullptr : &*found;
 }
 
-std::vector<std::string> Agents(const Replay& replay) {
-  std::vector<std::string> agents;
-  for (const PreparedPrompt& prompt : replay.prompts) {
-    const std::string& agent = replay.trace.requests[prompt.request].agent;
-    if (std::find(agents.begin(), agents.end(), agent) == agents.end()) agents.push_back(agent);
-  }
-  return agents;
-}
-
-std::string ReportJson(const Replay& replay) {
-  Json modes = Json::object();
-  for (const ModeResult& mode : replay.modes) {
-    const ModeTotals totals = Totals(replay, mode);
-    Json agents = Json::object();
-    for (const std::string& agent : Agents(replay)) {
-      const ModeTotals own = Totals(replay, mode, &agent);
-      agents[agent.empty() ? "default" : agent] = {{"prompt_tokens", own.prompt_tokens},
-                                                   {"prefix_tokens", own.prefix_tokens},
-                                                   {"ttft_ms_mean", Round(own.ttft_ms.mean)}};
-    }
-    Json out = {{"prompt_tokens", totals.prompt_tokens},
-                {"prefix_tokens", totals.prefix_tokens},
-                {"moved_tokens", totals.moved_tokens},
-                {"recomputed_tokens", totals.recomputed_tokens},
-                {"fresh_tokens", totals.fresh_tokens},
-                {"truncated_requests", totals.truncated_requests},
-                {"ttft_ms",
-                 {{"mean", Round(totals.ttft_ms.mean)},
-                  {"p50", Round(totals.ttft_ms.p50)},
-                  {"p95", Round(totals.ttft_ms.p95)},
-                  {"p99", Round(totals.ttft_ms.p99)}}},
-                {"wall_s", Round(mode.wall_s)},
-                {"outputs_sha256", totals.outputs_sha256},
-                {"peak_rss_bytes", nullptr},
-                {"agents", std::move(agents)}};
-    if (mode.peak_rss_bytes) out["peak_rss_bytes"] = *mode.peak_rss_bytes;
-    modes[std::string(ReuseModeName(mode.mode))] = std::move(out);
-  }
-  return Dump({{"trace", replay.trace_name},
-               {"model", replay.model},
-               {"dtype", replay.dtype},
-               {"isa", replay.isa},
-               {"requests", replay.prompts.size()},
-               {"modes", std::move(modes)}});
-}
-
-void WriteDump(const Replay& replay, std::ostream& out) {
-  for (const ModeResult& mode : replay.modes) {
-    for (std::size_t r = 0; r < mode.requests.size(); ++r) {
-      const TraceRequest& recorded = replay.trace.requests[replay.prompts[r].request];
-      const RequestResult& result = mode.requests[r];
-      Json misses = Json::array();
-      for (const MissReason& miss : result.reuse.miss_reasons) {
-        misses.push_back({{"reason", miss.reason}, {"tokens", miss.tokens}});
-      }
-      out << Dump({{"request_id", recorded.id},
-                   {"mode", ReuseModeName(mode.mode)},
-                   {"agent", recorded.agent},
-                   {"ids", replay.prompts[r].ids},
-                   {"output_ids", result.output_ids},
-                   {"prefix_tokens", result.reuse.prefix_tokens},
-                   {"moved_tokens", result.reuse.moved_tokens},
-                   {"recomputed_tokens", result.reuse.recomputed_tokens},
-                   {"fresh_tokens", result.reuse.fresh_tokens},
-                   {"ttft_ms", Round(result.ttft_ms)},
-                   {"miss_reasons", std::move(misses)}})
-          << '\n';
-    }
-  }
-}
-
-std::string ReportText(const Replay& replay) {
-  std::vector<ModeTotals> totals;
-  for (const ModeResult& mode : replay.modes) totals.push_back(Totals(replay, mode));
-  const std::vector<std::string> agents = Agents(replay);
-  std::string text =
-      Format("Replayed %s: %zu requests of %zu agents, %s prompt tokens, on %s (%s, %s)\n\n", replay.trace_name.c_str(),
-             replay.prompts.size(), agents.size(), Grouped(totals[0].prompt_tokens).c_str(), replay.model.c_str(),
-             replay.dtype.c_str(), replay.isa.c_str());
-  const auto row = [&](const char* title, const auto& cell) {
-    text += Format("  %-26s", title);
-    for (std::size_t m = 0; m < totals.size(); ++m) text += Format("%18s", cell(m).c_str());
-    text += '\n';
-  };
-  row("reuse mode", [&](std::size_t m) { return std::string(ReuseModeName(replay.modes[m].mode)); });
-  row("prompt tokens reused", [&](std::size_t m) {
-    const std::int64_t reused = totals[m].prefix_tokens + totals[m].moved_tokens;
-    return Format("%s (%.1f %%)", Grouped(reused).c_str(), Percent(reused, totals[m].prompt_tokens));
-  });
-  row("prompt tokens computed",
-      [&](std::size_t m) { return Grouped(totals[m].recomputed_tokens + totals[m].fresh_tokens); });
-  const auto ms = [&](const char* title, double Summary::*member) {
-    row(title, [&](std::size_t m) { return Format("%.1f ms", totals[m].ttft_ms.*member); });
-  };
-  ms("time to first token, mean", &Summary::mean);
-  ms("                     p50", &Summary::p50);
-  ms("                     p95", &Summary::p95);
-  row("whole replay", [&](std::size_t m) { return Format("%.1f s", replay.modes[m].wall_s); });
-
-  text += '\n';
-  for (std::size_t m = 1; m < totals.size(); ++m) {
-    const double before = totals[0].ttft_ms.mean;
-    const double after = totals[m].ttft_ms.mean;
-    text += Format("  %s against %s: first token %.1f times as fast; answers %s\n",
-                   std::string(ReuseModeName(replay.modes[m].mode)).c_str(),
-                   std::string(ReuseModeName(replay.modes[0].mode)).c_str(), after > 0 ? before / after : 0.0,
-                   totals[m].outputs_sha256 == totals[0].outputs_sha256
-                       ? ("identical, token for token (sha256 " + totals[0].outputs_sha256.substr(0, 12) + ")").c_str()
-                       : "differ");
-  }
-  if (totals[0].truncated_requests > 0) {
-    text += Format("  %s prompts were longer than the model's window and were cut at their front\n",
-                   Grouped(totals[0].truncated_requests).c_str());
-  }
-
-  const ModeResult& last = replay.modes.back();
-  text += Format("\n  %s%10s%10s%14s\n", Fit("agent", 26).c_str(), "requests", "reused",
-                 replay.modes.size() > 1 ? "mean TTFT, ms" : "mean TTFT");
-  for (const std::string& agent : agents) {
-    const ModeTotals first = Totals(replay, replay.modes.front(), &agent);
-    const ModeTotals own = Totals(replay, last, &agent);
-    const auto count = std::count_if(replay.prompts.begin(), replay.prompts.end(), [&](const PreparedPrompt& p) {
-      return replay.trace.requests[p.request].agent == agent;
-    });
-    text += Format("  %s%10lld%8.1f %%", Fit(agent.empty() ? "default" : agent, 26).c_str(),
-                   static_cast<long long>(count), Percent(own.prefix_tokens + own.moved_tokens, own.prompt_tokens));
-    text += replay.modes.size() > 1 ? Format("%7.0f -> %.0f\n", first.ttft_ms.mean, own.ttft_ms.mean)
-                                    : Format("%11.0f ms\n", own.ttft_ms.mean);
-  }
-  return text;
+Report MakeReport(const Replay& replay) {
+  Report report{.trace = replay.trace_name,
+                .model = replay.model,
+                .dtype = replay.dtype,
+                .isa = replay.isa,
+                .requests = static_cast<std::int64_t>(replay.prompts.size())};
+  for (const ModeResult& mode : replay.modes) report.modes.push_back(MakeMode(replay, mode));
+  report.ceilings = MakeCeilings(replay);
+  return report;
 }
 
 }  // namespace kvshare::trace

@@ -45,13 +45,13 @@ struct TraceSegment {
   enum class Kind {
     kText,      // `text`
     kTokens,    // `tokens`, ids of the header's tokenizer
-    kWithheld,  // about `withheld_tokens` tokens, made up from `seed` wherever they are needed
+    kWithheld,  // about `withheld_tokens` tokens, made up from `name` wherever they are needed
   };
   Kind kind = Kind::kText;
+  std::string name;  // unique in its trace
   std::string text;
   std::vector<TokenId> tokens;
   std::int64_t withheld_tokens = 0;
-  std::uint64_t seed = 0;
 
   bool operator==(const TraceSegment&) const = default;
 };

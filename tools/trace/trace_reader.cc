@@ -10,6 +10,7 @@
 #include "libkvshare/core/status_macros.h"
 #include "tools/trace/builder.h"
 #include "tools/trace/chat_rows.h"
+#include "tools/trace/json_line.h"
 #include "tools/trace/ktr_rows.h"
 
 namespace kvshare::trace {
@@ -39,28 +40,6 @@ class BlockSizeGuess {
   std::int64_t least_ = 1;
   std::int64_t most_ = 1 << 16;
 };
-
-// How deep the brackets of a line nest; writing a value out again takes a frame per level.
-bool DeeperThan(std::string_view line, int limit) {
-  int depth = 0;
-  bool in_text = false;
-  for (std::size_t i = 0; i < line.size(); ++i) {
-    const char c = line[i];
-    if (in_text) {
-      if (c == '\\') ++i;
-      if (c == '"') in_text = false;
-    } else if (c == '"') {
-      in_text = true;
-    } else if (c == '[' || c == '{') {
-      if (++depth > limit) return true;
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
-  return false;
-}
-
-constexpr int kMaxDepth = 256;
 
 }  // namespace
 
@@ -123,11 +102,9 @@ Status TraceParser::AddLine(std::string_view line) {
   if (state_->line == 1 && line.starts_with("\xef\xbb\xbf")) line.remove_prefix(3);  // a byte order mark
   if (line.find_first_not_of(" \t\r") == std::string_view::npos) return OkStatus();
   const auto at = [&](const Status& status) { return status.WithContext("line " + std::to_string(state_->line)); };
-  if (line.size() > kMaxLineBytes) return at(ResourceExhausted("longer than 64 MiB"));
-  if (DeeperThan(line, kMaxDepth)) return at(InvalidArgument("brackets nested deeper than 256"));
-  const Json json = Json::parse(line, nullptr, false);
-  if (json.is_discarded()) return at(InvalidArgument("not JSON"));
-  const Status status = state_->Dispatch(json);
+  const Result<Json> json = ParseJsonLine(line);
+  if (!json.ok()) return at(json.status());
+  const Status status = state_->Dispatch(*json);
   return status.ok() ? status : at(status);
 }
 
@@ -182,7 +159,7 @@ Result<Trace> ReadTrace(const std::string& path, std::size_t limit) {
     }
     if (parser.requests() >= limit) break;
     line.append(rest);
-    if (line.size() > TraceParser::kMaxLineBytes) KVS_RETURN_IF_ERROR(add());
+    if (line.size() > kMaxLineBytes) KVS_RETURN_IF_ERROR(add());
   }
   if (parser.requests() < limit && !line.empty()) KVS_RETURN_IF_ERROR(add());
   Result<Trace> trace = parser.Finish();

@@ -30,8 +30,6 @@ class TraceParser {
 
   std::size_t requests() const;
 
-  static constexpr std::size_t kMaxLineBytes = std::size_t{64} << 20;
-
  private:
   struct State;
   std::unique_ptr<State> state_;
