@@ -151,19 +151,21 @@ class Replayer {
     if (!options_.dump_file.empty() && !write(options_.dump_file, trace::WriteDump)) {
       return Fail(kFailed, options_.dump_file + ": could not be written");
     }
-    const trace::Report report = trace::MakeReport(replay);
-    const std::string json = trace::ReportJson(report) + "\n";
+    // From what report.json says, so that `trace report` makes the same text and the same page of it.
+    const std::string json = trace::ReportJson(trace::MakeReport(replay)) + "\n";
+    const auto report = trace::ParseReport(json);
+    if (!report.ok()) return Fail(report.status());
     if (!options_.out_dir.empty()) {
       std::error_code error;
       std::filesystem::create_directories(options_.out_dir, error);
       for (const auto& [name, content] :
-           {std::pair{"/report.json", json}, {"/report.html", trace::ReportHtml(report)}}) {
+           {std::pair{"/report.json", json}, {"/report.html", trace::ReportHtml(*report)}}) {
         if (const Status status = WriteFile(options_.out_dir + name, content); !status.ok()) return Fail(status);
       }
       const std::string csv = options_.out_dir + "/requests.csv";
       if (!write(csv, trace::WriteRequestsCsv)) return Fail(kFailed, csv + ": could not be written");
     }
-    std::fputs((options_.format == OutputFormat::kJson ? json : trace::ReportText(report)).c_str(), stdout);
+    std::fputs((options_.format == OutputFormat::kJson ? json : trace::ReportText(*report)).c_str(), stdout);
     return kOk;
   }
 
