@@ -26,11 +26,12 @@ struct Chunk {
   std::string producer;  // the agent that wrote it; may be empty
 };
 
-// One prompt. Cases of one session come one after another and begin with the same tokens.
+// One prompt. Cases of one session come one after another and begin with the same tokens. All sessions of a run are one
+// team's, whose readers recur: chunks stay in their session, what a policy learns about readers may outlive it.
 struct Case {
   std::string id;
   std::string session;  // which conversation
-  std::string agent;    // who reads the prompt; with a recurring prompt prefix the same name recurs
+  std::string agent;    // who reads the prompt: equal names have equal text before the first chunk
   std::vector<TokenId> prompt;
   std::vector<Chunk> chunks;      // ascending, disjoint
   std::int64_t suffix_begin = 0;  // first token of the last message: the question, always computed
@@ -50,7 +51,7 @@ struct ChunkCost {
 
 struct PrefillOutcome {
   std::vector<float> logits;           // [vocab] of the last prompt token
-  std::vector<ChunkCost> chunks;       // one per chunk of the case
+  std::vector<ChunkCost> chunks;       // Costs() right after this prefill
   std::vector<std::string> escalated;  // ids of chunks that the policy's own guard sent back to exact
   double error_estimate = -1;          // the guard's estimate of the worst reused chunk; < 0: it makes none
 };
@@ -69,6 +70,10 @@ class PrefillUnderTest {
 
   // Forgets what was appended after the prompt.
   virtual void Rewind() = 0;
+
+  // One per chunk of the case: what it has cost so far, the prompt and whatever appending to it made the policy compute
+  // again. Rewinding takes nothing back.
+  virtual std::vector<ChunkCost> Costs() const = 0;
 };
 
 struct PrefillLimits {
