@@ -81,7 +81,8 @@ double AuditBook::Threshold(double fallback) const {
     // A threshold takes in all audits of the same probability.
     if (i + 1 < sorted.size() && sorted[i + 1].top_probability == sorted[i].top_probability) continue;
     const auto accepted = static_cast<std::int64_t>(i) + 1;
-    if (ClopperPearsonUpper(failed, accepted, limits_.confidence) <= limits_.failure_rate) {
+    // The same as ClopperPearsonUpper(failed, accepted) <= failure_rate, without solving for the bound.
+    if (BinomialCdf(failed, accepted, limits_.failure_rate) <= 1 - limits_.confidence) {
       threshold = sorted[i].top_probability;
     }
   }

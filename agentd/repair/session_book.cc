@@ -1,0 +1,167 @@
+#include "agentd/repair/session_book.h"
+
+#include <algorithm>
+
+#include "libkvshare/core/check.h"
+
+namespace kvshare::agentd {
+namespace {
+
+// Places kept per fingerprint: what recurs more often than this in one session is boilerplate, and any place will do.
+constexpr std::size_t kPlacesPerWindow = 8;
+
+// Polynomial fingerprint modulo 2^64 with an odd multiplier: cheap to roll. Collisions cost a comparison, never a wrong
+// answer. Tokens are mixed first, since small consecutive ids make poor digits.
+constexpr std::uint64_t kMultiplier = 0x9e3779b97f4a7c15;
+
+std::uint64_t Digit(TokenId id) {
+  std::uint64_t x = static_cast<std::uint32_t>(id) + std::uint64_t{0x632be59bd9b4e019};
+  x ^= x >> 30;
+  x *= 0xbf58476d1ce4e5b9;
+  return x ^ (x >> 27);
+}
+
+class Fingerprint {
+ public:
+  Fingerprint() {
+    for (std::int64_t i = 0; i < SessionBook::kWindow; ++i) highest_ *= kMultiplier;
+  }
+  void Add(TokenId in) { value_ = value_ * kMultiplier + Digit(in); }
+  void Roll(TokenId in, TokenId out) { value_ = value_ * kMultiplier + Digit(in) - Digit(out) * highest_; }
+  std::uint64_t value() const { return value_; }
+
+ private:
+  std::uint64_t value_ = 0;
+  std::uint64_t highest_ = 1;
+};
+
+// Calls visit(i, fingerprint of tokens[i, i + kWindow)) for every i.
+template <typename Visit>
+void ForEachWindow(std::span<const TokenId> tokens, Visit visit) {
+  constexpr auto kWindow = static_cast<std::size_t>(SessionBook::kWindow);
+  if (tokens.size() < kWindow) return;
+  Fingerprint fingerprint;
+  for (std::size_t i = 0; i < kWindow; ++i) fingerprint.Add(tokens[i]);
+  visit(std::int64_t{0}, fingerprint.value());
+  for (std::size_t i = kWindow; i < tokens.size(); ++i) {
+    fingerprint.Roll(tokens[i], tokens[i - kWindow]);
+    visit(static_cast<std::int64_t>(i - kWindow + 1), fingerprint.value());
+  }
+}
+
+}  // namespace
+
+void SessionBook::Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source) {
+  if (static_cast<std::int64_t>(tokens.size()) < kWindow || tokens.size() > limits_.tokens) return;
+  auto found = sessions_.find(session);
+  if (found == sessions_.end()) {
+    recency_.push_front(session);
+    found = sessions_.emplace(session, Session{}).first;
+    found->second.recency = recency_.begin();
+  }
+  Session& s = found->second;
+  recency_.splice(recency_.begin(), recency_, s.recency);
+  for (auto run = s.runs.begin(); run != s.runs.end();) {
+    const std::vector<TokenId>& known = run->second.tokens;
+    const std::size_t common = std::min(known.size(), tokens.size());
+    const bool prefix = std::equal(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(common), tokens.begin());
+    const std::uint64_t number = run->first;
+    ++run;
+    if (!prefix) continue;
+    if (known.size() >= tokens.size()) return;  // nothing new
+    Drop(s, number);
+  }
+  if (s.runs.size() >= limits_.runs_per_session) Drop(s, s.runs.begin()->first);
+  const std::uint64_t number = next_run_++;
+  s.runs[number] = {{tokens.begin(), tokens.end()}, source};
+  tokens_ += tokens.size();
+  Index(s, number);
+  while (sessions_.size() > limits_.sessions || tokens_ > limits_.tokens) {
+    if (sessions_.size() > 1) {
+      Forget(recency_.back());
+    } else {
+      Drop(s, s.runs.begin()->first);
+    }
+  }
+}
+
+void SessionBook::Index(Session& session, std::uint64_t number) {
+  ForEachWindow(session.runs[number].tokens, [&](std::int64_t at, std::uint64_t fingerprint) {
+    if (at % kStride != 0) return;
+    std::vector<Place>& places = session.windows[fingerprint];
+    if (places.size() >= kPlacesPerWindow) places.erase(places.begin());
+    places.push_back({number, at});
+  });
+}
+
+void SessionBook::Drop(Session& session, std::uint64_t number) {
+  const auto run = session.runs.find(number);
+  KVS_CHECK(run != session.runs.end());
+  ForEachWindow(run->second.tokens, [&](std::int64_t at, std::uint64_t fingerprint) {
+    if (at % kStride != 0) return;
+    const auto places = session.windows.find(fingerprint);
+    if (places == session.windows.end()) return;
+    std::erase_if(places->second, [number](const Place& place) { return place.run == number; });
+    if (places->second.empty()) session.windows.erase(places);
+  });
+  tokens_ -= run->second.tokens.size();
+  session.runs.erase(run);
+}
+
+void SessionBook::Forget(const std::string& name) {
+  const auto session = sessions_.find(name);
+  for (const auto& [number, run] : session->second.runs) tokens_ -= run.tokens.size();
+  recency_.erase(session->second.recency);
+  sessions_.erase(session);
+}
+
+void SessionBook::Clear() {
+  sessions_.clear();
+  recency_.clear();
+  tokens_ = 0;
+}
+
+std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<const TokenId> prompt,
+                                          std::int64_t from, std::int64_t end, std::int64_t min_length) const {
+  KVS_CHECK(0 <= from && from <= end && end <= static_cast<std::int64_t>(prompt.size()));
+  KVS_CHECK(min_length >= kWindow + kStride - 1);
+  std::vector<Recurrence> found;
+  const auto known = sessions_.find(session);
+  if (known == sessions_.end()) return found;
+  std::int64_t free_from = from;  // what is before is taken
+  const auto part = prompt.subspan(static_cast<std::size_t>(from), static_cast<std::size_t>(end - from));
+  ForEachWindow(part, [&](std::int64_t offset, std::uint64_t fingerprint) {
+    const std::int64_t at = from + offset;
+    if (at < free_from) return;
+    const auto places = known->second.windows.find(fingerprint);
+    if (places == known->second.windows.end()) return;
+    Recurrence best;
+    for (const Place& place : places->second) {
+      const std::vector<TokenId>& tokens = known->second.runs.at(place.run).tokens;
+      const auto size = static_cast<std::int64_t>(tokens.size());
+      const auto same = [&](std::int64_t p, std::int64_t t) {
+        return prompt[static_cast<std::size_t>(p)] == tokens[static_cast<std::size_t>(t)];
+      };
+      std::int64_t right = 0;
+      while (at + right < end && place.at + right < size && same(at + right, place.at + right)) ++right;
+      std::int64_t left = 0;
+      while (at - left > free_from && place.at - left > 0 && same(at - left - 1, place.at - left - 1)) ++left;
+      // Later places are of later runs: they win where lengths are equal.
+      if (left + right >= best.length) best = {at - left, left + right, place.at - left, place.run};
+    }
+    if (best.length < min_length) return;
+    found.push_back(best);
+    free_from = best.start + best.length;
+  });
+  return found;
+}
+
+std::span<const TokenId> SessionBook::tokens(const std::string& session, std::uint64_t run) const {
+  return sessions_.at(session).runs.at(run).tokens;
+}
+
+std::uint32_t SessionBook::source(const std::string& session, std::uint64_t run) const {
+  return sessions_.at(session).runs.at(run).source;
+}
+
+}  // namespace kvshare::agentd

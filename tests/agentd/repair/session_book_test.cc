@@ -1,0 +1,133 @@
+// The session book against a brute-force search: every run it names is there, and none that is long enough is missed.
+#include "agentd/repair/session_book.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace kvshare::agentd {
+namespace {
+
+constexpr std::int64_t kMin = SessionBook::kWindow + SessionBook::kStride - 1;
+
+std::vector<TokenId> Random(std::mt19937& rng, std::size_t size, TokenId vocab) {
+  std::vector<TokenId> ids(size);
+  for (TokenId& id : ids) id = static_cast<TokenId>(rng() % static_cast<unsigned>(vocab));
+  return ids;
+}
+
+std::vector<TokenId> Joined(std::initializer_list<std::vector<TokenId>> parts) {
+  std::vector<TokenId> ids;
+  for (const auto& part : parts) ids.insert(ids.end(), part.begin(), part.end());
+  return ids;
+}
+
+TEST(SessionBookTest, FindsARunAtAnotherOffsetAsLongAsItIs) {
+  std::mt19937 rng(1);
+  for (const std::int64_t length : {kMin, kMin + 1, std::int64_t{64}, std::int64_t{301}}) {
+    const auto note = Random(rng, static_cast<std::size_t>(length), 5000);
+    for (std::size_t offset = 0; offset < 9; ++offset) {
+      SessionBook book;
+      book.Record("s", Joined({Random(rng, offset, 5000), note, Random(rng, 20, 5000)}), 7);
+      const auto prompt = Joined({Random(rng, 13, 5000), note, Random(rng, 5, 5000)});
+      const auto found = book.Find("s", prompt, 0, static_cast<std::int64_t>(prompt.size()), kMin);
+      ASSERT_EQ(found.size(), 1u) << "length " << length << " offset " << offset;
+      EXPECT_LE(found[0].start, 13);
+      EXPECT_GE(found[0].start + found[0].length, 13 + length);
+      EXPECT_EQ(book.source("s", found[0].run), 7u);
+    }
+  }
+}
+
+TEST(SessionBookTest, OtherSessionsSeeNothing) {
+  std::mt19937 rng(2);
+  const auto note = Random(rng, 100, 5000);
+  SessionBook book;
+  book.Record("a", note, 1);
+  EXPECT_TRUE(book.Find("b", note, 0, 100, kMin).empty());
+  EXPECT_FALSE(book.Find("a", note, 0, 100, kMin).empty());
+}
+
+TEST(SessionBookTest, AgreesWithBruteForceOnSmallVocabularies) {
+  std::mt19937 rng(3);
+  for (int round = 0; round < 60; ++round) {
+    SessionBook book;
+    std::vector<std::vector<TokenId>> runs;
+    for (int r = 0; r < 3; ++r) runs.push_back(Random(rng, 40 + rng() % 160, 3000));
+    std::vector<TokenId> prompt = Random(rng, rng() % 40, 3000);
+    for (int piece = 0; piece < 4; ++piece) {
+      const auto& run = runs[rng() % runs.size()];
+      const std::size_t from = rng() % run.size();
+      const std::size_t count = std::min<std::size_t>(rng() % 90, run.size() - from);
+      prompt.insert(prompt.end(), run.begin() + static_cast<std::ptrdiff_t>(from),
+                    run.begin() + static_cast<std::ptrdiff_t>(from + count));
+      const auto between = Random(rng, rng() % 20, 3000);
+      prompt.insert(prompt.end(), between.begin(), between.end());
+    }
+    for (const auto& run : runs) book.Record("s", run, 0);
+    const auto size = static_cast<std::int64_t>(prompt.size());
+    const auto found = book.Find("s", prompt, 0, size, kMin);
+    std::vector<bool> covered(prompt.size());
+    std::int64_t end = 0;
+    for (const Recurrence& r : found) {
+      EXPECT_GE(r.start, end);
+      EXPECT_GE(r.length, kMin);
+      end = r.start + r.length;
+      const auto tokens = book.tokens("s", r.run);
+      for (std::int64_t t = 0; t < r.length; ++t) {
+        EXPECT_EQ(prompt[static_cast<std::size_t>(r.start + t)], tokens[static_cast<std::size_t>(r.base + t)]);
+        covered[static_cast<std::size_t>(r.start + t)] = true;
+      }
+    }
+    // Every run of kMin tokens that occurs somewhere touches what was found: none is wholly missed.
+    for (std::int64_t at = 0; at + kMin <= size; ++at) {
+      const auto begin = prompt.begin() + at;
+      const bool occurs = std::any_of(runs.begin(), runs.end(), [&](const auto& run) {
+        return std::search(run.begin(), run.end(), begin, begin + kMin) != run.end();
+      });
+      if (!occurs) continue;
+      const auto first = covered.begin() + at;
+      EXPECT_TRUE(std::any_of(first, first + kMin, [](bool c) { return c; })) << "round " << round << " at " << at;
+    }
+  }
+}
+
+TEST(SessionBookTest, ARunThatGrowsTakesThePlaceOfItsBeginning) {
+  std::mt19937 rng(4);
+  const auto all = Random(rng, 200, 5000);
+  SessionBook book;
+  book.Record("s", std::span(all).first(100), 1);
+  EXPECT_EQ(book.recorded_tokens(), 100u);
+  book.Record("s", all, 2);
+  EXPECT_EQ(book.recorded_tokens(), 200u);
+  book.Record("s", std::span(all).first(150), 3);
+  EXPECT_EQ(book.recorded_tokens(), 200u);
+  const auto found = book.Find("s", all, 0, 200, kMin);
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(found[0].length, 200);
+}
+
+TEST(SessionBookTest, ForgetsBeyondItsLimits) {
+  std::mt19937 rng(5);
+  SessionBook book({.sessions = 3, .runs_per_session = 2, .tokens = 1000});
+  std::vector<std::vector<TokenId>> runs;
+  for (int i = 0; i < 5; ++i) {
+    runs.push_back(Random(rng, 150, 5000));
+    book.Record("s" + std::to_string(i), runs.back(), 0);
+  }
+  EXPECT_EQ(book.recorded_tokens(), 450u);
+  EXPECT_TRUE(book.Find("s0", runs[0], 0, 150, kMin).empty());
+  EXPECT_FALSE(book.Find("s4", runs[4], 0, 150, kMin).empty());
+  for (int i = 0; i < 4; ++i) book.Record("s4", Random(rng, 300, 5000), 0);
+  EXPECT_LE(book.recorded_tokens(), 1000u);
+  EXPECT_TRUE(book.Find("s4", runs[4], 0, 150, kMin).empty());
+  book.Clear();
+  EXPECT_EQ(book.recorded_tokens(), 0u);
+}
+
+}  // namespace
+}  // namespace kvshare::agentd

@@ -1,0 +1,140 @@
+#include "anchors/anchor_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <random>
+
+namespace kvshare::anchors {
+namespace {
+
+KvBlock RandomBlock(std::mt19937& rng, std::int64_t tokens, float scale = 1.0f) {
+  KvBlock block(3, tokens, 8);
+  std::normal_distribution<float> normal(0, scale);
+  for (float& value : block.values) value = normal(rng);
+  return block;
+}
+
+KvBlock Plus(const KvBlock& a, const KvBlock& b) {
+  KvBlock sum = a;
+  for (std::size_t i = 0; i < sum.values.size(); ++i) sum.values[i] += b.values[i];
+  return sum;
+}
+
+TEST(AnchorPoolTest, ShareableOnlyWithTwoAnchorsOfWhichOneIsNear) {
+  std::mt19937 rng(1);
+  AnchorPool pool;
+  const KvBlock near = RandomBlock(rng, 40);
+  EXPECT_FALSE(pool.Shareable("p", near));
+  pool.Register("p", "agent", "one", near, near);
+  EXPECT_FALSE(pool.Shareable("p", near));
+  pool.Register("p", "agent", "two", RandomBlock(rng, 40, 3.0f), near);
+  EXPECT_FALSE(pool.Shareable("p", RandomBlock(rng, 41))) << "anchors must be as long";
+  EXPECT_TRUE(pool.Shareable("p", near));
+  EXPECT_FALSE(pool.Shareable("other", near));
+  // Two anchors at the same distance say nothing about which to trust: entropy 1 of 1.
+  AnchorPool even;
+  const KvBlock same = RandomBlock(rng, 40);
+  even.Register("p", "agent", "one", same, same);
+  even.Register("p", "agent", "two", same, same);
+  EXPECT_FALSE(even.Shareable("p", near));
+}
+
+TEST(AnchorPoolTest, OneAnchorGivesItsOffsetButNotInTheFirstLayer) {
+  std::mt19937 rng(2);
+  AnchorPool pool;
+  const KvBlock base = RandomBlock(rng, 10);
+  const KvBlock offset = RandomBlock(rng, 10, 0.1f);
+  pool.Register("p", "reader", "one", base, Plus(base, offset));
+  KvBlock block = RandomBlock(rng, 6);
+  const KvBlock before = block;
+  EXPECT_TRUE(pool.HasOffset("p", "reader", 6));
+  EXPECT_FALSE(pool.HasOffset("p", "reader", 11));
+  EXPECT_FALSE(pool.HasOffset("p", "stranger", 6));
+  pool.Correct("p", "stranger", &block);
+  EXPECT_EQ(block.values, before.values);
+  pool.Correct("p", "reader", &block);
+  for (int layer = 0; layer < 3; ++layer) {
+    for (int part = 0; part < 2; ++part) {
+      for (std::int64_t t = 0; t < 6; ++t) {
+        for (std::size_t i = 0; i < 8; ++i) {
+          const float expected = before.row(layer, part, t)[i] + (layer == 0 ? 0 : offset.row(layer, part, t)[i]);
+          EXPECT_NEAR(block.row(layer, part, t)[i], expected, 0.02) << "bf16 offsets of about 0.1, bases of about 1";
+        }
+      }
+    }
+  }
+}
+
+TEST(AnchorPoolTest, WeightsAreThoseOfTheFormula) {
+  std::mt19937 rng(3);
+  AnchorPool pool;
+  const std::int64_t tokens = 4;
+  std::vector<KvBlock> bases, offsets;
+  for (int a = 0; a < 3; ++a) {
+    bases.push_back(RandomBlock(rng, tokens));
+    offsets.push_back(RandomBlock(rng, tokens));
+    // Values that bf16 holds exactly, so that only the formula is tested.
+    for (auto* block : {&bases.back(), &offsets.back()}) {
+      for (float& v : block->values) v = std::round(v * 8) / 8;
+    }
+    pool.Register("p", "reader", "c" + std::to_string(a), bases.back(), Plus(bases.back(), offsets.back()));
+  }
+  KvBlock block = RandomBlock(rng, tokens);
+  const KvBlock before = block;
+  pool.Correct("p", "reader", &block);
+  for (int part = 0; part < 2; ++part) {
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      double weight[3], sum = 0;
+      for (int a = 0; a < 3; ++a) {
+        double distance = 0;
+        for (int layer = 0; layer < 3; ++layer) {
+          for (std::size_t i = 0; i < 8; ++i) {
+            distance +=
+                std::abs(before.row(layer, part, t)[i] - bases[static_cast<std::size_t>(a)].row(layer, part, t)[i]);
+          }
+        }
+        sum += weight[a] = std::exp(-distance / 24);
+      }
+      for (int layer = 1; layer < 3; ++layer) {
+        for (std::size_t i = 0; i < 8; ++i) {
+          double expected = before.row(layer, part, t)[i];
+          for (int a = 0; a < 3; ++a) {
+            expected += weight[a] / sum * offsets[static_cast<std::size_t>(a)].row(layer, part, t)[i];
+          }
+          EXPECT_NEAR(block.row(layer, part, t)[i], expected, 1e-4);
+        }
+      }
+    }
+  }
+}
+
+TEST(AnchorPoolTest, KeepsToItsLimits) {
+  std::mt19937 rng(4);
+  const KvBlock one = RandomBlock(rng, 8);
+  const std::size_t anchor_bytes = 2 * 2 * one.values.size();  // base and one offset, bf16
+  AnchorPool pool({.max_anchors = 4, .max_bytes = 6 * anchor_bytes});
+  for (int i = 0; i < 20; ++i) {
+    const KvBlock base = RandomBlock(rng, 8);
+    pool.Register("p" + std::to_string(i % 2), "a", "c" + std::to_string(i), base, base);
+    EXPECT_LE(pool.bytes(), 6 * anchor_bytes);
+    EXPECT_LE(pool.anchors(), 6u);
+    EXPECT_EQ(pool.bytes(), pool.anchors() * anchor_bytes);
+  }
+  EXPECT_EQ(pool.anchors(), 6u);
+}
+
+TEST(AnchorPoolTest, TheSameContentSeenByAnotherAgentIsOneAnchor) {
+  std::mt19937 rng(5);
+  AnchorPool pool;
+  const KvBlock base = RandomBlock(rng, 8);
+  pool.Register("p", "a", "text", base, base);
+  pool.Register("p", "b", "text", base, base);
+  EXPECT_EQ(pool.anchors(), 1u);
+  EXPECT_TRUE(pool.HasOffset("p", "a", 8));
+  EXPECT_TRUE(pool.HasOffset("p", "b", 8));
+}
+
+}  // namespace
+}  // namespace kvshare::anchors

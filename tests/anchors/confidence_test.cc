@@ -1,0 +1,67 @@
+#include "anchors/confidence.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+namespace kvshare::anchors {
+namespace {
+
+TEST(ConfidenceTest, ProbabilityAndDivergenceOfKnownDistributions) {
+  const std::vector<float> even = {3, 3, 3, 3};
+  EXPECT_NEAR(TopProbability(even), 0.25, 1e-15);
+  const std::vector<float> odds = {std::log(8.0f), 0, 0};  // 0.8, 0.1, 0.1
+  EXPECT_NEAR(TopProbability(odds), 0.8, 1e-7);
+  EXPECT_EQ(KlDivergence(odds, odds), 0.0);
+  const std::vector<float> flat = {0, 0, 0};
+  EXPECT_NEAR(KlDivergence(odds, flat), 0.8 * std::log(2.4) + 0.2 * std::log(0.3), 1e-7);
+  const std::vector<float> huge = {1e4f, -1e4f};  // no overflow
+  EXPECT_NEAR(TopProbability(huge), 1.0, 1e-15);
+}
+
+TEST(ConfidenceTest, ClopperPearsonAgreesWithItsClosedFormAndItsDefinition) {
+  // With no failure the bound solves (1 - p)^n = 1 - confidence.
+  for (const std::int64_t n : {1, 10, 149, 1000}) {
+    EXPECT_NEAR(ClopperPearsonUpper(0, n, 0.95), 1 - std::pow(0.05, 1.0 / static_cast<double>(n)), 1e-9);
+  }
+  EXPECT_LE(ClopperPearsonUpper(0, 149, 0.95), 0.02);  // the counts that reading/algorithms.md gives
+  EXPECT_GT(ClopperPearsonUpper(0, 148, 0.95), 0.02);
+  EXPECT_LE(ClopperPearsonUpper(1, 236, 0.95), 0.02);
+  EXPECT_GT(ClopperPearsonUpper(1, 230, 0.95), 0.02);
+  EXPECT_EQ(ClopperPearsonUpper(5, 5, 0.95), 1.0);
+  EXPECT_EQ(ClopperPearsonUpper(0, 0, 0.95), 1.0);
+}
+
+TEST(AuditBookTest, SaysNothingBeforeItKnowsEnough) {
+  AuditBook book;
+  for (int i = 0; i < 148; ++i) book.Record(0.99, 0.0);
+  EXPECT_EQ(book.Threshold(0.9), 0.9);
+  book.Record(0.99, 0.0);
+  EXPECT_EQ(book.Threshold(0.9), 0.99);
+}
+
+TEST(AuditBookTest, TheThresholdStandsAboveWhereFailuresAre) {
+  AuditBook book({.window = 4096});
+  std::mt19937 rng(7);
+  for (int i = 0; i < 3000; ++i) {
+    const double p = std::uniform_real_distribution<>(0.3, 1.0)(rng);
+    book.Record(p, p < 0.7 && i % 3 == 0 ? 1.0 : 0.001);
+  }
+  const double threshold = book.Threshold(1.1);
+  EXPECT_GT(threshold, 0.6);  // a few failures are tolerated among many
+  EXPECT_LT(threshold, 0.75);
+  EXPECT_EQ(book.audits(), 3000);
+}
+
+TEST(AuditBookTest, OldAuditsAreForgottenAndNotANumberIsAFailure) {
+  AuditBook book({.window = 200});
+  for (int i = 0; i < 300; ++i) book.Record(0.95, std::nan(""));
+  EXPECT_EQ(book.Threshold(2.0), 2.0);
+  EXPECT_EQ(book.failures(), 300);
+  for (int i = 0; i < 200; ++i) book.Record(0.95, 0.0);
+  EXPECT_EQ(book.Threshold(2.0), 0.95);
+}
+
+}  // namespace
+}  // namespace kvshare::anchors
