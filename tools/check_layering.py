@@ -28,6 +28,7 @@ ROOMS = {
     "agentd/config/": "agentd/config",
     "agentd/pool/": "agentd/pool",
     "agentd/tiers/": "agentd/tiers",
+    "agentd/repair/": "agentd/repair",
     "agentd/engine/": "agentd/engine",
     "agentd/": "agentd/service",
     "agentd/service.h": "agentd/interface",
@@ -54,7 +55,8 @@ MAY_SEE = {
     "agentd/tiers": _LIBRARY | {"agentd/pool"},
     # The interface that the engine answers to and that server and in-process client call: it names no room of agentd.
     "agentd/interface": {"core", "runtime"},
-    "agentd/engine": _LIBRARY | {"agentd/pool", "agentd/tiers", "agentd/interface"},
+    "agentd/repair": _LIBRARY,
+    "agentd/engine": _LIBRARY | {"agentd/pool", "agentd/tiers", "agentd/repair", "agentd/interface"},
     "agentd/service": _LIBRARY | {"agentd/pool", "agentd/tiers", "agentd/engine", "agentd/interface"},
     "agentd/server": {"core", "protocol", "codec", "agentd/interface"},
     "agentd/main": {"core", "kernels", "runtime", "agentd/interface", "agentd/server", "agentd/config"},
