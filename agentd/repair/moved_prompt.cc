@@ -90,6 +90,21 @@ std::int64_t MovedPrompt::SelectedAtMost() const {
          static_cast<std::int64_t>(chunks_.size());
 }
 
+std::int64_t MovedPrompt::RowsToCompute() const {
+  const std::int64_t fresh = prompt_tokens_ - prefix_.tokens - MovedTokens();
+  switch (options_.mode) {
+    case ReuseMode::kRotate:
+    case ReuseMode::kKvcomm: return fresh;
+    case ReuseMode::kCacheBlend:
+    case ReuseMode::kDhd: {
+      const std::int64_t choosing = (fresh + MovedTokens()) * (kCheckLayer + 1) / model_->config().num_layers;
+      return fresh + SelectedAtMost() + choosing;
+    }
+    case ReuseMode::kAuto: return fresh + SelectedAtMost() + (prompt_tokens_ - SuffixBegin());
+    default: return fresh + SelectedAtMost();
+  }
+}
+
 std::int64_t MovedPrompt::PagesNeeded(std::int64_t new_tokens) const {
   const std::int64_t beyond_prefix = prompt_tokens_ + new_tokens - prefix_.tokens;
   // The guard and dense runs may want room for all of it.
@@ -153,9 +168,10 @@ KvSlot MovedPrompt::SlotOf(std::int64_t position) const {
   return kernels::kNoSlot;  // computed to be looked at, not to be kept
 }
 
-void MovedPrompt::AddSegments(std::int64_t rows, std::vector<KvSegment>* out) const {
+void MovedPrompt::AddSegments(std::int64_t row_begin, std::int64_t row_end, std::vector<KvSegment>* out) const {
   const auto add = [&](KvSegment segment) {
-    segment.row_end = rows;
+    segment.row_begin = row_begin;
+    segment.row_end = row_end;
     out->push_back(segment);
   };
   if (plain_) {
@@ -193,7 +209,7 @@ Status MovedPrompt::Compute(std::span<const std::int64_t> positions, runtime::La
       batch.positions.push_back(position);
       batch.slots.push_back(SlotOf(position));
     }
-    AddSegments(static_cast<std::int64_t>(count), &batch.segments);
+    AddSegments(0, static_cast<std::int64_t>(count), &batch.segments);
     batch.hook = hook;
     batch.stop_after_layer = stop_after_layer;
     begin += count;
@@ -341,17 +357,31 @@ Status MovedPrompt::Recompute(float* logits) {
   return Compute(rows, nullptr, -1, logits, nullptr);
 }
 
+void MovedPrompt::Push(TokenId id) {
+  if (!plain_) fresh_.positions.push_back(tokens());
+  tokens_.push_back(id);
+  KVS_CHECK(plain_ || PagesFor(static_cast<std::int64_t>(fresh_.positions.size())) <=
+                          static_cast<std::int64_t>(fresh_.pages.size()));
+  KVS_CHECK(!plain_ || PagesFor(tokens()) <= static_cast<std::int64_t>(plain_pages_.size()));
+}
+
 Status MovedPrompt::Append(std::span<const TokenId> ids, float* logits) {
   std::vector<std::int64_t> rows;
   for (const TokenId id : ids) {
     rows.push_back(tokens());
-    if (!plain_) fresh_.positions.push_back(tokens());
-    tokens_.push_back(id);
+    Push(id);
   }
-  KVS_CHECK(plain_ || PagesFor(static_cast<std::int64_t>(fresh_.positions.size())) <=
-                          static_cast<std::int64_t>(fresh_.pages.size()));
-  KVS_CHECK(!plain_ || PagesFor(tokens()) <= static_cast<std::int64_t>(plain_pages_.size()));
   return Compute(rows, nullptr, -1, nullptr, logits);
+}
+
+void MovedPrompt::AddRow(TokenId id, runtime::ForwardBatch* batch) {
+  const std::int64_t position = tokens();
+  Push(id);
+  const auto row = static_cast<std::int64_t>(batch->ids.size());
+  batch->ids.push_back(id);
+  batch->positions.push_back(position);
+  batch->slots.push_back(SlotOf(position));
+  AddSegments(row, row + 1, &batch->segments);
 }
 
 void MovedPrompt::KeepAppended(std::int64_t count) {

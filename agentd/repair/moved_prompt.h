@@ -18,6 +18,7 @@
 #include "kernels/paged_kv.h"
 #include "kvshare/status.h"
 #include "kvshare/types.h"
+#include "runtime/forward_batch.h"
 #include "runtime/layer_hook.h"
 #include "runtime/model.h"
 
@@ -71,6 +72,10 @@ class MovedPrompt {
   MovedPrompt(const MovedPrompt&) = delete;
   MovedPrompt& operator=(const MovedPrompt&) = delete;
 
+  // Rows through all layers that Prefill takes if nothing is doubtful, the work of choosing included; at most. To be
+  // compared with what computing the prompt would take: prompt tokens minus the prefix.
+  std::int64_t RowsToCompute() const;
+
   // Private pages that the prompt and `new_tokens` after it can take at most, whatever the policy finds.
   std::int64_t PagesNeeded(std::int64_t new_tokens) const;
   // Once, before Prefill; `private_pages` of at least PagesNeeded(new_tokens) entries.
@@ -85,6 +90,9 @@ class MovedPrompt {
   Status Recompute(float* logits);
   // Computes `ids` after what is there and writes one row of logits per id. At most as many as GivePages promised.
   Status Append(std::span<const TokenId> ids, float* logits);
+  // The same for one token whose row shares a step with other sequences' rows: adds the row, and what it sees, to
+  // `batch`. What is added points into this object until the next call.
+  void AddRow(TokenId id, runtime::ForwardBatch* batch);
   // Forgets all but the prompt and the first `count` tokens after it.
   void KeepAppended(std::int64_t count);
 
@@ -104,7 +112,7 @@ class MovedPrompt {
   std::int64_t SuffixBegin() const;
   std::int64_t ChunkOf(std::int64_t position) const;  // -1: fresh
   kernels::KvSlot SlotOf(std::int64_t position) const;
-  void AddSegments(std::int64_t rows, std::vector<kernels::KvSegment>* out) const;
+  void AddSegments(std::int64_t row_begin, std::int64_t row_end, std::vector<kernels::KvSegment>* out) const;
   // Computes the rows at `positions` (ascending) in steps that fit the model.
   Status Compute(std::span<const std::int64_t> positions, runtime::LayerHook* hook, int stop_after_layer,
                  float* last_logits, float* all_logits);
@@ -112,6 +120,7 @@ class MovedPrompt {
   std::vector<std::int64_t> MovedPositions() const;
   // These moved rows are computed from now on: they get a place of their own and their stored twins are skipped.
   void Select(std::vector<std::int64_t> positions);
+  void Push(TokenId id);
   void Charge(std::span<const std::int64_t> positions, std::int64_t layers);
 
   Status PrefillSelected(float* logits);
