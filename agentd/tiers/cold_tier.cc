@@ -17,7 +17,6 @@ constexpr std::int64_t kIndexBaseBytes = std::int64_t{6} << 20;
 constexpr std::int64_t kIndexBytesPerSlot = 1024;
 constexpr std::int64_t kMinSlots = 4;
 constexpr std::size_t kMaxPageBytes = std::size_t{256} << 20;
-constexpr std::size_t kStagingBytes = std::size_t{64} << 20;
 
 }  // namespace
 
@@ -73,7 +72,8 @@ ColdTierImpl::ColdTierImpl(const ColdTierOptions& options, std::string space_pat
   drain_deletes_ = !deletes_.empty();
   // Enough to keep every writing thread busy while others fill up, not more than the memory is worth.
   const std::size_t at_least = static_cast<std::size_t>(options.write_threads) * 2;
-  const std::size_t images = std::clamp<std::size_t>(kStagingBytes / slot_bytes_, at_least, 1024);
+  const auto staging_bytes = static_cast<std::size_t>(std::max<std::int64_t>(0, options.staging_bytes));
+  const std::size_t images = std::clamp<std::size_t>(staging_bytes / slot_bytes_, at_least, 1024);
   for (std::size_t i = 0; i < images; ++i) free_images_.push_back(std::make_unique<AlignedBuffer>(slot_bytes_));
   for (int i = 0; i < options.write_threads; ++i) writers_.emplace_back([this] { WriteLoop(); });
   for (int i = 0; i < options.read_threads; ++i) readers_.emplace_back([this] { ReadLoop(); });

@@ -27,6 +27,7 @@ struct ColdTierOptions {
   std::size_t page_bytes = 0;  // of one page of KV, 1..256 MiB
   int read_threads = 2;
   int write_threads = 2;
+  std::int64_t staging_bytes = 64 << 20;  // memory for pages on their way to disk; at least two per writing thread
   std::int64_t scrub_bytes_per_second = 16 << 20;  // background verification while nothing else happens; 0: none
 };
 

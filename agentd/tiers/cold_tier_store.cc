@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::size_t kBatchBytes = std::size_t{4} << 20;
 constexpr std::size_t kBatchPages = 32;
-constexpr std::int64_t kGrowBytes = std::int64_t{64} << 20;
+constexpr std::int64_t kGrowBytes = std::int64_t{256} << 20;
 constexpr auto kGrowthPause = std::chrono::seconds(10);  // after the disk or the quota said no
 
 }  // namespace
@@ -27,7 +27,8 @@ void ColdTierImpl::WriteLoop() {
       drain = std::exchange(drain_deletes_, false);
       if (store_queue_.empty() && !drain) return;  // stopping, and all that was accepted is written
       // A fair share of what waits, so that all threads write at once.
-      const std::size_t share = (store_queue_.size() + writers_.size() - 1) / std::max<std::size_t>(1, writers_.size());
+      const auto threads = static_cast<std::size_t>(options_.write_threads);
+      const std::size_t share = (store_queue_.size() + threads - 1) / threads;
       const std::size_t count = std::min({share, kBatchPages, std::max<std::size_t>(1, kBatchBytes / slot_bytes_)});
       for (std::size_t i = 0; i < count && !store_queue_.empty(); ++i) {
         jobs.push_back(std::move(store_queue_.front()));
@@ -154,7 +155,7 @@ bool ColdTierImpl::Grow() {
     const std::int64_t by_quota =
         static_cast<std::int64_t>(max_slots_ - slabs_->slots()) - (others + slot_bytes - 1) / slot_bytes;
     const std::int64_t by_disk = FreeBytesBeyondReserve(options_.directory) / slot_bytes;
-    const std::int64_t step = std::max<std::int64_t>(1, std::min(kGrowBytes, options_.max_bytes / 16) / slot_bytes);
+    const std::int64_t step = std::max<std::int64_t>(1, std::min(kGrowBytes, options_.max_bytes / 8) / slot_bytes);
     const std::int64_t room = std::min({by_quota, by_disk, step});
     if (room > 0) {
       const std::uint64_t first = slabs_->slots();

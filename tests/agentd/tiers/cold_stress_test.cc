@@ -84,7 +84,7 @@ TEST(ColdStressTest, TheEndWaitsForWhatWasAccepted) {
   const ColdTierOptions options = {
       .directory = directory.path().string(), .max_bytes = 64 << 20, .space = TestSpace(), .page_bytes = kPageBytes};
   std::atomic<int> answered{0};
-  std::vector<std::byte> memory(kPageBytes);
+  std::vector<std::byte> memory(20 * kPageBytes);
   {
     auto tier = ColdTier::Open(options);
     ASSERT_TRUE(tier.ok());
@@ -92,7 +92,7 @@ TEST(ColdStressTest, TheEndWaitsForWhatWasAccepted) {
       ASSERT_TRUE((*tier)->Store(TestPage(id), TestKv(TestPage(id).context, kPageBytes)));
     }
     for (std::uint64_t id = 0; id < 20; ++id) {
-      (*tier)->Load({{TestPage(0).context, memory}},
+      (*tier)->Load({{TestPage(0).context, std::span(memory).subspan(id * kPageBytes, kPageBytes)}},
                     [&](std::vector<ColdLoaded> loaded) { answered += static_cast<int>(loaded.size()); });
     }
   }
