@@ -140,15 +140,29 @@ class ZmqConnection final : public Connection {
                   outbox_.end());
   }
 
-  void Post(const codec::Request& request) override {
+  void Post(const codec::Request& request, std::uint64_t link) override {
     Result<codec::Frame> frame = codec::EncodeRequest(0, request);
     if (!frame.ok()) return;
     {
       const std::lock_guard lock(mu_);
-      if (!ready_) return;
+      if (!ready_ || (link != 0 && link != link_)) return;
       outbox_.push_back({*std::move(frame), nullptr});
     }
     Wake();
+  }
+
+  Result<Greeting> WaitGreeting(Clock::time_point deadline) override {
+    std::unique_lock lock(mu_);
+    greeted_.wait_until(lock, deadline, [&] { return ready_ || !refused_.ok(); });
+    if (!refused_.ok()) return refused_;
+    if (!ready_)
+      return Unavailable("no daemon answers at " + endpoint_ + "; start one with: agentd --listen " + endpoint_);
+    return Greeting{.link = link_, .ack = ack_};
+  }
+
+  std::uint64_t link() const override {
+    const std::lock_guard lock(mu_);
+    return link_;
   }
 
  private:
@@ -300,7 +314,12 @@ class ZmqConnection final : public Connection {
     if (header.correlation == greeting_correlation_) {
       if (const Status* error = std::get_if<Status>(&*reply)) return Refuse(*error);
       const std::lock_guard lock(mu_);
-      ready_ = std::holds_alternative<codec::HelloAck>(*reply);
+      if (codec::HelloAck* ack = std::get_if<codec::HelloAck>(&*reply)) {
+        ready_ = true;
+        ++link_;
+        ack_ = std::move(*ack);
+        greeted_.notify_all();
+      }
       return;
     }
     Deliver(header.correlation, *std::move(reply));
@@ -310,6 +329,7 @@ class ZmqConnection final : public Connection {
   void Refuse(const Status& status) {
     const std::lock_guard lock(mu_);
     refused_ = status;
+    greeted_.notify_all();
     EndAllLocked(status, /*sent_only=*/false);
   }
 
@@ -327,6 +347,7 @@ class ZmqConnection final : public Connection {
     }
     const bool last = call.kind == CallKind::kUnary || std::holds_alternative<Status>(reply) ||
                       std::holds_alternative<GenerateReply>(reply);
+    call.link = link_;
     call.inbox.push_back(std::move(reply));
     call.changed.notify_all();
     if (last) {
@@ -387,10 +408,13 @@ class ZmqConnection final : public Connection {
   codec::Frame greeting_;
   Clock::time_point last_heard_ = Clock::now();
 
-  std::mutex mu_;  // guards what follows, and every Call
+  mutable std::mutex mu_;  // guards what follows, and every Call
   bool stopping_ = false;
   bool ready_ = false;  // the daemon has answered the greeting on the present link
   Status refused_;      // not OK: why no call can succeed on the present link
+  std::uint64_t link_ = 0;
+  codec::HelloAck ack_;  // of link_
+  std::condition_variable greeted_;
   std::uint64_t last_correlation_ = 0;
   std::size_t streams_open_ = 0;
   std::map<std::uint64_t, std::shared_ptr<Call>> calls_;

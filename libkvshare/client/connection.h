@@ -34,12 +34,19 @@ enum class CallKind {
 struct Call {
   std::uint64_t correlation = 0;
   CallKind kind = CallKind::kUnary;
+  std::uint64_t link = 0;     // which link the last reply came by; see Greeting
   std::size_t inbox_max = 0;  // more is a daemon that ignores credit
   Clock::time_point started = Clock::now();
   bool sent = false;
   std::deque<codec::Reply> inbox;
   Status end;  // not OK: nothing more comes, and why
   std::condition_variable changed;
+};
+
+// How a daemon greeted. Links are numbered from 1: each is one daemon's, and ends when that daemon goes.
+struct Greeting {
+  std::uint64_t link = 0;
+  codec::HelloAck ack;
 };
 
 // Thread-safe.
@@ -58,8 +65,12 @@ class Connection {
   virtual bool WaitSent(Call& call, Clock::time_point deadline) = 0;
   // Nothing more of this call is wanted; a request that still waits is not sent.
   virtual void Forget(Call& call) = 0;
-  // A request without an answer, for this connection only: dropped when the link is down.
-  virtual void Post(const codec::Request& request) = 0;
+  // A request without an answer, for this connection only: dropped when the link is down, or not the one that is meant
+  // (0: whichever is up).
+  virtual void Post(const codec::Request& request, std::uint64_t link = 0) = 0;
+  // Waits until a daemon has greeted. Unavailable when none did in time.
+  virtual Result<Greeting> WaitGreeting(Clock::time_point deadline) = 0;
+  virtual std::uint64_t link() const = 0;  // the number of the link that is up, or was last
 };
 
 }  // namespace kvshare::client_internal

@@ -1,11 +1,17 @@
 // The Client that talks to a daemon.
+#include <unistd.h>
+
 #include <algorithm>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <variant>
 
 #include "kvshare/client.h"
 #include "libkvshare/client/connection.h"
+#include "libkvshare/client/mapped_pages.h"
+#include "libkvshare/client/remote_lease.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 
@@ -16,6 +22,7 @@ using client_internal::Call;
 using client_internal::CallKind;
 using client_internal::Clock;
 using client_internal::Connection;
+using client_internal::MappedPages;
 using std::chrono::milliseconds;
 
 // Chunks that may be on their way or waiting to be read. A reader that keeps up never exhausts it (it grants the next
@@ -93,8 +100,17 @@ class ZmqTokenStream final : public TokenStream {
 
 class ZmqClient final : public Client {
  public:
-  ZmqClient(std::unique_ptr<Connection> connection, milliseconds timeout)
-      : connection_(std::move(connection)), timeout_(timeout) {}
+  ZmqClient(std::string endpoint, std::shared_ptr<Connection> connection, milliseconds timeout)
+      : endpoint_(std::move(endpoint)), timeout_(timeout), connection_(std::move(connection)) {}
+
+  ~ZmqClient() override {
+    if (owner_ != ::getpid()) {
+      Leak();
+    } else if (mapped_.pages != nullptr) {
+      // Leases that outlive the client have ended: their memory stays, the daemon's pages need not.
+      mapped_.pages->CloseLink();
+    }
+  }
 
   Result<ServerInfo> Ping(milliseconds timeout) override {
     const Clock::time_point deadline = Clock::now() + ClampTimeout(timeout);
@@ -122,26 +138,70 @@ class ZmqClient final : public Client {
   }
 
   Result<RenderReply> Render(const RenderRequest& request) override { return Ask<RenderReply>(request); }
+  Result<Match> Lookup(const LookupRequest& request) override { return Ask<Match>(request); }
+  Result<PinInfo> Pin(const PinRequest& request) override { return Ask<PinInfo>(request); }
+  Status Unpin(const std::string& key) override { return Ask<codec::Ack>(codec::Unpin{.key = key}).status(); }
+  Status Drain() override { return Ask<codec::Ack>(codec::Drain{}).status(); }
+
+  Result<std::int64_t> Prefetch(const LookupRequest& request) override {
+    KVS_ASSIGN_OR_RETURN(const codec::Count reply, Ask<codec::Count>(codec::Prefetch{.lookup = request}));
+    return reply.count;
+  }
+
+  Result<std::int64_t> Evict(const EvictRequest& request) override {
+    KVS_ASSIGN_OR_RETURN(const codec::Count reply, Ask<codec::Count>(request));
+    return reply.count;
+  }
+
+  Result<std::vector<Entry>> Entries(const EntriesRequest& request) override {
+    KVS_ASSIGN_OR_RETURN(codec::EntryList reply, Ask<codec::EntryList>(request));
+    return std::move(reply.entries);
+  }
+
+  Result<Lease> Acquire(const AcquireRequest& request) override {
+    const Clock::time_point deadline = Clock::now() + timeout_;
+    while (true) {
+      // Before the lease is: then it is this process's from its first moment, and ends with it.
+      KVS_ASSIGN_OR_RETURN(const std::shared_ptr<Connection> connection, Link());
+      KVS_ASSIGN_OR_RETURN(const Mapped mapped, MappedFor(*connection, deadline));
+      std::uint64_t link = 0;
+      KVS_ASSIGN_OR_RETURN(LeaseInfo info, AskOn<LeaseInfo>(*connection, request, deadline, &link));
+      if (info.tokens <= 0) return Lease();
+      if (link == mapped.link) {
+        return Lease(client_internal::NewRemoteLease({.info = std::move(info),
+                                                      .connection = connection,
+                                                      .link = link,
+                                                      .pages = mapped.pages,
+                                                      .not_mapped = mapped.error,
+                                                      .timeout = timeout_}));
+      }
+      // Another daemon gave this lease than the one whose memory is mapped.
+      connection->Post(codec::Release{.lease = info.id}, link);
+      if (Clock::now() >= deadline) return Unavailable("the daemon at " + endpoint_ + " was replaced meanwhile");
+    }
+  }
+
   Result<Explanation> Explain(const ExplainRequest& request) override { return Ask<Explanation>(request); }
   Result<Stats> GetStats() override { return Ask<Stats>(codec::GetStats{}); }
 
   Result<std::unique_ptr<TokenStream>> Generate(const GenerateRequest& request) override {
     codec::Generate message{.request = request, .credit = kCreditWindow};
     message.request.timeout = ClampTimeout(request.timeout);
+    KVS_ASSIGN_OR_RETURN(const std::shared_ptr<Connection> connection, Link());
     const Clock::time_point start = Clock::now();
     const Clock::time_point deadline = start + message.request.timeout;
     KVS_ASSIGN_OR_RETURN(std::shared_ptr<Call> call,
-                         connection_->Start(codec::Request(std::move(message)), CallKind::kStream, kStreamInboxMax));
+                         connection->Start(codec::Request(std::move(message)), CallKind::kStream, kStreamInboxMax));
     // A generation may take long; finding the daemon may not.
-    const bool sent = connection_->WaitSent(*call, std::min(deadline, start + timeout_));
-    Result<codec::Reply> reply = connection_->Next(*call, sent ? deadline : Clock::now());
+    const bool sent = connection->WaitSent(*call, std::min(deadline, start + timeout_));
+    Result<codec::Reply> reply = connection->Next(*call, sent ? deadline : Clock::now());
     if (reply.ok() && std::holds_alternative<codec::Accepted>(*reply)) {
-      return std::unique_ptr<TokenStream>(new ZmqTokenStream(connection_.get(), std::move(call), deadline));
+      return std::unique_ptr<TokenStream>(new ZmqTokenStream(connection.get(), std::move(call), deadline));
     }
     if (reply.ok() || reply.status().code() == StatusCode::kDeadlineExceeded) {
-      connection_->Post(codec::Cancel{.target = call->correlation});
+      connection->Post(codec::Cancel{.target = call->correlation});
     }
-    connection_->Forget(*call);
+    connection->Forget(*call);
     return reply.ok() ? UnexpectedReply() : reply.status();
   }
 
@@ -153,18 +213,85 @@ class ZmqClient final : public Client {
 
   template <typename T>
   Result<T> Ask(const codec::Request& request, Clock::time_point deadline) {
+    KVS_ASSIGN_OR_RETURN(const std::shared_ptr<Connection> connection, Link());
+    return AskOn<T>(*connection, request, deadline);
+  }
+
+  // *link: which link the answer came by.
+  template <typename T>
+  static Result<T> AskOn(Connection& connection, const codec::Request& request, Clock::time_point deadline,
+                         std::uint64_t* link = nullptr) {
     KVS_ASSIGN_OR_RETURN(const std::shared_ptr<Call> call,
-                         connection_->Start(request, CallKind::kUnary, /*inbox_max=*/1));
-    Result<codec::Reply> reply = connection_->Next(*call, deadline);
-    connection_->Forget(*call);
+                         connection.Start(request, CallKind::kUnary, /*inbox_max=*/1));
+    Result<codec::Reply> reply = connection.Next(*call, deadline);
+    connection.Forget(*call);
     if (!reply.ok()) return reply.status();
     T* answer = std::get_if<T>(&*reply);
     if (answer == nullptr) return UnexpectedReply();
+    if (link != nullptr) *link = call->link;
     return std::move(*answer);
   }
 
-  const std::unique_ptr<Connection> connection_;
+  // After fork() the parent's connection is of no use here, not even to be closed: its thread is not in this process.
+  // The child leaves it where it is and connects anew.
+  Result<std::shared_ptr<Connection>> Link() {
+    const std::lock_guard lock(mu_);
+    if (owner_ == ::getpid()) return connection_;
+    KVS_ASSIGN_OR_RETURN(std::unique_ptr<Connection> connection, Connection::Open(endpoint_));
+    Leak();
+    connection_ = std::move(connection);
+    owner_ = ::getpid();
+    return connection_;
+  }
+
+  void Leak() {
+    static_cast<void>(new std::shared_ptr<Connection>(std::move(connection_)));
+    mapped_ = {};  // only memory and a descriptor, and both are this process's own
+  }
+
+  struct Mapped {
+    std::uint64_t link = 0;
+    std::shared_ptr<MappedPages> pages;  // null: see error
+    Status error;
+  };
+
+  // The memory of the daemon that is there now; claimed once for each link, also where that fails.
+  Result<Mapped> MappedFor(Connection& connection, Clock::time_point deadline) {
+    {
+      const std::lock_guard lock(mu_);
+      if (mapped_.link != 0 && mapped_.link == connection.link()) return mapped_;
+    }
+    KVS_ASSIGN_OR_RETURN(const client_internal::Greeting greeting, connection.WaitGreeting(deadline));
+    const std::lock_guard claiming(claim_mu_);  // one claim for each link, and no other call waits for it
+    {
+      const std::lock_guard lock(mu_);
+      if (mapped_.link == greeting.link) return mapped_;
+    }
+    Mapped mapped{.link = greeting.link};
+    if (greeting.ack.memory_socket.empty()) {
+      mapped.error = FailedPrecondition("the daemon at " + endpoint_ +
+                                        " shares no memory: leases are read over an ipc endpoint, from CPU memory");
+    } else {
+      Result<std::shared_ptr<MappedPages>> pages =
+          MappedPages::Claim(greeting.ack.memory_socket, greeting.ack.memory_ticket, deadline);
+      if (pages.ok()) {
+        mapped.pages = *std::move(pages);
+      } else {
+        mapped.error = pages.status();
+      }
+    }
+    const std::lock_guard lock(mu_);
+    mapped_ = mapped;
+    return mapped;
+  }
+
+  const std::string endpoint_;
   const milliseconds timeout_;
+  std::mutex claim_mu_;
+  std::mutex mu_;                           // guards what follows; held for moments
+  std::shared_ptr<Connection> connection_;  // shared with leases, which tell it of their end if it is still there
+  pid_t owner_ = ::getpid();
+  Mapped mapped_;
 };
 
 }  // namespace
@@ -172,7 +299,7 @@ class ZmqClient final : public Client {
 Result<std::unique_ptr<Client>> Connect(const ClientOptions& options) {
   KVS_RETURN_IF_ERROR(ValidateEndpoint(options.endpoint));
   KVS_ASSIGN_OR_RETURN(std::unique_ptr<Connection> connection, Connection::Open(options.endpoint));
-  return std::unique_ptr<Client>(new ZmqClient(std::move(connection), ClampTimeout(options.timeout)));
+  return std::unique_ptr<Client>(new ZmqClient(options.endpoint, std::move(connection), ClampTimeout(options.timeout)));
 }
 
 }  // namespace kvshare

@@ -1,11 +1,14 @@
 #include "tests/testing/echo_service.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <cstring>
 #include <utility>
 #include <variant>
 
 #include "libkvshare/core/hash.h"
+#include "libkvshare/core/status_macros.h"
 
 namespace kvshare::testing {
 namespace {
@@ -188,15 +191,16 @@ Result<LeaseInfo> EchoService::Acquire(const AcquireRequest& request) {
   LeaseInfo info;
   info.tokens = length;
   info.ttl = request.ttl;
-  info.layout = {.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .page_tokens = kPage, .page_bytes = 4096};
-  info.layout.dtype = "float32";
+  const agentd::SharedPages shared = Shared();
+  info.layout = shared.layout;
+  const std::lock_guard lock(mu_);
   for (std::int64_t start = 0; start < length; start += kPage) {
-    info.pages.push_back({.offset = start / kPage * 4096,
+    const std::int64_t page = num_pages_ == 0 ? start / kPage : start / kPage % num_pages_;
+    info.pages.push_back({.offset = page * page_bytes_,
                           .start = start,
                           .valid_tokens = static_cast<int>(std::min<std::int64_t>(kPage, length - start)),
-                          .generation = static_cast<std::uint64_t>(start + 1)});
+                          .generation = shared.generations == nullptr ? 0 : shared.generations[page].load()});
   }
-  const std::lock_guard lock(mu_);
   info.id = ++last_lease_;
   leases_.insert(info.id);
   return info;
@@ -207,6 +211,44 @@ Status EchoService::Release(std::uint64_t lease) {
   if (leases_.erase(lease) == 0) return NotFound("lease " + std::to_string(lease) + " is not held");
   changed_.notify_all();
   return OkStatus();
+}
+
+agentd::SharedPages EchoService::Shared() const {
+  agentd::SharedPages shared;
+  shared.layout = {.num_layers = 1, .num_kv_heads = 1, .head_dim = 8, .page_tokens = kPage, .page_bytes = page_bytes_};
+  shared.layout.dtype = "float32";
+  if (memory_ == nullptr) return shared;
+  shared.memory = memory_->data();
+  shared.generations = reinterpret_cast<const std::atomic<std::uint64_t>*>(generations_->data());
+  shared.num_pages = num_pages_;
+  shared.memory_fd = memory_->fd();
+  shared.generations_fd = generations_->fd();
+  return shared;
+}
+
+Status EchoService::ShareMemory(std::int64_t num_pages, std::int64_t page_bytes) {
+  const auto bytes = static_cast<std::size_t>(num_pages * page_bytes);
+  const auto generation_bytes = static_cast<std::size_t>(num_pages) * sizeof(std::uint64_t);
+  KVS_ASSIGN_OR_RETURN(memory_, agentd::SharedMemory::Create("echo-pages", bytes, bytes));
+  KVS_ASSIGN_OR_RETURN(generations_,
+                       agentd::SharedMemory::Create("echo-generations", generation_bytes, generation_bytes));
+  num_pages_ = num_pages;
+  page_bytes_ = page_bytes;
+  for (std::int64_t page = 0; page < num_pages; ++page) {
+    std::memset(memory_->data() + page * page_bytes, FillOf(page), static_cast<std::size_t>(page_bytes));
+  }
+  return OkStatus();
+}
+
+void EchoService::Reuse(std::int64_t page, unsigned char fill) {
+  const std::lock_guard lock(mu_);  // no lease is given of a page in change
+  reinterpret_cast<std::atomic<std::uint64_t>*>(generations_->data())[page].fetch_add(1);
+  std::memset(memory_->data() + page * page_bytes_, fill, static_cast<std::size_t>(page_bytes_));
+}
+
+bool EchoService::WaitForLeases(int at_most) const {
+  std::unique_lock lock(mu_);
+  return changed_.wait_for(lock, kWaitMax, [&] { return static_cast<int>(leases_.size()) <= at_most; });
 }
 
 int EchoService::leases() const {

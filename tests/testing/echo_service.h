@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "agentd/pool/shared_memory.h"
 #include "agentd/service.h"
 
 namespace kvshare::testing {
@@ -27,6 +28,14 @@ class EchoService final : public agentd::Service {
   // From now on a generation stops after `chunks` chunks, until OpenGate().
   void CloseGate(int chunks);
   void OpenGate();
+
+  // Leases lie in shared memory from now on, `num_pages` pages of it: page i of any prompt on page i % num_pages.
+  // Before a server starts. Without this call leases are metadata.
+  Status ShareMemory(std::int64_t num_pages, std::int64_t page_bytes = 4096);
+  // Page `page` holds something else from now on, and its generation says so. It is written all over with `fill`.
+  void Reuse(std::int64_t page, unsigned char fill);
+  // What a byte of a page is before any Reuse.
+  static unsigned char FillOf(std::int64_t page) { return static_cast<unsigned char>(1 + page % 251); }
 
   // What was seen so far.
   int generations() const;    // accepted
@@ -59,6 +68,9 @@ class EchoService final : public agentd::Service {
   Result<std::int64_t> Evict(const EvictRequest& request) override;
   Result<std::vector<Entry>> Entries(const EntriesRequest& request) override;
   int leases() const;  // held now
+  // Waits until as many leases are held, or fewer. False after 20 seconds.
+  bool WaitForLeases(int at_most) const;
+  agentd::SharedPages Shared() const override;
   void ClearPool() override {}
   void Drain() override {}
   Status CheckIntegrity() override { return OkStatus(); }
@@ -87,6 +99,10 @@ class EchoService final : public agentd::Service {
   std::uint64_t last_lease_ = 0;
   std::set<std::uint64_t> leases_;
   std::set<std::string> pins_;
+  std::unique_ptr<agentd::SharedMemory> memory_;
+  std::unique_ptr<agentd::SharedMemory> generations_;
+  std::int64_t num_pages_ = 0;
+  std::int64_t page_bytes_ = 4096;
   std::thread thread_;
 };
 
