@@ -120,5 +120,28 @@ TEST(ScheduleTest, SessionsThatWaitForEachOtherDoNotLockUp) {
   ExpectStart(schedule, 2, 2);
 }
 
+TEST(ScheduleTest, AnOpenLoopWaitsForNobody) {
+  const Trace trace = MakeTrace(TimeBase::kSession, {{"x", 100, {}}, {"x", 150, {0}, 1000}, {"x", std::nullopt, {0}}});
+  Schedule schedule(&trace, 3, {.open_loop = true});
+  ExpectStart(schedule, 0, 0);
+  ExpectStart(schedule, 50, 1);
+  EXPECT_EQ(schedule.Next(60).kind, Kind::kWait) << "without a time of its own it still waits";
+  schedule.Complete(0, 70);
+  ExpectStart(schedule, 70, 2);
+}
+
+TEST(ScheduleTest, LongPausesAreCutToTheLongestDelay) {
+  const Trace trace =
+      MakeTrace(TimeBase::kArrival, {{"x", 0, {}}, {"x", 100000, {}}, {"x", 100500, {}}, {"x", {}, {0}, 9000}});
+  Schedule schedule(&trace, 4, {.speedup = 2, .max_delay_ms = 1000.0, .slots = 9});
+  ExpectStart(schedule, 0, 0);
+  schedule.Complete(0, 10);
+  EXPECT_EQ(schedule.Next(499).until_ms, 500);
+  ExpectStart(schedule, 500, 1);
+  ExpectStart(schedule, 510, 3);
+  EXPECT_EQ(schedule.Next(600).until_ms, 750) << "shorter gaps stay as they were";
+  ExpectStart(schedule, 750, 2);
+}
+
 }  // namespace
 }  // namespace kvshare::trace

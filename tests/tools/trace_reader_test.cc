@@ -119,18 +119,22 @@ TEST(TraceReaderTest, SegmentsMayBeTokensOrWithheld) {
 TEST(TraceReaderTest, ReadsRequestLogsInTheShapesThatToolsWrite) {
   const std::string long_reply =
       "The lamp stands in the cellar, behind the second barrel from the left, said the cook.";
+  // clang-format off
   const auto trace = Parse({
-      R"({"session":"s","date":"Thu, 27 Nov 2025 05:51:54 GMT","messages":[{"role":"system","content":"You are the cook. Be brief."},)"
-      R"({"role":"user","content":"Where?"}],"usage":{"prompt_tokens":12,"completion_tokens":20},"response":{"role":"assistant","content":")" +
-          long_reply + R"("}})",
-      R"({"custom_id":"b1","body":{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"He said: )" +
-          long_reply +
-          R"( Right?"},{"type":"image_url","image_url":{}}]}],"tools":[{"type":"function"}],"metadata":{"session_id":"s","agent":"judge"}},)"
-          R"("response":{"status_code":200,"body":{"created":1764222715,"choices":[{"message":{"role":"assistant","content":null,)"
-          R"("tool_calls":[{"id":"1","function":{"name":"look","arguments":"{}"}}]}}]}}})",
-      R"({"request":{"prompt":"Once upon"},"response":{"choices":[{"text":" a time"}]},"timestamp":"2025-11-27T06:51:54.250+01:00"})",
+      R"({"session":"s","date":"Thu, 27 Nov 2025 05:51:54 GMT","messages":[)"
+      R"({"role":"system","content":"You are the cook. Be brief."},{"role":"user","content":"Where?"}],)"
+      R"("usage":{"prompt_tokens":12,"completion_tokens":20},"response":{"role":"assistant","content":")" + long_reply +
+      R"("}})",
+      R"({"custom_id":"b1","body":{"model":"m","messages":[{"role":"user","content":[)"
+      R"({"type":"text","text":"He said: )" + long_reply + R"( Right?"},{"type":"image_url","image_url":{}}]}],)"
+      R"("tools":[{"type":"function"}],"metadata":{"session_id":"s","agent":"judge"}},)"
+      R"("response":{"status_code":200,"body":{"created":1764222715,"choices":[{"message":{"role":"assistant",)"
+      R"("content":null,"tool_calls":[{"id":"1","function":{"name":"look","arguments":"{}"}}]}}]}}})",
+      R"({"request":{"prompt":"Once upon"},"response":{"choices":[{"text":" a time"}]},)"
+      R"("timestamp":"2025-11-27T06:51:54.250+01:00"})",
       R"({"prompt":[5,6,7],"session_id":"s","output":"x","timestamp":65000})",
   });
+  // clang-format on
   ASSERT_TRUE(trace.ok()) << trace.status().message();
   EXPECT_EQ(trace->header.format, TraceFormat::kOpenAi);
   EXPECT_EQ(trace->header.time_base, TimeBase::kSession);
