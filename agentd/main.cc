@@ -236,12 +236,15 @@ int Serve(const Config& config, SignalWatch& signals) {
   runtime::LoadOptions load;
   load.dtype = config.float32 ? kernels::DType::kF32 : kernels::DType::kBf16;
   load.threads = config.threads;
+  load.lora = config.lora;
   load.max_batch_rows = config.max_running + config.prefill_chunk;
   Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(config.model, load);
   if (!model.ok()) return Fail(kExitModel, "--model: " + model.status().message());
   Result<std::unique_ptr<Service>> service = NewService(std::move(*model), OptionsOf(config));
   if (!service.ok()) return FailService(config, service.status());
-  Result<std::unique_ptr<RouterServer>> server = StartRouterServer(service->get(), {.endpoint = config.listen});
+  // A client's wish to drain takes the way of SIGTERM.
+  Result<std::unique_ptr<RouterServer>> server =
+      StartRouterServer(service->get(), {.endpoint = config.listen, .on_drain = [] { kill(getpid(), SIGTERM); }});
   if (!server.ok()) return FailListen("--listen", server.status());
   const ServedOverHttp served(&http.routes(), service->get(), server->get());
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -252,6 +255,7 @@ int Serve(const Config& config, SignalWatch& signals) {
   http.routes().SetDraining();
   log.Info("draining: requests under way are finished, new ones refused; signal again to stop at once");
   (*server)->DrainAndStop();
+  (*service)->Drain();  // the cold tier takes what only memory has
   const ReuseTotals totals = (*service)->GetStats().totals;
   log.Info("stopped after " + std::to_string(totals.requests) + " requests; " +
            std::to_string(totals.prefix_tokens + totals.moved_tokens) + " of " + std::to_string(totals.prompt_tokens) +

@@ -35,6 +35,21 @@ class ProgramTest(unittest.TestCase):
             self.assertTrue(lines and lines[-1].startswith("kvctl: "), p.stderr)
         return p.stdout, p.stderr
 
+    def agentd_refuses(self, code, *words, args=(), env=None):
+        """agentd must end at once with `code` and one line that holds all `words`."""
+        p = subprocess.run(
+            [os.path.join(BIN, "agentd"), *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, **(env or {})},
+        )
+        self.assertEqual(p.returncode, code, p.stderr)
+        self.assertEqual(len(p.stderr.strip().splitlines()), 1, p.stderr)
+        self.assertTrue(p.stderr.startswith("agentd: "), p.stderr)
+        for word in words:
+            self.assertIn(word, p.stderr)
+
     def json(self, *argv):
         return json.loads(self.kvctl(*argv)[0])
 
@@ -43,14 +58,15 @@ class ProgramTest(unittest.TestCase):
             return f.read()
 
     @contextlib.contextmanager
-    def daemon(self, *args, name="d", model=MODEL):
-        """agentd on a fresh socket; ended by SIGTERM, after which it must have exited with 0."""
+    def daemon(self, *args, name="d", model=MODEL, env=None):
+        """agentd on a fresh socket; ended by SIGTERM, after which it must have exited with 0. Its log is NAME.log."""
         endpoint = "ipc://" + self.path(name + ".sock")
         log = open(self.path(name + ".log"), "w")
         process = subprocess.Popen(
             [os.path.join(BIN, "agentd"), "--model", model, "--listen", endpoint, *map(str, args)],
             stdout=subprocess.DEVNULL,
             stderr=log,
+            env={**os.environ, **(env or {})},
         )
         try:
             self.kvctl("ping", "--endpoint", endpoint, "--timeout", "60s")

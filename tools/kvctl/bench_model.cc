@@ -121,9 +121,10 @@ int RunBenchModel(const BenchOptions& options) {
   Json results = Json::array();
   Json per_threads = Json::array();
   for (const std::int64_t count : threads) {
-    auto model = LoadModelAt(
-        options.source.model,
-        {.dtype = options.source.dtype, .threads = static_cast<int>(count), .random_weights = options.random_weights});
+    auto model = LoadModelAt(options.source.model, {.dtype = options.source.dtype,
+                                                    .threads = static_cast<int>(count),
+                                                    .random_weights = options.random_weights,
+                                                    .lora = options.source.lora});
     if (!model.ok()) return Fail(kModel, model.status().message());
     std::vector<Test> tests;
     for (std::int64_t n : options.prompt_tokens)

@@ -21,6 +21,7 @@ struct Source {
   std::chrono::milliseconds timeout{30000};
   kernels::DType dtype = kernels::DType::kBf16;
   int threads = 0;
+  std::string lora = "";
 };
 
 struct LogitsOptions {
@@ -55,6 +56,7 @@ struct GenerateOptions {
   std::string agent;
   std::string session;
   std::optional<ReuseMode> reuse;
+  std::optional<double> blend_recompute;  // of the model in this process
   OutputFormat format = OutputFormat::kText;
 };
 int RunGenerate(const GenerateOptions& options);  // generate.cc
@@ -66,11 +68,40 @@ struct DaemonOptions {
   std::string agent;
   std::string session;
   std::optional<ReuseMode> reuse;
+  std::string topic;       // info: one section; empty: all
+  double interval_s = 0;   // stat, top: again and again; 0: once
+  std::int64_t count = 0;  // of times; 0: until interrupted
   OutputFormat format = OutputFormat::kText;
 };
 int RunPing(const DaemonOptions& options);     // daemon.cc
-int RunStat(const DaemonOptions& options);     // daemon.cc
 int RunExplain(const DaemonOptions& options);  // daemon.cc
+int RunDrain(const DaemonOptions& options);    // daemon.cc
+int RunInfo(const DaemonOptions& options);     // stat.cc
+int RunStat(const DaemonOptions& options);     // stat.cc
+int RunTop(const DaemonOptions& options);      // top.cc
+
+// Stored KV, by prompt or by key.
+struct EntriesOptions {
+  Source source;
+  std::optional<std::string> prompt;
+  std::string messages_file;
+  std::string ids_file;
+  std::string agent;
+  std::string session;
+  std::string key;
+  std::string tier;  // host, cold, or empty: both
+  bool yes = false;
+  std::int64_t limit = 100;
+  std::chrono::milliseconds ttl{0};
+  OutputFormat format = OutputFormat::kText;
+};
+int RunLs(const EntriesOptions& options);        // entries.cc
+int RunInspect(const EntriesOptions& options);   // entries.cc
+int RunClear(const EntriesOptions& options);     // entries.cc
+int RunEvict(const EntriesOptions& options);     // entries.cc
+int RunPin(const EntriesOptions& options);       // entries.cc
+int RunUnpin(const EntriesOptions& options);     // entries.cc
+int RunPrefetch(const EntriesOptions& options);  // entries.cc
 
 struct BenchOptions {
   Source source;
@@ -85,6 +116,7 @@ int RunBenchModel(const BenchOptions& options);  // bench_model.cc
 
 struct ModelOptions {
   Source source;
+  std::string cold_dir;  // doctor: what the disk there can do
   OutputFormat format = OutputFormat::kText;
 };
 int RunModel(const ModelOptions& options);   // model.cc

@@ -1,4 +1,8 @@
 // kvctl doctor: what this machine offers kvshare, what is missing, and what to do about it.
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -47,7 +51,7 @@ void CheckMachine(std::vector<Finding>* findings) {
 
 void CheckModel(const ModelOptions& options, std::vector<Finding>* findings) {
   if (options.source.model.empty()) return;
-  auto model = LoadModelAt(options.source.model, {.dtype = options.source.dtype, .threads = options.source.threads});
+  auto model = LoadModelAt(options.source.model, LoadOptionsOf(options.source));
   findings->push_back({model.ok(), "the model loads: " + options.source.model, model.status().message()});
   if (!model.ok()) return;
   const auto& config = (*model)->config();
@@ -61,11 +65,37 @@ void CheckModel(const ModelOptions& options, std::vector<Finding>* findings) {
       {(*model)->chat_template() != nullptr, "it has a chat template", "only --prompt and --ids work with it"});
 }
 
+void CheckLimits(std::vector<Finding>* findings) {
+  rlimit files{};
+  const bool known = getrlimit(RLIMIT_NOFILE, &files) == 0;
+  findings->push_back({!known || files.rlim_cur >= 1024, "1024 open files (a client needs two or three)",
+                       "raise it with `ulimit -n 4096` before agentd starts"});
+  const int memory = memfd_create("kvctl-doctor", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  findings->push_back({memory >= 0, "memory that can be handed to clients (memfd)",
+                       "leases cannot be read in place here; everything else works"});
+  if (memory >= 0) close(memory);
+}
+
+void CheckColdDir(const std::string& directory, std::vector<Finding>* findings, Json* facts) {
+  if (directory.empty()) return;
+  const Result<DiskFacts> disk = JudgeDisk(directory);
+  findings->push_back({disk.ok(), "KV can be kept in " + directory, disk.status().message()});
+  if (!disk.ok()) return;
+  findings->push_back({disk->direct, "that disk can be read past the page cache (O_DIRECT)",
+                       "the cold tier works through the page cache there, which takes memory and time"});
+  findings->push_back({disk->free_bytes > (std::int64_t{8} << 30), "8 GiB are free there",
+                       "give agentd a --cold-size below the " + std::to_string(disk->free_bytes >> 20) + " MiB"});
+  (*facts)["cold_dir"] = {{"path", directory}, {"free_bytes", disk->free_bytes}, {"direct", disk->direct}};
+}
+
 }  // namespace
 
 int RunDoctor(const ModelOptions& options) {
   std::vector<Finding> findings;
   CheckMachine(&findings);
+  CheckLimits(&findings);
+  Json disk = Json::object();
+  CheckColdDir(options.cold_dir, &findings, &disk);
   auto measured = Measure(&findings);
   if (!measured.ok()) return Fail(measured.status());
   CheckModel(options, &findings);
@@ -76,6 +106,7 @@ int RunDoctor(const ModelOptions& options) {
                 {"memory_available_bytes", AvailableMemoryBytes()},
                 {"smollm2", FindSmolLm2()}};
   facts.update(*measured);
+  facts.update(disk);
   if (options.format == OutputFormat::kJson) {
     facts["checks"] = Json::array();
     for (const Finding& f : findings)

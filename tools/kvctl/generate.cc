@@ -70,13 +70,9 @@ int RunGenerate(const GenerateOptions& options) {
   auto prompt = MakePrompt(options);
   if (!prompt.ok()) return Fail(prompt.status());
   Failure failure;
-  const auto target = Target::Open({.model = options.source.model,
-                                    .endpoint = options.source.endpoint,
-                                    .timeout = options.source.timeout,
-                                    .dtype = options.source.dtype,
-                                    .threads = options.source.threads,
-                                    .reuse = options.reuse.value_or(ReuseMode::kExact)},
-                                   &failure);
+  TargetOptions where = TargetOf(options.source);
+  where.reuse = options.reuse.value_or(ReuseMode::kExact);
+  const auto target = Target::Open(where, &failure);
   if (!target) return Fail(failure);
   GenerateRequest request{.prompt = std::move(*prompt)};
   request.sampling = options.sampling;

@@ -46,7 +46,7 @@ Status WriteLogits(runtime::Model& model, const std::vector<TokenId>& ids, const
 int RunLogits(const LogitsOptions& options) {
   const auto ids = ReadIds(options.ids_file);
   if (!ids.ok()) return Fail(ids.status());
-  auto model = LoadModelAt(options.source.model, {.dtype = options.source.dtype, .threads = options.source.threads});
+  auto model = LoadModelAt(options.source.model, LoadOptionsOf(options.source));
   if (!model.ok()) return Fail(kModel, model.status().message());
   const runtime::ModelConfig& config = (*model)->config();
   Status status = CheckIds(*ids, config.vocab_size);

@@ -1,9 +1,12 @@
 #include "tools/kvctl/machine.h"
 
+#include <fcntl.h>
 #include <sched.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -69,6 +72,35 @@ std::string FindSmolLm2() {
   if (home == nullptr) return "";
   const std::string path = std::string(home) + "/.cache/kvshare/models/SmolLM2-135M-Instruct.Q4_1.gguf";
   return std::filesystem::exists(path, error) ? path : "";
+}
+
+Result<DiskFacts> JudgeDisk(const std::string& directory) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  fs::path where = fs::absolute(directory, error);
+  while (!where.empty() && !fs::exists(where, error) && where != where.parent_path()) where = where.parent_path();
+  if (!fs::is_directory(where, error)) return Unavailable(where.string() + " is not a directory");
+  DiskFacts facts;
+  const fs::space_info space = fs::space(where, error);
+  if (error) return Unavailable(where.string() + ": " + error.message());
+  facts.free_bytes = static_cast<std::int64_t>(space.available);
+
+  constexpr std::size_t kBlock = 4096;
+  std::string name = (where / ".kvctl-doctor-XXXXXX").string();
+  const int file = mkstemp(name.data());
+  if (file < 0) return Unavailable(where.string() + " cannot be written: " + std::strerror(errno));
+  void* block = nullptr;
+  if (posix_memalign(&block, kBlock, kBlock) == 0) {
+    std::memset(block, 'x', kBlock);
+    const int direct = open(name.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC);
+    facts.direct = direct >= 0 && pwrite(direct, block, kBlock, 0) == static_cast<ssize_t>(kBlock) &&
+                   pread(direct, block, kBlock, 0) == static_cast<ssize_t>(kBlock);
+    if (direct >= 0) close(direct);
+    std::free(block);
+  }
+  close(file);
+  unlink(name.c_str());
+  return facts;
 }
 
 }  // namespace kvshare::kvctl

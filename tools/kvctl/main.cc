@@ -37,6 +37,7 @@ void AddModel(CLI::App* app, Source* source, bool required = true) {
   auto* option =
       app->add_option("--model", source->model, "Hugging Face directory or one .gguf file")->type_name("MODEL");
   if (required) option->required();
+  app->add_option("--lora", source->lora, "a PEFT LoRA adapter's directory, merged in at load")->type_name("DIR");
   AddParsed<kernels::DType>(app, "--dtype", &source->dtype, ParseDType, "float32 or bfloat16 (default)", "TYPE");
   app->add_option("--threads", source->threads, "compute threads; default: one per core")
       ->type_name("N")
@@ -95,6 +96,12 @@ void AddReuse(CLI::App* app, std::optional<ReuseMode>* reuse) {
       "off, exact, rotate, epic, cacheblend, dhd, kvcomm or auto; default: the daemon's own", "MODE");
 }
 
+Result<std::optional<double>> ParseBlendRecompute(const std::string& text) {
+  const auto share = ParseFraction(text);
+  if (!share.ok()) return share.status();
+  return std::optional<double>(*share);
+}
+
 void AddCounts(CLI::App* app, const char* name, std::vector<std::int64_t>* out, std::int64_t max, const char* help) {
   AddParsed<std::vector<std::int64_t>>(
       app, name, out, [max](const std::string& text) { return ParseCounts(text, max); }, help, "N,N,...");
@@ -109,6 +116,7 @@ class CommandLine {
     AddText();
     AddGenerate();
     AddDaemon();
+    AddStoredKv();
     AddModels();
     AddTrace();
   }
@@ -185,6 +193,8 @@ class CommandLine {
     command->add_option("--agent", generate_.agent, "who asks")->type_name("NAME");
     command->add_option("--session", generate_.session, "which conversation")->type_name("NAME");
     AddReuse(command, &generate_.reuse);
+    AddParsed<std::optional<double>>(command, "--blend-recompute", &generate_.blend_recompute, ParseBlendRecompute,
+                                     "with --model: share of a moved chunk that is computed anew (0..1)", "R");
     AddFormat(command, &generate_.format);
   }
 
@@ -192,9 +202,23 @@ class CommandLine {
     auto* ping = Add(&app_, "ping", "wait until a daemon is ready", RunPing, &daemon_);
     AddEndpoint(ping, &daemon_.source, true);
     AddFormat(ping, &daemon_.format);
-    auto* stat = Add(&app_, "stat", "a daemon's totals since its start", RunStat, &daemon_);
+    auto* info = Add(&app_, "info", "everything about a daemon, by sections", RunInfo, &daemon_);
+    AddEndpoint(info, &daemon_.source, true);
+    info->add_option("SECTION", daemon_.topic, "server, model, pool, cold, reuse or agents; default: all")
+        ->check(CLI::IsMember({"server", "model", "pool", "cold", "reuse", "agents"}));
+    AddFormat(info, &daemon_.format);
+    auto* stat = Add(&app_, "stat", "a daemon's totals since its start, or one line per interval", RunStat, &daemon_);
     AddEndpoint(stat, &daemon_.source, true);
+    AddInterval(stat, &daemon_);
     AddFormat(stat, &daemon_.format);
+    auto* top = Add(&app_, "top", "who asks for what at this moment, agent by agent", RunTop, &top_);
+    AddEndpoint(top, &top_.source, true);
+    top_.interval_s = 1;
+    AddInterval(top, &top_);
+    AddFormat(top, &top_.format);
+    auto* drain = Add(&app_, "drain", "let a daemon finish what it has begun, and end", RunDrain, &daemon_);
+    AddEndpoint(drain, &daemon_.source, true);
+    AddFormat(drain, &daemon_.format);
     auto* explain =
         Add(&app_, "explain", "what would be, or was, reused for a prompt, and why not the rest", RunExplain, &daemon_);
     AddEither(explain, &daemon_.source);
@@ -210,12 +234,70 @@ class CommandLine {
     AddFormat(explain, &daemon_.format);
   }
 
+  static void AddInterval(CLI::App* command, DaemonOptions* options) {
+    command->add_option("-i,--interval", options->interval_s, "again every so many seconds")
+        ->type_name("SECONDS")
+        ->check(CLI::Range(0.05, 86400.0));
+    command->add_option("-n,--count", options->count, "so many times; default: until Ctrl-C")
+        ->type_name("N")
+        ->check(CLI::Range(1, kMaxCount));
+  }
+
+  // One of the commands on a daemon's stored KV.
+  CLI::App* AddEntries(const char* name, const char* help, int (*run)(const EntriesOptions&)) {
+    CLI::App* command = Add(&app_, name, help, run, &entries_);
+    AddEndpoint(command, &entries_.source, true);
+    AddFormat(command, &entries_.format);
+    return command;
+  }
+
+  void AddKey(CLI::App* command) {
+    command->add_option("KEY", entries_.key, "as `kvctl ls` shows it, or a beginning of it that is the only one")
+        ->required();
+  }
+
+  void AddTier(CLI::App* command) {
+    command->add_option("--tier", entries_.tier, "host or cold; default: both")
+        ->type_name("TIER")
+        ->check(CLI::IsMember({"host", "cold"}));
+  }
+
+  void AddStoredPrompt(CLI::App* command) {
+    auto* prompt = command->add_option_group("prompt");
+    prompt->add_option("--prompt", entries_.prompt, "text as it is")->type_name("TEXT");
+    prompt->add_option("--messages", entries_.messages_file, "OpenAI chat messages")->type_name("FILE");
+    prompt->add_option("--ids", entries_.ids_file, "{\"ids\":[...]}")->type_name("FILE");
+    prompt->require_option(1);
+  }
+
+  void AddStoredKv() {
+    auto* ls = AddEntries("ls", "stored pages, the most recently used first", RunLs);
+    ls->add_option("--limit", entries_.limit, "pages at most (100)")->type_name("N")->check(CLI::Range(1, 10000));
+    AddKey(AddEntries("inspect", "one stored page: its tokens, its text, who uses it", RunInspect));
+    auto* evict = AddEntries("evict", "forget a page and all that continues it", RunEvict);
+    AddKey(evict);
+    AddTier(evict);
+    auto* clear = AddEntries("clear", "forget all stored KV that nobody uses", RunClear);
+    AddTier(clear);
+    clear->add_flag("--yes", entries_.yes, "it is meant");
+    auto* pin = AddEntries("pin", "keep a prompt's stored KV in memory", RunPin);
+    AddStoredPrompt(pin);
+    AddParsed<std::chrono::milliseconds>(pin, "--ttl", &entries_.ttl, ParseDuration,
+                                         "for this long; default: until unpin", "TIME");
+    AddKey(AddEntries("unpin", "undo a pin", RunUnpin));
+    auto* prefetch = AddEntries("prefetch", "load a prompt's stored KV from the cold tier into memory", RunPrefetch);
+    AddStoredPrompt(prefetch);
+    prefetch->add_option("--agent", entries_.agent, "who will ask")->type_name("NAME");
+    prefetch->add_option("--session", entries_.session, "in which conversation")->type_name("NAME");
+  }
+
   void AddModels() {
     auto* model = Add(&app_, "model", "what a model's files hold", RunModel, &model_);
     AddModel(model, &model_.source);
     AddFormat(model, &model_.format);
     auto* doctor = Add(&app_, "doctor", "what this machine offers, what is missing, what to do", RunDoctor, &model_);
     AddModel(doctor, &model_.source, false);
+    doctor->add_option("--cold-dir", model_.cold_dir, "judge the disk there for a cold tier")->type_name("DIR");
     AddFormat(doctor, &model_.format);
     auto* bench = app_.add_subcommand("bench", "measure");
     bench->require_subcommand(1);
@@ -223,6 +305,7 @@ class CommandLine {
     speed->add_option("--model", bench_.source.model, "Hugging Face directory or one .gguf file")
         ->type_name("MODEL")
         ->required();
+    speed->add_option("--lora", bench_.source.lora, "a PEFT LoRA adapter's directory")->type_name("DIR");
     AddParsed<kernels::DType>(speed, "--dtype", &bench_.source.dtype, ParseDType, "float32 or bfloat16 (default)",
                               "TYPE");
     speed->add_flag("--random-weights", bench_.random_weights, "make weights up: MODEL needs its config.json only");
@@ -363,6 +446,8 @@ class CommandLine {
   TextOptions text_;
   GenerateOptions generate_;
   DaemonOptions daemon_;
+  DaemonOptions top_;
+  EntriesOptions entries_;
   ModelOptions model_;
   BenchOptions bench_;
   TraceOptions trace_;

@@ -75,7 +75,7 @@ Json Facts(const runtime::Model& model, const std::string& path) {
 }  // namespace
 
 int RunModel(const ModelOptions& options) {
-  auto model = LoadModelAt(options.source.model, {.dtype = options.source.dtype, .threads = options.source.threads});
+  auto model = LoadModelAt(options.source.model, LoadOptionsOf(options.source));
   if (!model.ok()) return Fail(kModel, model.status().message());
   const Json facts = Facts(**model, options.source.model);
   if (options.format == OutputFormat::kJson) {

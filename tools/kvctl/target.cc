@@ -12,6 +12,19 @@ Result<std::unique_ptr<runtime::Model>> LoadModelAt(const std::string& path, con
   return model.status().WithContext(path);
 }
 
+TargetOptions TargetOf(const Source& source) {
+  return {.model = source.model,
+          .endpoint = source.endpoint,
+          .timeout = source.timeout,
+          .dtype = source.dtype,
+          .threads = source.threads,
+          .lora = source.lora};
+}
+
+runtime::LoadOptions LoadOptionsOf(const Source& source) {
+  return {.dtype = source.dtype, .threads = source.threads, .lora = source.lora};
+}
+
 std::unique_ptr<Target> Target::Open(const TargetOptions& options, Failure* failure) {
   auto target = std::make_unique<Target>();
   if (!options.endpoint.empty()) {
@@ -30,7 +43,7 @@ std::unique_ptr<Target> Target::Open(const TargetOptions& options, Failure* fail
     target->info_ = std::move(*info);
     return target;
   }
-  auto model = LoadModelAt(options.model, {.dtype = options.dtype, .threads = options.threads});
+  auto model = LoadModelAt(options.model, {.dtype = options.dtype, .threads = options.threads, .lora = options.lora});
   if (!model.ok()) {
     *failure = {kModel, model.status()};
     return nullptr;

@@ -11,6 +11,7 @@
 #include "kvshare/client.h"
 #include "kvshare/types.h"
 #include "runtime/model.h"
+#include "tools/kvctl/commands.h"
 #include "tools/kvctl/exit_code.h"
 
 namespace kvshare::kvctl {
@@ -23,7 +24,12 @@ struct TargetOptions {
   int threads = 0;
   ReuseMode reuse = ReuseMode::kExact;  // of the in-process service
   std::int64_t kv_pool_bytes = 0;       // of the in-process service; 0: one full context
+  std::string lora = "";
 };
+
+// What a command's --model, --endpoint and their companions ask for.
+TargetOptions TargetOf(const Source& source);
+runtime::LoadOptions LoadOptionsOf(const Source& source);
 
 // A failure and the exit code that goes with it.
 struct Failure {

@@ -22,10 +22,10 @@ class TextSource {
   int Open(const Source& source) {
     if (!source.endpoint.empty()) {
       Failure failure;
-      target_ = Target::Open({.endpoint = source.endpoint, .timeout = source.timeout}, &failure);
+      target_ = Target::Open(TargetOf(source), &failure);
       return target_ ? kOk : Fail(failure);
     }
-    auto model = LoadModelAt(source.model, {.dtype = source.dtype, .threads = source.threads});
+    auto model = LoadModelAt(source.model, LoadOptionsOf(source));
     if (!model.ok()) return Fail(kModel, model.status().message());
     model_ = std::move(*model);
     if (model_->tokenizer() == nullptr) return Fail(kModel, source.model + ": has no tokenizer");

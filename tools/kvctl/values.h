@@ -14,6 +14,8 @@ namespace kvshare::kvctl {
 
 // "7,1,64": whole numbers from 1 to `max`, at least one.
 Result<std::vector<std::int64_t>> ParseCounts(std::string_view text, std::int64_t max);
+// "0.15": 0..1.
+Result<double> ParseFraction(std::string_view text);
 // "off,exact": at least one, each once.
 Result<std::vector<ReuseMode>> ParseModes(std::string_view text);
 Result<kernels::DType> ParseDType(std::string_view text);
