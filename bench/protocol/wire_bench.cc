@@ -5,20 +5,29 @@
 //   BareRoundTrip                    DEALER to ROUTER and back over ipc, 100 bytes: what ZeroMQ and two wake-ups cost
 //   PingRoundTrip                    kvshare::Client::Ping over ipc; the caller's own wake-up comes on top
 //   StreamedToken                    a reply of 3,000 tokens, one chunk a token where the reader keeps up
+//   LookupRoundTrip, AcquireRoundTrip  of a stored prompt of 2,048 tokens, from a service that runs a model; Acquire
+//   finds
+//                                      and leases in one round trip, and its release goes along with the next
+//   Handover/MiB                     a lease of so much KV, until its last page is at hand to be read
+//   HandoverCopied/MiB               and copied out of it
 #include <benchmark/benchmark.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <numeric>
 #include <string>
 #include <thread>
 #include <zmq.hpp>
 
 #include "agentd/server/router_server.h"
+#include "agentd/service.h"
 #include "kvshare/client.h"
 #include "libkvshare/codec/codec.h"
+#include "runtime/model.h"
 #include "tests/testing/echo_service.h"
 #include "tests/testing/temp_dir.h"
+#include "tests/testing/tiny_model.h"
 
 namespace kvshare {
 namespace {
@@ -161,6 +170,93 @@ void BM_StreamedToken(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * kTokens);
 }
 BENCHMARK(BM_StreamedToken)->UseRealTime();
+
+// A service that runs a (tiny) model, with a prompt stored.
+struct ModelDaemon {
+  static constexpr int kStored = 2048;
+
+  ModelDaemon() {
+    const Status written = kvshare::testing::WriteTinyModel(dir.path(), {.max_positions = 4096});
+    if (!written.ok()) Fail(written);
+    std::unique_ptr<runtime::Model> model = OrFail(runtime::LoadModel(dir.path().string(), {.threads = 1}));
+    service = OrFail(agentd::NewService(std::move(model), {.kv_pool_bytes = 64 << 20}));
+    server = OrFail(agentd::StartRouterServer(service.get(), {.endpoint = "ipc://" + dir.File("d.sock")}));
+    client = OrFail(Connect({.endpoint = server->endpoint()}));
+    for (int i = 0; i < kStored; ++i) prompt.ids.push_back(i % 250);
+    OrFail(client->GenerateAll({.prompt = prompt, .max_tokens = 1}));
+  }
+
+  kvshare::testing::TempDir dir;
+  std::unique_ptr<agentd::Service> service;
+  std::unique_ptr<agentd::RouterServer> server;
+  std::unique_ptr<Client> client;
+  TokenPrompt prompt;
+};
+
+void BM_LookupRoundTrip(benchmark::State& state) {
+  const ModelDaemon daemon;
+  for (auto _ : state) {
+    if (OrFail(daemon.client->Lookup({.prompt = daemon.prompt})).prefix_tokens == 0) Fail(Internal("nothing stored"));
+  }
+}
+BENCHMARK(BM_LookupRoundTrip)->UseRealTime();
+
+void BM_AcquireRoundTrip(benchmark::State& state) {
+  const ModelDaemon daemon;
+  for (auto _ : state) {
+    const Lease lease = OrFail(daemon.client->Acquire({.prompt = daemon.prompt}));
+    if (!lease.Valid() || lease.tokens() < ModelDaemon::kStored - 64) Fail(Internal("nothing leased"));
+  }
+}
+BENCHMARK(BM_AcquireRoundTrip)->UseRealTime();
+
+constexpr std::int64_t kHandoverPageBytes = 1 << 20;
+
+struct MemoryDaemon {
+  MemoryDaemon() {
+    const Status shared = service.ShareMemory(64, kHandoverPageBytes);
+    if (!shared.ok()) Fail(shared);
+    server = OrFail(agentd::StartRouterServer(&service, {.endpoint = "ipc://" + dir.File("d.sock")}));
+    client = OrFail(Connect({.endpoint = server->endpoint()}));
+  }
+  // KV of `mib` MiB, one page of 1 MiB for each 64 tokens.
+  Lease Acquire(std::int64_t mib) const {
+    return OrFail(client->Acquire({.prompt = TokenPrompt{std::vector<TokenId>(static_cast<std::size_t>(64 * mib))}}));
+  }
+
+  kvshare::testing::TempDir dir;
+  kvshare::testing::EchoService service;
+  std::unique_ptr<agentd::RouterServer> server;
+  std::unique_ptr<Client> client;
+};
+
+void BM_Handover(benchmark::State& state) {
+  const MemoryDaemon daemon;
+  for (auto _ : state) {
+    const Lease lease = daemon.Acquire(state.range(0));
+    const std::span<const std::byte> last = OrFail(lease.PageBytes(lease.pages().size() - 1));
+    std::byte read = last.back();
+    benchmark::DoNotOptimize(read);
+    if (!lease.Valid()) Fail(Internal("the lease does not hold"));
+  }
+  state.counters["MiB"] = static_cast<double>(state.range(0));
+}
+BENCHMARK(BM_Handover)->RangeMultiplier(4)->Range(1, 64)->UseRealTime();
+
+void BM_HandoverCopied(benchmark::State& state) {
+  const MemoryDaemon daemon;
+  std::vector<std::byte> copy(static_cast<std::size_t>(state.range(0) * kHandoverPageBytes));
+  for (auto _ : state) {
+    const Lease lease = daemon.Acquire(state.range(0));
+    for (std::size_t i = 0; i < lease.pages().size(); ++i) {
+      const std::span<const std::byte> page = OrFail(lease.PageBytes(i));
+      std::memcpy(copy.data() + i * page.size(), page.data(), page.size());
+    }
+    if (!lease.Valid()) Fail(Internal("the lease does not hold"));
+  }
+  CountBytes(state, copy.size());
+}
+BENCHMARK(BM_HandoverCopied)->RangeMultiplier(4)->Range(1, 64)->UseRealTime();
 
 }  // namespace
 }  // namespace kvshare
