@@ -12,7 +12,7 @@
 
 namespace kvshare::agentd {
 
-using BlockId = std::uint32_t;  // a page of the pool, or a slot of the simulator; below the policy's capacity
+using BlockId = std::uint32_t;  // a page of the pool, or a slot of the simulator
 inline constexpr BlockId kNoBlock = static_cast<BlockId>(-1);
 
 // What a policy may know about a block when it is stored.
@@ -21,12 +21,12 @@ struct BlockInfo {
   BlockId parent = kNoBlock;  // the block before it, stored too
   std::uint32_t depth = 0;    // blocks before it
   std::uint32_t tokens = 0;   // that it holds
+  bool open = false;          // partly filled, and of use only to a request that ends just there
 };
 
 // One thread. Blocks form chains: a block is of use only while all before it are stored, so its owner offers only
-// leaves (SetEvictable), deepest first. Every call is O(log capacity) or better, amortised; memory is bounded by the
-// capacity. The calls of one request, in order: OnHit for each block found, OnInsert for each one stored, OnRelease for
-// all of them, the deepest first.
+// leaves (SetEvictable). Every call is O(log capacity) per block or better, amortised; memory is bounded by the
+// capacity. For a request: OnInsert for each block it stores, the first one first, and at its end OnRequest.
 class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
@@ -35,10 +35,9 @@ class EvictionPolicy {
 
   // `block` is stored from now on, and not evictable until SetEvictable says so.
   virtual void OnInsert(BlockId block, const BlockInfo& info) = 0;
-  // A request found it and uses it.
-  virtual void OnHit(BlockId block) = 0;
-  // A request that used or stored it has ended.
-  virtual void OnRelease(BlockId block) = 0;
+  // A request has ended that used `chain`: consecutive blocks, all stored now, of which the first `found` were stored
+  // before it.
+  virtual void OnRequest(std::span<const BlockId> chain, std::size_t found) = 0;
   // Whether nothing holds it and nothing stored continues it. Idempotent.
   virtual void SetEvictable(BlockId block, bool evictable) = 0;
   // It is gone. `evicted`: because room was needed; then the policy may remember its name.
@@ -52,7 +51,7 @@ class EvictionPolicy {
 };
 
 // The policies by name: "lru", "s3fifo", "cost" and "default", which is what the daemon uses (docs/design/eviction.md).
-// `capacity`: blocks that can be stored at once; ids are below it. InvalidArgument naming the known ones.
+// `capacity`: blocks that can be stored at once; ids are of that order. InvalidArgument naming the known ones.
 Result<std::unique_ptr<EvictionPolicy>> NewEvictionPolicy(std::string_view name, std::size_t capacity);
 std::span<const std::string_view> EvictionPolicyNames();
 

@@ -70,13 +70,13 @@ Result<KvHandle> KvPool::Acquire(const PrefixMatch& match, std::int64_t tokens) 
   state.pages.reserve(match.pages.size() + needed);
   for (PageIndex page : match.pages) {
     Pin(page);
-    Hit(page);
+    CountHit(page);
     state.pages.push_back(page);
   }
-  state.indexed = match.pages.size();
+  state.indexed = state.found = match.pages.size();
   if (match.tail != kNoPage) {
     Pin(match.tail);
-    Hit(match.tail);
+    CountHit(match.tail);
     state.tail = match.tail;
     state.tail_tokens = match.tail_tokens;
   }
@@ -89,7 +89,7 @@ Result<KvHandle> KvPool::Acquire(const PrefixMatch& match, std::int64_t tokens) 
 void KvPool::ReleaseTail(KvHandle& handle) {
   KvHandle::State& state = *handle.state_;
   if (state.tail == kNoPage) return;
-  Touch(state.tail);
+  Touch({&state.tail, 1}, 1);
   Unpin(state.tail);
   state.tail = kNoPage;
   state.tail_tokens = 0;
@@ -136,7 +136,7 @@ void KvPool::Retire(KvHandle handle, std::span<const TokenId> tokens, std::uint3
   const PageIndex parent = full == 0 ? kNoPage : state.pages[full - 1];
   const PrefixIndex::Placement place = index_.Place(parent, rest);
   if (place.existing != kNoPage) {
-    Touch(place.existing);
+    Touch({&place.existing, 1}, 1);
     return;
   }
   Supersede(place.superseded, state.pages[full], parent, rest, place.context, source);
@@ -220,16 +220,18 @@ void KvPool::UpdateEvictable(PageIndex page) {
   if (index_.Contains(page)) policy_->SetEvictable(page, CanBeEvicted(page));
 }
 
-void KvPool::Hit(PageIndex page) {
+void KvPool::CountHit(PageIndex page) {
   ++pages_[page].hits;
   ++hits_;
-  policy_->OnHit(page);
 }
 
-void KvPool::Touch(PageIndex page) {
-  pages_[page].last_used = ++clock_;
-  pages_[page].used_ms = now_ms_;
-  if (index_.Contains(page)) policy_->OnRelease(page);
+void KvPool::Touch(std::span<const PageIndex> chain, std::size_t found) {
+  // The deepest is the oldest.
+  for (std::size_t i = chain.size(); i-- > 0;) {
+    pages_[chain[i]].last_used = ++clock_;
+    pages_[chain[i]].used_ms = now_ms_;
+  }
+  policy_->OnRequest(chain, found);
 }
 
 void KvPool::Pin(PageIndex page) {
@@ -255,15 +257,15 @@ void KvPool::Unpin(PageIndex page) {
 }
 
 void KvPool::Release(KvHandle::State& state) {
-  // The deepest first: of one sequence, the end is always older than the beginning.
   if (state.tail != kNoPage) {
-    Touch(state.tail);
+    Touch({&state.tail, 1}, 1);
     Unpin(state.tail);
   }
-  for (auto page = state.pages.rbegin(); page != state.pages.rend(); ++page) {
-    Touch(*page);
-    Unpin(*page);
-  }
+  // The pages that are stored are a beginning of the sequence: those of the match, then what was published.
+  std::size_t stored = state.indexed;
+  while (stored < state.pages.size() && index_.Contains(state.pages[stored])) ++stored;
+  if (stored > 0) Touch(std::span(state.pages).first(stored), state.found);
+  for (auto page = state.pages.rbegin(); page != state.pages.rend(); ++page) Unpin(*page);
   reserved_ -= state.reserved;
   handles_.erase(&state);
 }

@@ -47,6 +47,7 @@ class KvHandle {
     std::vector<PageIndex> pages;
     PageIndex reserved = 0;   // promised, not yet taken
     std::size_t indexed = 0;  // the first so many pages are in the index
+    std::size_t found = 0;    // the first so many came from the index
     PageIndex tail = kNoPage;
     int tail_tokens = 0;
   };
@@ -217,10 +218,10 @@ class KvPool {
   // `retains` of the page and all before it, up or down by `count`.
   void Retain(PageIndex last, std::uint32_t count);
   void Unretain(PageIndex last, std::uint32_t count);
-  void Hit(PageIndex page);
+  void CountHit(PageIndex page);
   void Release(KvHandle::State& state);
-  // A request that used or stored the page has ended.
-  void Touch(PageIndex page);
+  // A request has ended that used or stored these pages, which follow each other; the first `found` were stored before.
+  void Touch(std::span<const PageIndex> chain, std::size_t found);
   // Tells the policy, after anything that could make `page` evictable, or no longer so.
   void UpdateEvictable(PageIndex page);
   bool CanBeEvicted(PageIndex page) const;

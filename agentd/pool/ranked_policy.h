@@ -15,10 +15,8 @@ namespace kvshare::agentd {
 template <typename Rank>
 class RankedPolicy : public EvictionPolicy {
  public:
-  explicit RankedPolicy(std::size_t capacity) : slots_(capacity) {}
-
   void SetEvictable(BlockId block, bool evictable) override {
-    Slot& slot = slots_[block];
+    Slot& slot = At(block);
     if (slot.evictable == evictable) return;
     slot.evictable = evictable;
     if (evictable) {
@@ -29,13 +27,12 @@ class RankedPolicy : public EvictionPolicy {
   }
   void OnRemove(BlockId block, bool) override { SetEvictable(block, false); }
   BlockId Victim() override { return order_.empty() ? kNoBlock : order_.begin()->second; }
-  bool IsEvictable(BlockId block) const override { return slots_[block].evictable; }
+  bool IsEvictable(BlockId block) const override { return block < slots_.size() && slots_[block].evictable; }
   std::size_t num_evictable() const override { return order_.size(); }
 
  protected:
-  const Rank& rank(BlockId block) const { return slots_[block].rank; }
   void SetRank(BlockId block, const Rank& rank) {
-    Slot& slot = slots_[block];
+    Slot& slot = At(block);
     if (!slot.evictable) {
       slot.rank = rank;
       return;
@@ -53,6 +50,11 @@ class RankedPolicy : public EvictionPolicy {
     Rank rank{};
     bool evictable = false;
   };
+  Slot& At(BlockId block) {
+    if (block >= slots_.size()) slots_.resize(std::size_t{block} + 1);
+    return slots_[block];
+  }
+
   std::vector<Slot> slots_;
   std::set<std::pair<Rank, BlockId>> order_;  // evictable blocks
 };
