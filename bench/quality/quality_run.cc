@@ -197,6 +197,13 @@ bool IsRight(const std::string& reply, const std::string& answer, bool contained
 }
 
 Result<QualityRun> Judge(runtime::Model* model, const Suite& suite, const QualityOptions& options) {
+  return JudgeWith(model, suite, options, [model](const Policy& policy, const PrefillLimits& limits) {
+    return NewPrefill(model, policy, limits);
+  });
+}
+
+Result<QualityRun> JudgeWith(runtime::Model* model, const Suite& suite, const QualityOptions& options,
+                             const PolicyFactory& new_prefill) {
   const PrefillLimits limits{.max_tokens = suite.LongestPrompt() + suite.max_answer_tokens};
   if (limits.max_tokens > model->config().max_positions) {
     return InvalidArgument("prompts of up to " + std::to_string(suite.LongestPrompt()) + " tokens do not fit the " +
@@ -205,7 +212,7 @@ Result<QualityRun> Judge(runtime::Model* model, const Suite& suite, const Qualit
   QualityRun run;
   std::vector<std::unique_ptr<PrefillUnderTest>> policies;
   for (const Policy& policy : options.policies) {
-    KVS_ASSIGN_OR_RETURN(auto prefill, NewPrefill(model, policy, limits));
+    KVS_ASSIGN_OR_RETURN(auto prefill, new_prefill(policy, limits));
     policies.push_back(std::move(prefill));
     run.policies.push_back({.policy = policy, .cases = {}});
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -69,6 +70,12 @@ inline constexpr std::size_t kFloorCases = 64;
 
 // Requires a model with a tokenizer. Unimplemented for a policy that cannot be judged, before anything is computed.
 Result<QualityRun> Judge(runtime::Model* model, const Suite& suite, const QualityOptions& options);
+
+// The same with policies from elsewhere.
+using PolicyFactory =
+    std::function<Result<std::unique_ptr<PrefillUnderTest>>(const Policy& policy, const PrefillLimits& limits)>;
+Result<QualityRun> JudgeWith(runtime::Model* model, const Suite& suite, const QualityOptions& options,
+                             const PolicyFactory& new_prefill);
 
 // Whether a reply counts as `answer`: equal, or, with `contained`, holding it as whole words; case, punctuation at the
 // ends of words and white space do not matter.

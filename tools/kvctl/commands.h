@@ -114,6 +114,23 @@ struct BenchOptions {
 };
 int RunBenchModel(const BenchOptions& options);  // bench_model.cc
 
+struct QualityOptions {
+  std::string model;
+  std::string lora;
+  kernels::DType dtype = kernels::DType::kBf16;
+  int threads = 0;
+  std::optional<std::uint64_t> world;  // exactly one of world and cases_file is given
+  std::string cases_file;
+  std::vector<ReuseMode> policies;
+  std::optional<double> budget;
+  std::int64_t samples = 0;  // 0: 75 of the world, all of a file
+  bool noise_floor = true;
+  std::string html_file;
+  std::string dump_file;
+  OutputFormat format = OutputFormat::kText;
+};
+int RunBenchQuality(const QualityOptions& options);  // bench_quality.cc
+
 struct ModelOptions {
   Source source;
   std::string cold_dir;  // doctor: what the disk there can do
@@ -140,6 +157,14 @@ struct TraceOptions {
 };
 int RunTraceInfo(const TraceOptions& options);    // trace_info.cc
 int RunTraceReplay(const TraceOptions& options);  // trace_replay.cc
+
+struct SimulateOptions {
+  std::string file;
+  std::vector<double> pool_fractions = {0.05, 0.2};
+  std::vector<std::string> policies = {"lru", "default", "belady"};
+  OutputFormat format = OutputFormat::kText;
+};
+int RunTraceSimulate(const SimulateOptions& options);  // trace_simulate.cc
 
 struct TraceConvertOptions {
   Source source;  // optional: tokenises texts

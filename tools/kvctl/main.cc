@@ -316,6 +316,37 @@ class CommandLine {
         ->type_name("N")
         ->check(CLI::Range(1, 10000));
     AddFormat(speed, &bench_.format);
+    AddQuality(bench);
+  }
+
+  void AddQuality(CLI::App* bench) {
+    auto* quality = Add(bench, "quality", "what each reuse policy does to answers, beside exact prefill",
+                        RunBenchQuality, &quality_);
+    quality->add_option("--model", quality_.model, "Hugging Face directory or one .gguf file")
+        ->type_name("MODEL")
+        ->required();
+    quality->add_option("--lora", quality_.lora, "PEFT LoRA adapter, merged at load")->type_name("DIR");
+    AddParsed<kernels::DType>(quality, "--dtype", &quality_.dtype, ParseDType, "float32 or bfloat16 (default)", "TYPE");
+    quality->add_option("--threads", quality_.threads, "compute threads; default: one per core")
+        ->type_name("N")
+        ->check(CLI::Range(1, 1024));
+    auto* source = quality->add_option_group("source");
+    source->add_option("--world", quality_.world, "notes and questions made up from this seed")->type_name("SEED");
+    source->add_option("--cases", quality_.cases_file, "chat cases, JSON lines; - is stdin")->type_name("FILE");
+    source->require_option(1);
+    AddParsed<std::vector<ReuseMode>>(quality, "--policies", &quality_.policies, ParseModes, "reuse modes", "MODE,...")
+        ->required();
+    quality->add_option("--budget", quality_.budget, "share of reusable KV that a policy may compute; default: its own")
+        ->type_name("R")
+        ->check(CLI::Range(0.0, 1.0));
+    quality->add_option("--samples", quality_.samples, "conversations of the world (75), or cases of the file (all)")
+        ->type_name("N")
+        ->check(CLI::Range(1, 100000));
+    quality->add_flag_callback(
+        "--no-noise-floor", [this] { quality_.noise_floor = false; }, "do not load the model in the other dtype too");
+    quality->add_option("--html", quality_.html_file, "write one self-contained page")->type_name("FILE.html");
+    quality->add_option("--dump", quality_.dump_file, "write one JSON line per question and policy")->type_name("FILE");
+    AddFormat(quality, &quality_.format);
   }
 
   void AddTrace() {
@@ -360,6 +391,15 @@ class CommandLine {
         ->type_name("DIR");
     replay->add_option("--dump", trace_.dump_file, "write one JSON line per request and mode")->type_name("FILE");
     AddFormat(replay, &trace_.format);
+
+    auto* simulate = Add(trace, "simulate", "what pools of other sizes and policies would have hit; needs no model",
+                         RunTraceSimulate, &simulate_);
+    simulate->add_option("FILE", simulate_.file, "block hashes: Mooncake JSONL or KTR-1, plain or .gz")->required();
+    AddParsed<std::vector<double>>(simulate, "--pool-fraction", &simulate_.pool_fractions, ParseFractions,
+                                   "pool sizes as parts of the trace's unique blocks (0.05,0.2)", "X,...");
+    AddParsed<std::vector<std::string>>(simulate, "--policy", &simulate_.policies, ParseNames,
+                                        "lru, s3fifo, cost, default, belady (lru,default,belady)", "POLICY,...");
+    AddFormat(simulate, &simulate_.format);
 
     auto* convert = Add(trace, "convert", "a trace in another format", RunTraceConvert, &trace_convert_);
     convert->add_option("IN", trace_convert_.in_file, kTraceFile)->required();
@@ -450,7 +490,9 @@ class CommandLine {
   EntriesOptions entries_;
   ModelOptions model_;
   BenchOptions bench_;
+  QualityOptions quality_;
   TraceOptions trace_;
+  SimulateOptions simulate_;
   TraceConvertOptions trace_convert_;
   TraceRecordOptions trace_record_;
   TraceReportOptions trace_report_;

@@ -44,6 +44,27 @@ Result<double> ParseFraction(std::string_view text) {
   return value;
 }
 
+Result<std::vector<double>> ParseFractions(std::string_view text) {
+  std::vector<double> fractions;
+  for (std::string_view part : Split(text)) {
+    const auto fraction = ParseFraction(part);
+    if (!fraction.ok() || *fraction == 0) {
+      return InvalidArgument("'" + std::string(part) + "' is not a number above 0 and at most 1");
+    }
+    fractions.push_back(*fraction);
+  }
+  return fractions;
+}
+
+Result<std::vector<std::string>> ParseNames(std::string_view text) {
+  std::vector<std::string> names;
+  for (std::string_view part : Split(text)) {
+    if (part.empty()) return InvalidArgument("'" + std::string(text) + "' has an empty name in it");
+    names.emplace_back(part);
+  }
+  return names;
+}
+
 Result<std::vector<ReuseMode>> ParseModes(std::string_view text) {
   std::vector<ReuseMode> modes;
   for (std::string_view part : Split(text)) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -16,6 +17,10 @@ namespace kvshare::kvctl {
 Result<std::vector<std::int64_t>> ParseCounts(std::string_view text, std::int64_t max);
 // "0.15": 0..1.
 Result<double> ParseFraction(std::string_view text);
+// "0.05,0.2": above 0, at most 1, at least one.
+Result<std::vector<double>> ParseFractions(std::string_view text);
+// "lru,belady": at least one, none empty.
+Result<std::vector<std::string>> ParseNames(std::string_view text);
 // "off,exact": at least one, each once.
 Result<std::vector<ReuseMode>> ParseModes(std::string_view text);
 Result<kernels::DType> ParseDType(std::string_view text);
