@@ -147,6 +147,7 @@ ServiceOptions OptionsOf(const Config& config) {
   options.prefill_chunk_tokens = config.prefill_chunk;
   options.kv_pool_bytes = config.pool_bytes;
   options.eviction_policy = config.eviction;
+  options.blend_recompute = config.blend_recompute;
   options.cold_dir = config.cold_dir;
   options.cold_bytes = config.cold_bytes;
   return options;

@@ -29,6 +29,8 @@ struct ServiceOptions {
   std::int64_t prefill_chunk_tokens = 512;
   std::string eviction_policy;  // of the memory pool; empty: the default (docs/design/pool.md names them)
 
+  double blend_recompute = 0.15;  // in modes that repair moved chunks: share of their tokens to compute anew, 0..1
+
   std::string cold_dir;                 // where KV is kept on disk; empty: nowhere
   std::int64_t cold_bytes = 8ll << 30;  // what may be used there, all in all
   bool always_load = false;             // load from disk what is there, also where computing would be faster

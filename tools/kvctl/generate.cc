@@ -67,11 +67,15 @@ void PrintSummary(const GenerateReply& reply) {
 }  // namespace
 
 int RunGenerate(const GenerateOptions& options) {
+  if (options.blend_recompute && options.source.model.empty()) {
+    return Fail(kUsage, "--blend-recompute goes with --model; a daemon has its own (agentd --blend-recompute)");
+  }
   auto prompt = MakePrompt(options);
   if (!prompt.ok()) return Fail(prompt.status());
   Failure failure;
   TargetOptions where = TargetOf(options.source);
   where.reuse = options.reuse.value_or(ReuseMode::kExact);
+  where.blend_recompute = options.blend_recompute;
   const auto target = Target::Open(where, &failure);
   if (!target) return Fail(failure);
   GenerateRequest request{.prompt = std::move(*prompt)};

@@ -53,7 +53,9 @@ std::unique_ptr<Target> Target::Open(const TargetOptions& options, Failure* fail
     const std::int64_t pages = (*model)->config().max_positions / kernels::kPageTokens + 2;
     pool = pages * static_cast<std::int64_t>((*model)->kv_layout().page_bytes());
   }
-  auto service = agentd::NewService(std::move(*model), {.reuse = options.reuse, .kv_pool_bytes = pool});
+  agentd::ServiceOptions service_options{.reuse = options.reuse, .kv_pool_bytes = pool};
+  if (options.blend_recompute) service_options.blend_recompute = *options.blend_recompute;
+  auto service = agentd::NewService(std::move(*model), service_options);
   if (!service.ok()) {
     *failure = {service.status().code() == StatusCode::kResourceExhausted ? kUsage : kFailed, service.status()};
     return nullptr;

@@ -25,6 +25,7 @@ struct TargetOptions {
   ReuseMode reuse = ReuseMode::kExact;  // of the in-process service
   std::int64_t kv_pool_bytes = 0;       // of the in-process service; 0: one full context
   std::string lora = "";
+  std::optional<double> blend_recompute;  // of the in-process service; unset: its default
 };
 
 // What a command's --model, --endpoint and their companions ask for.
