@@ -168,11 +168,15 @@ KvSlot MovedPrompt::SlotOf(std::int64_t position) const {
   return kernels::kNoSlot;  // computed to be looked at, not to be kept
 }
 
-void MovedPrompt::AddSegments(std::int64_t row_begin, std::int64_t row_end, std::vector<KvSegment>* out) const {
+void MovedPrompt::AddSegments(std::span<const std::int64_t> positions, std::int64_t row_begin,
+                              std::vector<KvSegment>* out) const {
+  // Only rows that can see the segment's first key look at it: before it, a shifted position may not even exist.
   const auto add = [&](KvSegment segment) {
-    segment.row_begin = row_begin;
-    segment.row_end = row_end;
-    out->push_back(segment);
+    const std::int64_t first = segment.positions.empty() ? segment.start : segment.positions.front();
+    const auto seeing = std::lower_bound(positions.begin(), positions.end(), first) - positions.begin();
+    segment.row_begin = row_begin + seeing;
+    segment.row_end = row_begin + static_cast<std::int64_t>(positions.size());
+    if (segment.row_begin < segment.row_end) out->push_back(segment);
   };
   if (plain_) {
     add({.pages = std::span(plain_pages_).first(static_cast<std::size_t>(PagesFor(tokens()))), .length = tokens()});
@@ -209,7 +213,7 @@ Status MovedPrompt::Compute(std::span<const std::int64_t> positions, runtime::La
       batch.positions.push_back(position);
       batch.slots.push_back(SlotOf(position));
     }
-    AddSegments(0, static_cast<std::int64_t>(count), &batch.segments);
+    AddSegments(step, 0, &batch.segments);
     batch.hook = hook;
     batch.stop_after_layer = stop_after_layer;
     begin += count;
@@ -381,7 +385,7 @@ void MovedPrompt::AddRow(TokenId id, runtime::ForwardBatch* batch) {
   batch->ids.push_back(id);
   batch->positions.push_back(position);
   batch->slots.push_back(SlotOf(position));
-  AddSegments(row, row + 1, &batch->segments);
+  AddSegments(std::span(&position, 1), row, &batch->segments);
 }
 
 void MovedPrompt::KeepAppended(std::int64_t count) {

@@ -112,7 +112,9 @@ class MovedPrompt {
   std::int64_t SuffixBegin() const;
   std::int64_t ChunkOf(std::int64_t position) const;  // -1: fresh
   kernels::KvSlot SlotOf(std::int64_t position) const;
-  void AddSegments(std::int64_t row_begin, std::int64_t row_end, std::vector<kernels::KvSegment>* out) const;
+  // What rows at `positions` (ascending) see, which stand in the batch from `row_begin` on.
+  void AddSegments(std::span<const std::int64_t> positions, std::int64_t row_begin,
+                   std::vector<kernels::KvSegment>* out) const;
   // Computes the rows at `positions` (ascending) in steps that fit the model.
   Status Compute(std::span<const std::int64_t> positions, runtime::LayerHook* hook, int stop_after_layer,
                  float* last_logits, float* all_logits);

@@ -1,6 +1,7 @@
 // Which policies this build can judge.
 #include "bench/quality/exact_prefill.h"
 #include "bench/quality/judge.h"
+#include "bench/quality/moved_prefill.h"
 #include "libkvshare/core/status_macros.h"
 
 namespace kvshare::quality {
@@ -12,8 +13,10 @@ Result<std::unique_ptr<PrefillUnderTest>> NewPrefill(runtime::Model* model, cons
                          ExactPrefill::New(model, limits, {.share_prefix = policy.mode == ReuseMode::kExact}));
     return std::unique_ptr<PrefillUnderTest>(std::move(exact));
   }
-  return Unimplemented("policy '" + std::string(ReuseModeName(policy.mode)) +
-                       "' cannot be judged by this build; it judges off and exact");
+  // The published policies store chunks alone; ours also stores the session's thread.
+  const Source source = policy.mode == ReuseMode::kAuto ? Source::kThread : Source::kAlone;
+  KVS_ASSIGN_OR_RETURN(auto moved, MovedPrefill::New(model, limits, {.policy = policy, .source = source}));
+  return std::unique_ptr<PrefillUnderTest>(std::move(moved));
 }
 
 }  // namespace kvshare::quality

@@ -1,0 +1,200 @@
+#include "bench/quality/moved_prefill.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "libkvshare/core/check.h"
+#include "libkvshare/core/status_macros.h"
+
+namespace kvshare::quality {
+namespace {
+
+using kernels::kPageTokens;
+using kernels::PageIndex;
+
+constexpr std::int64_t kEdgeTokens = 2;
+constexpr std::int64_t kMinChunkTokens = 32;
+
+std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
+// What every stored run begins with: the token that every prompt of the model begins with.
+TokenId SinkOf(const runtime::Model& model, const Case& c) {
+  return model.config().bos_id >= 0 ? model.config().bos_id : c.prompt.front();
+}
+
+}  // namespace
+
+MovedPrefill::MovedPrefill(runtime::Model* model, std::unique_ptr<kernels::Buffer> memory, PageIndex num_pages,
+                           const MovedOptions& options)
+    : model_(model),
+      memory_(std::move(memory)),
+      options_(options),
+      max_tokens_(std::int64_t{num_pages} * kPageTokens / 4),
+      free_(num_pages) {
+  std::iota(free_.rbegin(), free_.rend(), PageIndex{0});
+}
+
+Result<std::unique_ptr<MovedPrefill>> MovedPrefill::New(runtime::Model* model, const PrefillLimits& limits,
+                                                        const MovedOptions& options) {
+  // The prompt, and what is stored of it: at most the prompt again, in chunks that each round up to whole pages, so
+  // that one of 32 tokens takes twice its size.
+  const std::int64_t pages = 4 * PagesFor(limits.max_tokens);
+  KVS_ASSIGN_OR_RETURN(auto memory,
+                       model->backend().Allocate(static_cast<std::size_t>(pages) * model->kv_layout().page_bytes()));
+  return std::unique_ptr<MovedPrefill>(
+      new MovedPrefill(model, std::move(memory), static_cast<PageIndex>(pages), options));
+}
+
+kernels::KvPages MovedPrefill::Pages() const {
+  const auto pages = static_cast<PageIndex>(memory_->size() / model_->kv_layout().page_bytes());
+  return {.base = memory_->data(), .num_pages = pages, .layout = model_->kv_layout()};
+}
+
+std::vector<PageIndex> MovedPrefill::Take(std::int64_t count) {
+  KVS_CHECK(count <= static_cast<std::int64_t>(free_.size()));
+  std::vector<PageIndex> pages(free_.end() - count, free_.end());
+  free_.resize(free_.size() - static_cast<std::size_t>(count));
+  return pages;
+}
+
+Result<std::vector<PageIndex>> MovedPrefill::Encode(std::span<const TokenId> ids) {
+  const std::vector<PageIndex> pages = Take(PagesFor(static_cast<std::int64_t>(ids.size())));
+  for (std::size_t done = 0; done < ids.size();) {
+    const std::size_t rows = std::min(ids.size() - done, static_cast<std::size_t>(model_->max_batch_rows()));
+    runtime::ForwardBatch batch;
+    for (std::size_t p = done; p < done + rows; ++p) {
+      batch.ids.push_back(ids[p]);
+      batch.positions.push_back(static_cast<std::int64_t>(p));
+      batch.slots.push_back({pages[p / kPageTokens], static_cast<int>(p % kPageTokens)});
+    }
+    done += rows;
+    batch.segments.push_back(
+        {.pages = pages, .length = static_cast<std::int64_t>(done), .row_end = static_cast<std::int64_t>(rows)});
+    KVS_RETURN_IF_ERROR(model_->Forward(batch, Pages(), nullptr));
+  }
+  return pages;
+}
+
+Result<MovedPrefill::Stored> MovedPrefill::Find(const Case& c, const Chunk& chunk, std::int64_t begin,
+                                                std::int64_t end) {
+  // Alone: the chunk with its edges. Thread: all messages from the session's first chunk to its last.
+  const bool alone = options_.source == Source::kAlone;
+  const std::int64_t from = alone ? chunk.begin : c.chunks.front().begin;
+  const std::int64_t to = alone ? chunk.end : c.chunks.back().end;
+  KVS_CHECK(from <= begin && end <= to);
+  std::vector<TokenId> run = {SinkOf(*model_, c)};
+  run.insert(run.end(), c.prompt.begin() + from, c.prompt.begin() + to);
+  auto found = stored_.find(run);
+  if (found == stored_.end()) {
+    KVS_ASSIGN_OR_RETURN(std::vector<PageIndex> pages, Encode(run));
+    found = stored_.emplace(std::move(run), std::move(pages)).first;
+  }
+  return Stored{found->second, 1 + begin - from};
+}
+
+Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
+  if (static_cast<std::int64_t>(c.prompt.size()) >= max_tokens_) {
+    return ResourceExhausted("the prompt has " + std::to_string(c.prompt.size()) + " tokens, and there is room for " +
+                             std::to_string(max_tokens_ - 1));
+  }
+  free_.insert(free_.end(), used_.begin(), used_.end());
+  used_.clear();
+  if (c.session != session_) {
+    for (auto& [run, pages] : stored_) free_.insert(free_.end(), pages.begin(), pages.end());
+    stored_.clear();
+    session_ = c.session;
+  }
+  case_ = c;
+  moved_.clear();
+  chunk_of_.clear();
+  for (std::size_t i = 0; i < c.chunks.size(); ++i) {
+    const Chunk& chunk = c.chunks[i];
+    const std::int64_t begin = chunk.begin + kEdgeTokens;
+    const std::int64_t end = std::min<std::int64_t>(chunk.end - kEdgeTokens, c.suffix_begin);
+    if (end - begin < kMinChunkTokens) continue;
+    KVS_ASSIGN_OR_RETURN(const Stored stored, Find(c, chunk, begin, end));
+    const std::int64_t first_page = stored.offset / kPageTokens;
+    agentd::MovedChunk moved{.start = begin,
+                             .length = end - begin,
+                             .pages = {stored.pages.begin() + first_page, stored.pages.end()},
+                             .first = static_cast<int>(stored.offset % kPageTokens),
+                             .base = stored.offset,
+                             .placeholder = chunk.slot,
+                             .content = chunk.id};
+    moved.pages.resize(static_cast<std::size_t>(PagesFor(moved.first + moved.length)));
+    moved_.push_back(std::move(moved));
+    chunk_of_.push_back(i);
+  }
+  peak_.assign(c.chunks.size(), {});
+  PrefillOutcome outcome;
+  KVS_ASSIGN_OR_RETURN(outcome.logits, Compute());
+  outcome.chunks = Costs();
+  if (prompt_->counts().exact) {
+    for (const std::size_t i : chunk_of_) outcome.escalated.push_back(c.chunks[i].id);
+  }
+  return outcome;
+}
+
+// The prompt of case_, and once more exactly where the guard does not trust it.
+Result<std::vector<float>> MovedPrefill::Compute() {
+  agentd::RepairOptions repair;
+  repair.mode = options_.policy.mode;
+  if (options_.policy.budget.has_value()) repair.recompute_ratio = *options_.policy.budget;
+  free_.insert(free_.end(), used_.begin(), used_.end());
+  const std::int64_t new_tokens = max_tokens_ - static_cast<std::int64_t>(case_.prompt.size());
+  prompt_ = std::make_unique<agentd::MovedPrompt>(model_, Pages(), case_.prompt, agentd::MovedPrompt::Prefix{}, moved_,
+                                                  repair, &anchors_, case_.agent);
+  used_ = Take(prompt_->PagesNeeded(new_tokens));
+  prompt_->GivePages(used_, new_tokens);
+  std::vector<float> logits(static_cast<std::size_t>(model_->config().vocab_size));
+  KVS_RETURN_IF_ERROR(prompt_->Prefill(logits.data()));
+  if (prompt_->Doubtful(logits)) KVS_RETURN_IF_ERROR(prompt_->Recompute(logits.data()));
+  escalated_by_prefill_ = prompt_->counts().exact;
+  return logits;
+}
+
+Status MovedPrefill::Extend(std::span<const TokenId> ids, float* logits) {
+  const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
+  const std::int64_t appended = prompt_->tokens() - static_cast<std::int64_t>(case_.prompt.size());
+  KVS_RETURN_IF_ERROR(prompt_->Append(ids, logits));
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (!prompt_->Doubtful({logits + i * vocab, vocab})) continue;
+    // As it would have gone token by token: this one is asked again, and the rest follows it.
+    prompt_->KeepAppended(appended + static_cast<std::int64_t>(i) + 1);
+    KVS_RETURN_IF_ERROR(prompt_->Recompute(logits + i * vocab));
+    if (i + 1 == ids.size()) return OkStatus();
+    return prompt_->Append(ids.subspan(i + 1), logits + (i + 1) * vocab);
+  }
+  return OkStatus();
+}
+
+// Where an appended token made the guard compute everything, the state after Prefill is gone and is made again.
+void MovedPrefill::Rewind() {
+  if (prompt_->counts().exact == escalated_by_prefill_) {
+    prompt_->KeepAppended(0);
+    return;
+  }
+  peak_ = Costs();
+  const Result<std::vector<float>> again = Compute();
+  KVS_CHECK(again.ok());  // the very computation that succeeded before
+}
+
+std::vector<ChunkCost> MovedPrefill::CostsOf(const agentd::RepairCounts& counts) const {
+  std::vector<ChunkCost> costs(case_.chunks.size());
+  for (std::size_t i = 0; i < moved_.size(); ++i) {
+    costs[chunk_of_[i]] = {.cached_tokens = moved_[i].length, .computed_pairs = counts.chunk_pairs[i]};
+  }
+  return costs;
+}
+
+// One answer pays for one escalation, however often the judge has it written again.
+std::vector<ChunkCost> MovedPrefill::Costs() const {
+  std::vector<ChunkCost> costs = CostsOf(prompt_->counts());
+  for (std::size_t i = 0; i < costs.size(); ++i) {
+    costs[i].computed_pairs = std::max(costs[i].computed_pairs, peak_[i].computed_pairs);
+  }
+  return costs;
+}
+
+}  // namespace kvshare::quality

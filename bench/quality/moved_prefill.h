@@ -1,0 +1,77 @@
+// The policies that reuse chunks at other places, judged through the very code that the daemon runs
+// (agentd/repair/moved_prompt.h).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "agentd/repair/moved_prompt.h"
+#include "anchors/anchor_pool.h"
+#include "bench/quality/judge.h"
+
+namespace kvshare::quality {
+
+// In whose company a chunk's stored KV was computed.
+enum class Source {
+  kAlone,   // after the sink and nothing else: what any session may share
+  kThread,  // after the sink and the session's earlier messages, in their order: what the session's thread holds
+};
+
+struct MovedOptions {
+  Policy policy;
+  Source source = Source::kAlone;
+};
+
+// `model` must outlive it. A chunk is encoded once, on first sight and uncharged, as the daemon does when it is idle;
+// its first and last two tokens are computed with the prompt, and chunks of fewer than 32 tokens are not stored
+// (DESIGN.md §5.2). What is stored is forgotten when the session changes; anchors stay.
+class MovedPrefill final : public PrefillUnderTest {
+ public:
+  static Result<std::unique_ptr<MovedPrefill>> New(runtime::Model* model, const PrefillLimits& limits,
+                                                   const MovedOptions& options);
+
+  Result<PrefillOutcome> Prefill(const Case& c) override;
+  Status Extend(std::span<const TokenId> ids, float* logits) override;
+  void Rewind() override;
+  std::vector<ChunkCost> Costs() const override;
+
+ private:
+  struct Stored {
+    std::vector<kernels::PageIndex> pages;
+    std::int64_t offset = 0;  // of the chunk's first token in the run; its position there too
+  };
+
+  MovedPrefill(runtime::Model* model, std::unique_ptr<kernels::Buffer> memory, kernels::PageIndex num_pages,
+               const MovedOptions& options);
+
+  kernels::KvPages Pages() const;
+  std::vector<kernels::PageIndex> Take(std::int64_t count);
+  // KV of `ids` as a prompt of its own, from position 0.
+  Result<std::vector<kernels::PageIndex>> Encode(std::span<const TokenId> ids);
+  Result<Stored> Find(const Case& c, const Chunk& chunk, std::int64_t begin, std::int64_t end);
+  Result<std::vector<float>> Compute();
+  std::vector<ChunkCost> CostsOf(const agentd::RepairCounts& counts) const;
+
+  runtime::Model* const model_;
+  const std::unique_ptr<kernels::Buffer> memory_;
+  const MovedOptions options_;
+  const std::int64_t max_tokens_;
+  std::vector<kernels::PageIndex> free_;
+  std::vector<kernels::PageIndex> used_;  // by the prompt
+  std::string session_;
+  std::map<std::vector<TokenId>, std::vector<kernels::PageIndex>> stored_;  // by the run that was encoded
+  anchors::AnchorPool anchors_;
+
+  Case case_;
+  std::vector<agentd::MovedChunk> moved_;  // of case_
+  std::vector<std::size_t> chunk_of_;      // moved_[i] is case_.chunks[chunk_of_[i]]
+  std::unique_ptr<agentd::MovedPrompt> prompt_;
+  bool escalated_by_prefill_ = false;
+  std::vector<ChunkCost> peak_;  // the dearest of the attempts that Rewind undid
+};
+
+}  // namespace kvshare::quality
