@@ -143,9 +143,7 @@ bool ColdTierImpl::Store(const ColdPage& page, std::span<const std::byte> kv) {
     last_use_ = Clock::now();
   }
   job.page = page;
-  const std::span<std::byte> payload = job.image->bytes().subspan(kRecordHeaderBytes);
-  std::memcpy(payload.data(), kv.data(), kv.size());
-  std::fill(payload.begin() + static_cast<std::ptrdiff_t>(kv.size()), payload.end(), std::byte{0});
+  job.payload = CopyAndSum(kv, job.image->bytes().subspan(kRecordHeaderBytes));
   FaultPoint("demote.before_payload");
   {
     const std::lock_guard lock(mutex_);

@@ -25,8 +25,8 @@ struct ColdTierOptions {
   std::int64_t max_bytes = 0;  // quota of everything under `directory`: slabs, indexes, other spaces
   Digest space;                // what makes KV comparable; KV of other spaces in `directory` is never served
   std::size_t page_bytes = 0;  // of one page of KV, 1..256 MiB
-  int read_threads = 2;
-  int write_threads = 2;
+  int read_threads = 3;        // while one checks what it read, two keep the disk busy
+  int write_threads = 3;
   std::int64_t staging_bytes = 64 << 20;  // memory for pages on their way to disk; at least two per writing thread
   std::int64_t scrub_bytes_per_second = 16 << 20;  // background verification while nothing else happens; 0: none
 };

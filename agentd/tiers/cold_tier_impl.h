@@ -66,6 +66,7 @@ class ColdTierImpl final : public ColdTier {
   struct StoreJob {
     ColdPage page;
     std::unique_ptr<AlignedBuffer> image;  // of a whole slot
+    Checksum payload;
     std::uint64_t ticket = 0;
     std::optional<std::uint64_t> slot;  // once its record is written there
     std::uint64_t generation = 0;

@@ -54,8 +54,11 @@ void ColdTierImpl::WriteBatch(std::vector<StoreJob> jobs) {
       const std::lock_guard lock(mutex_);
       job.generation = next_generation_++;
     }
-    const RecordHeader header = {
-        .generation = job.generation, .page_bytes = options_.page_bytes, .space = options_.space, .page = job.page};
+    const RecordHeader header = {.generation = job.generation,
+                                 .page_bytes = options_.page_bytes,
+                                 .space = options_.space,
+                                 .page = job.page,
+                                 .payload = job.payload};
     const Status written = WriteRecord(*slabs_, slots[i], header, job.image->bytes());
     FaultPoint("publish.after_payload");
     if (!written.ok()) {

@@ -64,6 +64,22 @@ Checksum ChecksumOf(std::span<const std::byte> bytes) {
   return {sum.low64, sum.high64};
 }
 
+Checksum CopyAndSum(std::span<const std::byte> from, std::span<std::byte> to) {
+  KVS_CHECK(from.size() <= to.size());
+  constexpr std::size_t kStep = 16384;  // stays in the first cache between copying and summing
+  XXH3_state_t state;
+  XXH3_128bits_reset(&state);
+  for (std::size_t at = 0; at < to.size(); at += kStep) {
+    const std::span<std::byte> part = to.subspan(at, std::min(kStep, to.size() - at));
+    const std::size_t copied = at < from.size() ? std::min(part.size(), from.size() - at) : 0;
+    if (copied > 0) std::memcpy(part.data(), from.data() + at, copied);
+    std::memset(part.data() + copied, 0, part.size() - copied);
+    XXH3_128bits_update(&state, part.data(), part.size());
+  }
+  const XXH128_hash_t sum = XXH3_128bits_digest(&state);
+  return {sum.low64, sum.high64};
+}
+
 void EncodeRecordHeader(const RecordHeader& record, std::span<std::byte> header) {
   KVS_CHECK(header.size() == kRecordHeaderBytes);
   const ColdPage& page = record.page;

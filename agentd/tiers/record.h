@@ -30,6 +30,9 @@ struct Checksum {
   bool operator==(const Checksum&) const = default;
 };
 Checksum ChecksumOf(std::span<const std::byte> bytes);
+// Copies `from` to the beginning of `to`, fills the rest with zeros, and returns the checksum of all of `to`: one pass
+// over memory, where copying first and summing later would be two.
+Checksum CopyAndSum(std::span<const std::byte> from, std::span<std::byte> to);
 
 struct RecordHeader {
   std::uint64_t generation = 0;  // of all records ever written here, this one: an index entry means exactly one

@@ -8,8 +8,7 @@
 
 namespace kvshare::agentd {
 
-Status WriteRecord(SlabStore& slabs, std::uint64_t slot, RecordHeader header, std::span<std::byte> slot_image) {
-  header.payload = ChecksumOf(slot_image.subspan(kRecordHeaderBytes));
+Status WriteRecord(SlabStore& slabs, std::uint64_t slot, const RecordHeader& header, std::span<std::byte> slot_image) {
   EncodeRecordHeader(header, slot_image.first(kRecordHeaderBytes));
   return slabs.Write(slot, slot_image);
 }

@@ -10,8 +10,9 @@
 
 namespace kvshare::agentd {
 
-// Completes `slot_image` (slot_bytes; the payload with its zeroed padding is in place) with the header and writes it.
-Status WriteRecord(SlabStore& slabs, std::uint64_t slot, RecordHeader header, std::span<std::byte> slot_image);
+// Completes `slot_image` (slot_bytes) with the header and writes it. The payload with its padding is in place, and its
+// checksum in `header`.
+Status WriteRecord(SlabStore& slabs, std::uint64_t slot, const RecordHeader& header, std::span<std::byte> slot_image);
 
 // Reads the record that an index entry means. `scratch`: slot_bytes, aligned. `destination`: page_bytes; aligned memory
 // is read into directly. DataLoss when the slot holds anything else or is damaged, Unavailable when the disk fails;

@@ -2,12 +2,14 @@
 // O_DIRECT slab files, and through plain RocksDB with FIFO compaction. The three take turns, so that whatever else the
 // machine does meets them alike; medians are printed, and the tier's share of the bare file.
 //
-//   tiers_bench [DIRECTORY] [MIB PER RUN] [ROUNDS] [RECORD KIB]
+//   tiers_bench [DIRECTORY] [MIB PER RUN] [ROUNDS] [RECORD KIB] [THREADS]
 //
-// "bare, N threads" is the limit at the tier's own number of I/O threads, "bare, 1 thread" what one thread gets.
+// "bare slab, N threads" is the limit at the tier's own number of I/O threads, "bare slab, 1 thread" what one thread gets.
 #include <fcntl.h>
 #include <rocksdb/db.h>
+#include <rocksdb/filter_policy.h>
 #include <rocksdb/options.h>
+#include <rocksdb/table.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -37,7 +39,7 @@ struct Setup {
   fs::path directory;
   std::size_t record_bytes = 2 << 20;
   std::size_t records = 512;
-  int threads = 2;
+  int threads = 3;
 };
 
 struct Bandwidth {
@@ -50,7 +52,10 @@ double GbPerSecond(const Setup& setup, Clock::time_point start) {
   return static_cast<double>(setup.records * setup.record_bytes) / took.count() / 1e9;
 }
 
-// One buffer per thread, of random bytes; reads visit records in random order.
+// Everybody writes from, and reads into, as many buffers in turn: KV comes from a pool, not from a cache line that the
+// last write left warm. Reads visit records in random order.
+constexpr std::size_t kBuffers = 32;
+
 std::vector<std::unique_ptr<AlignedBuffer>> Buffers(std::size_t count, std::size_t bytes) {
   std::mt19937_64 rng(1);
   std::vector<std::unique_ptr<AlignedBuffer>> buffers;
@@ -79,15 +84,14 @@ Bandwidth BareSlab(const Setup& setup, int threads) {
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
   const std::size_t slot = SlotBytes(setup.record_bytes);
   if (fd < 0 || fallocate(fd, 0, 0, static_cast<off_t>(slot * setup.records)) != 0) Fail(path + ": no direct I/O here");
-  const auto buffers = Buffers(static_cast<std::size_t>(threads), slot);
+  const auto buffers = Buffers(kBuffers, slot);
   const auto run = [&](auto transfer) {
     const auto start = Clock::now();
     std::vector<std::thread> workers;
     for (int t = 0; t < threads; ++t) {
       workers.emplace_back([&, t] {
-        const auto bytes = buffers[static_cast<std::size_t>(t)]->bytes();
         for (std::size_t i = static_cast<std::size_t>(t); i < setup.records; i += static_cast<std::size_t>(threads)) {
-          if (transfer(i, bytes) != static_cast<ssize_t>(slot)) Fail(path + ": I/O failed");
+          if (transfer(i, buffers[i % kBuffers]->bytes()) != static_cast<ssize_t>(slot)) Fail(path + ": I/O failed");
         }
       });
     }
@@ -116,7 +120,7 @@ Bandwidth Tier(const Setup& setup) {
                                    .read_threads = setup.threads,
                                    .write_threads = setup.threads,
                                    .scrub_bytes_per_second = 0};
-  const auto buffers = Buffers(4, PayloadBytes(setup.record_bytes));
+  const auto buffers = Buffers(kBuffers, PayloadBytes(setup.record_bytes));
   std::vector<ColdPage> pages(setup.records);
   for (std::size_t i = 0; i < pages.size(); ++i) {
     for (TokenId t = 0; t < 64; ++t) pages[i].tokens.push_back(static_cast<TokenId>(i * 64) + t);
@@ -143,9 +147,10 @@ Bandwidth Tier(const Setup& setup) {
     loads.push_back({pages[order[i]].context, buffers[i % buffers.size()]->bytes().first(setup.record_bytes)});
   }
   // As an engine asks: a prompt's worth at a time, each page to a place of its own.
+  constexpr std::size_t kPrompt = 16;
   const auto start = Clock::now();
-  for (std::size_t begin = 0; begin < loads.size(); begin += buffers.size()) {
-    const std::size_t end = std::min(begin + buffers.size(), loads.size());
+  for (std::size_t begin = 0; begin < loads.size(); begin += kPrompt) {
+    const std::size_t end = std::min(begin + kPrompt, loads.size());
     std::promise<bool> promise;
     (*tier)->Load(
         {loads.begin() + static_cast<std::ptrdiff_t>(begin), loads.begin() + static_cast<std::ptrdiff_t>(end)},
@@ -170,9 +175,13 @@ Bandwidth PlainRocksDb(const Setup& setup) {
   options.compaction_options_fifo.max_table_files_size = std::uint64_t{1} << 40;
   options.num_levels = 1;
   options.write_buffer_size = std::size_t{64} << 20;
+  rocksdb::BlockBasedTableOptions table;  // filters, or every Get would read a value from every table on its way
+  table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
+  table.no_block_cache = true;
+  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   options.use_direct_reads = true;
   options.use_direct_io_for_flush_and_compaction = true;
-  const auto buffers = Buffers(4, PayloadBytes(setup.record_bytes));
+  const auto buffers = Buffers(kBuffers, PayloadBytes(setup.record_bytes));
   const auto open_db = [&] {
     rocksdb::DB* db = nullptr;
     const auto status = rocksdb::DB::Open(options, directory.string(), &db);
@@ -226,8 +235,9 @@ int Main(int argc, char** argv) {
   setup.directory = fs::path(argc > 1 ? argv[1] : ".") / ("tiers_bench." + std::to_string(getpid()));
   setup.record_bytes = static_cast<std::size_t>(argc > 4 ? std::atoll(argv[4]) : 2048) << 10;
   setup.records = (static_cast<std::size_t>(argc > 2 ? std::atoll(argv[2]) : 1024) << 20) / setup.record_bytes;
+  setup.threads = argc > 5 ? std::atoi(argv[5]) : setup.threads;
   const int rounds = argc > 3 ? std::atoi(argv[3]) : 5;
-  if (setup.records < 1 || rounds < 1) Fail("nothing to measure");
+  if (setup.records < 1 || rounds < 1 || setup.threads < 1) Fail("nothing to measure");
   fs::create_directories(setup.directory);
   const std::string many = "bare slab, " + std::to_string(setup.threads) + " threads";
   std::vector<std::pair<std::string, std::vector<Bandwidth>>> rows = {

@@ -53,6 +53,18 @@ TEST(Record, AHeaderWithTheNameOfOtherTokensIsRefusedAlthoughItsChecksumHolds) {
   EXPECT_EQ(DecodeRecordHeader(bytes).status().code(), StatusCode::kDataLoss);
 }
 
+TEST(Record, CopyingAndSummingIsCopyingThenSumming) {
+  for (const std::size_t size : {1, 4096, 16384, 16385, 50000}) {
+    const std::vector<std::byte> from = TestKv(TestPage(1).context, size);
+    std::vector<std::byte> to(PayloadBytes(size), std::byte{7});
+    const Checksum sum = CopyAndSum(from, to);
+    EXPECT_TRUE(std::equal(from.begin(), from.end(), to.begin()));
+    EXPECT_EQ(std::count(to.begin() + static_cast<std::ptrdiff_t>(size), to.end(), std::byte{0}),
+              static_cast<std::ptrdiff_t>(to.size() - size));
+    EXPECT_EQ(sum, ChecksumOf(to));
+  }
+}
+
 TEST(Record, LabelsAreCut) {
   RecordHeader record = SomeRecord(64);
   record.page.source = std::string(1000, 's');
