@@ -1,6 +1,7 @@
 #include "agentd/in_process_client.h"
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <optional>
@@ -120,6 +121,44 @@ class InProcessStream final : public TokenStream {
   GenerateReply reply_;
 };
 
+// A lease that is read where the service itself writes.
+class InProcessLease final : public Lease::Backing {
+ public:
+  InProcessLease(Service* service, LeaseInfo info)
+      : service_(service), shared_(service->Shared()), info_(std::move(info)) {}
+  ~InProcessLease() override {
+    // Not found: its time was up.
+    if (!released_ && info_.id != 0) static_cast<void>(service_->Release(info_.id));
+  }
+
+  const LeaseInfo& info() const override { return info_; }
+
+  Result<std::span<const std::byte>> PageBytes(std::size_t index) const override {
+    if (shared_.memory == nullptr) return FailedPrecondition("KV that lies on a device cannot be read here");
+    return std::span(shared_.memory + info_.pages[index].offset, static_cast<std::size_t>(info_.layout.page_bytes));
+  }
+
+  bool Valid(std::size_t index) const override {
+    if (shared_.generations == nullptr) return false;
+    const LeasePage& page = info_.pages[index];
+    // What was read of the page was read before this load.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return shared_.generations[page.offset / info_.layout.page_bytes].load(std::memory_order_acquire) ==
+           page.generation;
+  }
+
+  Status Release() override {
+    released_ = true;
+    return info_.id == 0 ? OkStatus() : service_->Release(info_.id);
+  }
+
+ private:
+  Service* const service_;
+  const SharedPages shared_;
+  const LeaseInfo info_;
+  bool released_ = false;
+};
+
 class InProcessClient final : public Client {
  public:
   explicit InProcessClient(Service* service) : service_(service) {}
@@ -130,6 +169,21 @@ class InProcessClient final : public Client {
   Result<RenderReply> Render(const RenderRequest& request) override { return service_->Render(request); }
   Result<Explanation> Explain(const ExplainRequest& request) override { return service_->Explain(request); }
   Result<Stats> GetStats() override { return service_->GetStats(); }
+  Result<Match> Lookup(const LookupRequest& request) override { return service_->Lookup(request); }
+  Result<PinInfo> Pin(const PinRequest& request) override { return service_->Pin(request); }
+  Status Unpin(const std::string& key) override { return service_->Unpin(key); }
+  Result<std::int64_t> Prefetch(const LookupRequest& request) override { return service_->Prefetch(request); }
+  Result<std::int64_t> Evict(const EvictRequest& request) override { return service_->Evict(request); }
+  Result<std::vector<Entry>> Entries(const EntriesRequest& request) override { return service_->Entries(request); }
+  Status Drain() override {
+    service_->Drain();
+    return OkStatus();
+  }
+
+  Result<Lease> Acquire(const AcquireRequest& request) override {
+    KVS_ASSIGN_OR_RETURN(LeaseInfo info, service_->Acquire(request));
+    return Lease(std::make_unique<InProcessLease>(service_, std::move(info)));
+  }
 
   Result<std::unique_ptr<TokenStream>> Generate(const GenerateRequest& request) override {
     const auto deadline =

@@ -8,7 +8,7 @@
 
 namespace kvshare::agentd {
 
-// `service` must outlive the client.
+// `service` must outlive the client, and the leases it gave.
 std::unique_ptr<Client> NewInProcessClient(Service* service);
 
 }  // namespace kvshare::agentd
