@@ -71,7 +71,6 @@ struct QualityReport {
   std::string model;
   std::string dtype;
   std::string source;  // "world 7" or the file
-  std::uint64_t seed = 0;
   std::int64_t samples = 0;
   std::int64_t questions = 0;
   std::int64_t warm_up = 0;
