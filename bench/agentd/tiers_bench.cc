@@ -4,7 +4,7 @@
 //
 //   tiers_bench [DIRECTORY] [MIB PER RUN] [ROUNDS] [RECORD KIB] [THREADS]
 //
-// "bare slab, N threads" is the limit at the tier's own number of I/O threads, "bare slab, 1 thread" what one thread gets.
+// "bare slab, N threads" is the limit at the tier's own number of I/O threads, "bare slab, 1 thread" what one gets.
 #include <fcntl.h>
 #include <rocksdb/db.h>
 #include <rocksdb/filter_policy.h>
