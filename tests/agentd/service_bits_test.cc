@@ -119,6 +119,31 @@ TEST_P(ServiceBitsTest, ReuseAndCompanyChangeNoToken) {
   }
 }
 
+// Through the disk, at random pages of every prompt and after a restart, to the last bit: the cold tier is used
+// whatever it costs, by a pool that holds one context.
+TEST_P(ServiceBitsTest, TheDiskChangesNoToken) {
+  SCOPED_TRACE("KVSHARE_TEST_SEED=" + std::to_string(Seed()));
+  MakeCases(60);
+  const TempDir dir;
+  agentd::ServiceOptions options;
+  options.cold_dir = (dir.path() / "cold").string();
+  options.cold_bytes = std::int64_t{512} << 20;
+  options.always_load = true;
+  options.prefill_chunk_tokens = 100;
+  for (const std::int64_t pool_pages : {16, 40, 0}) {
+    SCOPED_TRACE(std::to_string(pool_pages) + " pages");
+    const auto service = NewTinyService(GetParam(), options, pool_pages);
+    ASSERT_NE(service, nullptr);
+    EXPECT_GT(Run(*service, 8), 100);
+    EXPECT_GT(Run(*service, 1), 100);
+    service->Drain();
+    const Stats stats = service->GetStats();
+    EXPECT_GT(stats.cold.hits, 0);
+    EXPECT_EQ(stats.cold.integrity_errors, 0);
+    EXPECT_EQ(stats.pool.leases, 0);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(DTypes, ServiceBitsTest, ::testing::Values(kernels::DType::kF32, kernels::DType::kBf16),
                          [](const auto& dtype) { return std::string(kernels::DTypeName(dtype.param)); });
 
