@@ -64,21 +64,21 @@ class Client {
   // ---- stored KV by name (types.h says what each field means) ----
 
   // What of a prompt is stored at this moment.
-  virtual Result<Match> Lookup(const LookupRequest& request);
+  virtual Result<Match> Lookup(const LookupRequest& request) = 0;
   // Leases a prompt's stored prefix so that it can be read where it lies. One round trip: no Lookup is needed before.
   // The lease ends with the object, its ttl, or this process. ResourceExhausted where too much is leased or pinned.
-  virtual Result<Lease> Acquire(const AcquireRequest& request);
+  virtual Result<Lease> Acquire(const AcquireRequest& request) = 0;
   // NotFound when nothing of the prompt is stored.
-  virtual Result<PinInfo> Pin(const PinRequest& request);
-  virtual Status Unpin(const std::string& key);  // NotFound: not pinned
+  virtual Result<PinInfo> Pin(const PinRequest& request) = 0;
+  virtual Status Unpin(const std::string& key) = 0;  // NotFound: not pinned
   // Returns the leading tokens of the prompt that are in memory then.
-  virtual Result<std::int64_t> Prefetch(const LookupRequest& request);
+  virtual Result<std::int64_t> Prefetch(const LookupRequest& request) = 0;
   // Returns how many pages were dropped. NotFound for a key that no entry has.
-  virtual Result<std::int64_t> Evict(const EvictRequest& request);
-  virtual Result<std::vector<Entry>> Entries(const EntriesRequest& request);
+  virtual Result<std::int64_t> Evict(const EvictRequest& request) = 0;
+  virtual Result<std::vector<Entry>> Entries(const EntriesRequest& request) = 0;
   // Asks the daemon to finish what it has begun, to keep what it stored, and to end, as SIGTERM does. Returns when it
   // has begun to. FailedPrecondition over tcp.
-  virtual Status Drain();
+  virtual Status Drain() = 0;
 
   // Generate() and its stream in one call.
   Result<GenerateReply> GenerateAll(const GenerateRequest& request);
