@@ -7,11 +7,11 @@ library only. The same seed gives the same bytes.
     python3 bench/traces/make_world.py bench/traces/world.ktr.jsonl
 
 In each session four agents write notes, one after the other: who keeps what where, which code opens which place, who
-owns which animal, and corrections of earlier notes. Each of them reads what was noted so far ("author: note", a hand-off
-of that author's very words). Then the solver and two of the others answer questions that need one note, two notes, or
-the correction of one. So agents share no prefix (each has its own system prompt) and nearly all content, which stands at
-another position in every prompt; an agent's own next prompt extends its last one. The small model in models/ was
-trained on notes of this kind.
+owns which animal, and corrections of earlier notes. Each of them reads what was noted so far ("author: note", a
+hand-off of that author's very words). Then the solver and two of the others answer questions that need one note, two
+notes, or the correction of one. So agents share no prefix (each has its own system prompt) and nearly all content,
+which stands at another position in every prompt; an agent's own next prompt extends its last one. The small model in
+models/ was trained on notes of this kind.
 """
 
 import hashlib

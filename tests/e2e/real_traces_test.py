@@ -1,5 +1,5 @@
-"""Real multi-agent traces replayed: every request reuses exactly what an independent script says it can, answers are the
-same bit for bit with reuse off and exact, one at a time and 32 at once. Skipped where ../shared/traces is absent;
+"""Real multi-agent traces replayed: every request reuses exactly what an independent script says it can, answers are
+the same bit for bit with reuse off and exact, one at a time and 32 at once. Skipped where ../shared/traces is absent;
 KVSHARE_SHARED says where it is otherwise, KVSHARE_TRACE_REQUESTS how many requests of each trace are sent."""
 
 import bisect
@@ -40,8 +40,8 @@ class RealTracesTest(ProgramTest):
             self.skipTest(f"{path} is absent")
         dump = self.path("dump.jsonl")
         argv = ["--model", MODEL, "--compare", "off,exact", "--limit", LIMIT or limit, "--max-output", tokens]
-        argv += ["--as-fast-as-possible", "--slots", slots, "--kv-pool-size", "4GiB", "--dump", dump, "--format", "json"]
-        report = self.json("trace", "replay", path, *argv)
+        argv += ["--as-fast-as-possible", "--slots", slots, "--kv-pool-size", "4GiB", "--dump", dump]
+        report = self.json("trace", "replay", path, *argv, "--format", "json")
         rows = [json.loads(line) for line in self.read(dump).splitlines()]
         off, exact = ([x for x in rows if x["mode"] == m] for m in ("off", "exact"))
         self.assertEqual(len(off), report["requests"])
@@ -50,7 +50,7 @@ class RealTracesTest(ProgramTest):
             name = (trace, a["request_id"])
             self.assertEqual((a["request_id"], a["ids"]), (b["request_id"], b["ids"]), name)
             self.assertEqual(a["output_ids"], b["output_ids"], name)
-            self.assertEqual(len(a["output_ids"]), tokens if tokens == 1 else len(b["output_ids"]), name)
+            self.assertTrue(1 <= len(a["output_ids"]) <= tokens, name)
             for x in (a, b):
                 counts = [x[k + "_tokens"] for k in ("prefix", "moved", "recomputed", "fresh")]
                 self.assertEqual(sum(counts), len(x["ids"]), name)

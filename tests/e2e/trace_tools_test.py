@@ -119,16 +119,21 @@ class TraceToolsTest(ProgramTest):
 
     def test_what_a_daemon_was_asked_is_recorded_and_replays(self):
         say = "Please repeat after me, slowly and in full: the lamp is in the cellar, the key is in the attic."
+
+        def user(text):
+            return dict(role="user", content=text)
+
         asks = [
-            dict(session="s", messages=[dict(role="system", content="You are the cook."), dict(role="user", content=say)]),
+            dict(session="s", messages=[dict(role="system", content="You are the cook."), user(say)]),
             dict(agent="teller", prompt="Once upon a time", max_tokens=90, ignored=1),
-            dict(session="s", agent="judge", messages=[dict(role="user", content="Judge.")], max_tokens=3),
+            dict(session="s", agent="judge", messages=[user("Judge.")], max_tokens=3),
         ]
         trace = self.path("r.ktr.jsonl.gz")
         with self.daemon() as (endpoint, _):
             lines = self.path("asks.jsonl", jsonl(asks))
             out = self.kvctl("trace", "record", lines, "--endpoint", endpoint, "--out", trace, "--max-tokens", 5)[0]
-            bad = self.kvctl("trace", "record", self.path("bad", "{\n"), "--endpoint", endpoint, "--out", trace + "2", code=1)
+            bad = self.path("bad", "{\n")
+            bad = self.kvctl("trace", "record", bad, "--endpoint", endpoint, "--out", trace + "2", code=1)
         replies = [json.loads(line) for line in out.splitlines()]
         self.assertEqual([r["request_id"] for r in replies], ["s/0", "0/0", "s/1"])
         self.assertLessEqual(replies[2]["completion_tokens"], 3)

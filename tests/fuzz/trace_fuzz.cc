@@ -71,10 +71,11 @@ std::vector<std::string> Seeds() {
       R"({"timestamp":0,"input_length":1000,"output_length":5,"hash_ids":[0,1]}
 {"timestamp":7,"input_length":1500,"output_length":5,"hash_ids":[0,1,2]})",
       R"({"session":"s","messages":[{"role":"system","content":"You are the cook. Be brief."}],)"
-      R"("response":{"role":"assistant","content":"A very long answer that somebody else quotes in full, word for word."}}
+      R"("response":{"role":"assistant","content":)"
+      R"("A very long answer that somebody else quotes in full, word for word"}}
 )"
       R"({"session":"s","body":{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":)"
-      R"("A very long answer that somebody else quotes in full, word for word. Yes?"}]}],)"
+      R"("A very long answer that somebody else quotes in full, word for word, yes?"}]}],)"
       R"("tools":[{"type":"function"}]},"timestamp":"2025-11-27T05:51:54.5+01:00"}
 )"
       R"({"request":{"prompt":[1,2,3]},"response":{"body":{"choices":[{"text":"x"}],"usage":{"prompt_tokens":3}}},)"

@@ -64,10 +64,10 @@ constexpr const char* kAllKinds =
 {"seg":"s","text":"You are \"A\".\nüber"}
 {"seg":"n","n_tokens":7}
 {"seg":"t","tokens":[1,2,3]}
-{"request_id":"a","session_id":"w","agent_id":"A","timestamp":5.5,"segments":[["system","s"],["user","n"],["+","t"]],"output":"s"}
-{"request_id":"b","session_id":"w","model":"m","wait_for":["a"],"delay":3,"api_ms":9,"segments":[["user","t"],["+","@a"]]}
+{"request_id":"a","agent_id":"A","timestamp":5.5,"segments":[["system","s"],["user","n"],["+","t"]],"output":"s"}
+{"request_id":"b","session_id":"w","wait_for":["a"],"delay":3,"api_ms":9,"segments":[["user","t"],["+","@a"]]}
 {"request_id":"c","input_length":250,"output_length":4,"hash_ids":[1,2,3,18446744073709551615]}
-{"request_id":"d","input_length":300,"hash_ids":[5],"base":"c","keep":2}
+{"request_id":"d","model":"m","input_length":300,"hash_ids":[5],"base":"c","keep":2}
 {"request_id":"e","input_length":400,"hash_ids":[6],"base":"d","keep":1}
 {"request_id":"f","input_length":12})";
 
