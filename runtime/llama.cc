@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <numeric>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -18,6 +21,7 @@ using kernels::Buffer;
 using kernels::DType;
 using kernels::KvPages;
 using kernels::KvSegment;
+using kernels::KvSlot;
 using kernels::MatrixView;
 
 // Rows of a buffer of max_batch_rows rows.
@@ -29,13 +33,24 @@ struct Activation {
   MatrixView Rows(std::int64_t rows) const { return {buffer->data(), dtype, rows, cols, cols}; }
 };
 
-// The rows a stage works on: all of the batch, or from the last attention on only those whose logits are wanted.
+// The rows a stage works on: all of the batch, those that the hook lets go on, and from the last attention on only
+// those whose logits are wanted.
 struct ActiveRows {
   MatrixView x;  // [rows, hidden] fp32: the residual stream
   MatrixView q;  // [rows, >= q width] fp32
   std::span<const std::int64_t> positions;
+  std::span<const KvSlot> slots;
   std::span<const KvSegment> segments;
 };
+
+// to[i] = from[kept[i]]. `from` may be `to` itself: kept ascends, so nothing is read after it is overwritten.
+template <typename T>
+std::span<const T> Pick(std::span<const T> from, std::span<const std::int64_t> kept, std::vector<T>* to) {
+  to->resize(std::max(to->size(), kept.size()));
+  for (std::size_t i = 0; i < kept.size(); ++i) (*to)[i] = from[static_cast<std::size_t>(kept[i])];
+  to->resize(kept.size());
+  return *to;
+}
 
 class LlamaModel final : public Model {
  public:
@@ -60,17 +75,25 @@ class LlamaModel final : public Model {
 
  private:
   void CheckBatch(const ForwardBatch& batch, const KvPages& pages, const float* logits) const;
-  ActiveRows KeepLogitRows(const ForwardBatch& batch, const ActiveRows& all);
+  void CheckSegments(std::span<const KvSegment> segments, std::int64_t rows, const KvPages& pages) const;
+  MatrixView Columns(std::int64_t rows, std::int64_t first, std::int64_t count) const;
+  std::optional<std::vector<std::int64_t>> CallHook(LayerHook* hook, int layer, const KvPages& pages, ActiveRows* rows);
+  void Keep(std::span<const std::int64_t> kept, ActiveRows* rows);
+  std::vector<std::int64_t> LogitRows(const ForwardBatch& batch,
+                                      const std::optional<std::vector<std::int64_t>>& kept) const;
+  float Scale() const { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(parts_.config.head_dim))); }
 
   ModelParts parts_;
   const std::int64_t max_rows_;
   Activation residual_, normed_, qkv_, attended_, gated_, kept_residual_, kept_q_;
   std::unique_ptr<Buffer> rope_buffer_;
   kernels::RopeTable rope_;
-  // The logit rows as the gather and the last layer's attention see them; kept for their capacity.
-  std::vector<std::int32_t> kept_rows_;
-  std::vector<std::int64_t> kept_positions_;
-  std::vector<KvSegment> kept_segments_;
+  // The active rows where they are not those of the batch; kept for their capacity.
+  std::vector<std::int64_t> active_;  // their indices in the batch; only with a hook
+  std::vector<std::int64_t> active_positions_;
+  std::vector<KvSlot> active_slots_;
+  std::vector<KvSegment> active_segments_;
+  std::vector<std::int32_t> gather_;
 };
 
 Status LlamaModel::Allocate(int threads) {
@@ -111,14 +134,13 @@ void LlamaModel::CheckBatch(const ForwardBatch& batch, const KvPages& pages, con
   for (std::size_t i = 0; i < batch.ids.size(); ++i) {
     KVS_CHECK(batch.ids[i] >= 0 && batch.ids[i] < parts_.config.vocab_size);
     KVS_CHECK(batch.positions[i] >= 0 && batch.positions[i] < parts_.config.max_positions);
-    KVS_CHECK(batch.slots[i].page < pages.num_pages && batch.slots[i].offset >= 0);
-    KVS_CHECK(batch.slots[i].offset < kernels::kPageTokens);
+    const KvSlot& slot = batch.slots[i];
+    KVS_CHECK(slot == kernels::kNoSlot ||
+              (slot.page < pages.num_pages && slot.offset >= 0 && slot.offset < kernels::kPageTokens));
   }
-  for (const KvSegment& s : batch.segments) {
-    KVS_CHECK(0 <= s.row_begin && s.row_begin <= s.row_end && s.row_end <= rows);
-    KVS_CHECK(s.length >= 0 && s.length <= static_cast<std::int64_t>(s.pages.size()) * kernels::kPageTokens);
-    for (const kernels::PageIndex page : s.pages) KVS_CHECK(page < pages.num_pages);
-  }
+  CheckSegments(batch.segments, rows, pages);
+  KVS_CHECK(batch.stop_after_layer >= -1 && batch.stop_after_layer < parts_.config.num_layers);
+  KVS_CHECK(batch.stop_after_layer < 0 || batch.logit_rows.empty());
   std::int64_t previous = -1;
   for (const std::int64_t row : batch.logit_rows) {
     KVS_CHECK(row > previous && row < rows);
@@ -127,31 +149,100 @@ void LlamaModel::CheckBatch(const ForwardBatch& batch, const KvPages& pages, con
   KVS_CHECK(logits != nullptr || batch.logit_rows.empty());
 }
 
-// The logit rows alone, side by side. Nobody sees another row's output from here on, and by batch invariance a row's
-// result does not depend on who left.
-ActiveRows LlamaModel::KeepLogitRows(const ForwardBatch& batch, const ActiveRows& all) {
-  const std::vector<std::int64_t>& rows = batch.logit_rows;
-  if (static_cast<std::int64_t>(rows.size()) == all.x.rows) return all;
-  kept_rows_.assign(rows.begin(), rows.end());
-  kept_positions_.clear();
-  for (const std::int64_t row : rows) kept_positions_.push_back(batch.positions[static_cast<std::size_t>(row)]);
-  kept_segments_.assign(batch.segments.begin(), batch.segments.end());
-  const auto index_of = [&rows](std::int64_t row) {
-    return std::lower_bound(rows.begin(), rows.end(), row) - rows.begin();
+void LlamaModel::CheckSegments(std::span<const KvSegment> segments, std::int64_t rows, const KvPages& pages) const {
+  for (const KvSegment& s : segments) {
+    KVS_CHECK(0 <= s.row_begin && s.row_begin <= s.row_end && s.row_end <= rows);
+    KVS_CHECK(0 <= s.first && s.first < kernels::kPageTokens && s.length >= 0);
+    KVS_CHECK(s.first + s.length <= static_cast<std::int64_t>(s.pages.size()) * kernels::kPageTokens);
+    for (const kernels::PageIndex page : s.pages) KVS_CHECK(page < pages.num_pages);
+    if (s.positions.empty()) continue;
+    KVS_CHECK(static_cast<std::int64_t>(s.positions.size()) == s.length);
+    KVS_CHECK(std::adjacent_find(s.positions.begin(), s.positions.end(), std::greater_equal<>()) == s.positions.end());
+  }
+}
+
+// `count` columns of the fused q, k, v from column `first` on.
+MatrixView LlamaModel::Columns(std::int64_t rows, std::int64_t first, std::int64_t count) const {
+  MatrixView view = qkv_.Rows(rows);
+  view.data = view.row<float>(0) + first;
+  view.cols = count;
+  return view;
+}
+
+// Shows the hook this layer; afterwards `rows` sees the segments that the hook left. Returns the rows that go on.
+std::optional<std::vector<std::int64_t>> LlamaModel::CallHook(LayerHook* hook, int layer, const KvPages& pages,
+                                                              ActiveRows* rows) {
+  const ModelConfig& c = parts_.config;
+  const std::int64_t n = rows->x.rows, q = std::int64_t{c.num_heads} * c.head_dim;
+  const std::int64_t kv = std::int64_t{c.num_kv_heads} * c.head_dim;
+  auto kept = hook->OnLayer(layer, {.rows = active_,
+                                    .positions = rows->positions,
+                                    .slots = active_slots_,
+                                    .q = Columns(n, 0, q),
+                                    .k = Columns(n, q, kv),
+                                    .v = Columns(n, q + kv, kv),
+                                    .segments = &active_segments_,
+                                    .pages = pages,
+                                    .rope = rope_,
+                                    .num_heads = c.num_heads,
+                                    .scale = Scale(),
+                                    .window = c.sliding_window});
+  CheckSegments(active_segments_, n, pages);
+  rows->segments = active_segments_;
+  if (kept.has_value()) {
+    std::int64_t previous = -1;
+    for (const std::int64_t row : *kept) {
+      KVS_CHECK(row > previous && row < n);
+      previous = row;
+    }
+  }
+  return kept;
+}
+
+// Only the rows `kept` (ascending) go on, side by side. Nobody sees another row's output from here on, and by batch
+// invariance a row's result does not depend on who left.
+void LlamaModel::Keep(std::span<const std::int64_t> kept, ActiveRows* rows) {
+  const auto count = static_cast<std::int64_t>(kept.size());
+  if (count == rows->x.rows) return;
+  // Picking rows is what an embedding does. The residual stream moves back and forth between two buffers.
+  Backend& backend = *parts_.backend;
+  const bool from_residual = rows->x.data == residual_.Rows(0).data;
+  const MatrixView x = (from_residual ? kept_residual_ : residual_).Rows(count), q = kept_q_.Rows(count);
+  MatrixView old_q = rows->q;
+  old_q.cols = q.cols;
+  gather_.assign(kept.begin(), kept.end());
+  backend.Embed({.ids = gather_, .table = rows->x, .out = x});
+  backend.Embed({.ids = gather_, .table = old_q, .out = q});
+  rows->x = x;
+  rows->q = q;
+  if (!active_.empty()) Pick<std::int64_t>(active_, kept, &active_);
+  rows->positions = Pick<std::int64_t>(rows->positions, kept, &active_positions_);
+  rows->slots = Pick<KvSlot>(rows->slots, kept, &active_slots_);
+  if (rows->segments.data() != active_segments_.data()) {
+    active_segments_.assign(rows->segments.begin(), rows->segments.end());
+  }
+  const auto index_of = [&kept](std::int64_t row) {
+    return std::lower_bound(kept.begin(), kept.end(), row) - kept.begin();
   };
-  for (KvSegment& s : kept_segments_) {
+  for (KvSegment& s : active_segments_) {
     s.row_begin = index_of(s.row_begin);
     s.row_end = index_of(s.row_end);
   }
-  const auto count = static_cast<std::int64_t>(rows.size());
-  const ActiveRows kept{kept_residual_.Rows(count), kept_q_.Rows(count), kept_positions_, kept_segments_};
-  // Picking rows is what an embedding does.
-  Backend& backend = *parts_.backend;
-  MatrixView q = all.q;
-  q.cols = kept.q.cols;
-  backend.Embed({.ids = kept_rows_, .table = all.x, .out = kept.x});
-  backend.Embed({.ids = kept_rows_, .table = q, .out = kept.q});
-  return kept;
+  rows->segments = active_segments_;
+}
+
+// The batch's logit rows as indices into the active ones, among which the hook has left them.
+std::vector<std::int64_t> LlamaModel::LogitRows(const ForwardBatch& batch,
+                                                const std::optional<std::vector<std::int64_t>>& kept) const {
+  if (batch.hook == nullptr) return batch.logit_rows;
+  std::vector<std::int64_t> rows;
+  for (const std::int64_t row : batch.logit_rows) {
+    const auto it = std::lower_bound(active_.begin(), active_.end(), row);
+    KVS_CHECK(it != active_.end() && *it == row);
+    rows.push_back(it - active_.begin());
+    KVS_CHECK(!kept.has_value() || std::binary_search(kept->begin(), kept->end(), rows.back()));
+  }
+  return rows;
 }
 
 Status LlamaModel::Forward(const ForwardBatch& batch, const KvPages& pages, float* logits) {
@@ -159,30 +250,47 @@ Status LlamaModel::Forward(const ForwardBatch& batch, const KvPages& pages, floa
   const ModelConfig& c = parts_.config;
   const ModelWeights& weights = parts_.weights;
   Backend& backend = *parts_.backend;
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.head_dim)));
+  const float scale = Scale();
   const float eps = c.rms_norm_eps;
   const auto all_rows = static_cast<std::int64_t>(batch.ids.size());
-  const MatrixView qkv = qkv_.Rows(all_rows);
-  ActiveRows rows{residual_.Rows(all_rows), qkv, batch.positions, batch.segments};
+  ActiveRows rows{residual_.Rows(all_rows), {}, batch.positions, batch.slots, batch.segments};
+  active_.clear();
+  if (batch.hook != nullptr) {
+    active_.resize(batch.ids.size());
+    std::iota(active_.begin(), active_.end(), 0);
+    active_slots_.assign(batch.slots.begin(), batch.slots.end());
+    active_segments_.assign(batch.segments.begin(), batch.segments.end());
+    rows.slots = active_slots_;
+    rows.segments = active_segments_;
+  }
 
   backend.Embed({.ids = batch.ids, .table = weights.embedding, .out = rows.x});
   for (int layer = 0; layer < c.num_layers; ++layer) {
     const LayerWeights& w = weights.layers[static_cast<std::size_t>(layer)];
-    backend.RmsNorm({rows.x, w.input_norm, eps, normed_.Rows(all_rows)});
-    backend.Linear({.x = normed_.Rows(all_rows), .weights = w.qkv.get(), .out = qkv});
-    backend.StoreKv({.qkv = qkv,
+    const std::int64_t before = rows.x.rows;
+    rows.q = qkv_.Rows(before);
+    backend.RmsNorm({rows.x, w.input_norm, eps, normed_.Rows(before)});
+    backend.Linear({.x = normed_.Rows(before), .weights = w.qkv.get(), .out = rows.q});
+    backend.StoreKv({.qkv = rows.q,
                      .num_heads = c.num_heads,
                      .layer = layer,
                      .q_norm = w.q_norm,
                      .k_norm = w.k_norm,
                      .eps = eps,
                      .rope = rope_,
-                     .positions = batch.positions,
-                     .slots = batch.slots,
+                     .positions = rows.positions,
+                     .slots = rows.slots,
                      .pages = pages});
-    if (layer == c.num_layers - 1) {
-      if (batch.logit_rows.empty()) return backend.Sync();
-      rows = KeepLogitRows(batch, rows);
+    std::optional<std::vector<std::int64_t>> kept;
+    if (batch.hook != nullptr) kept = CallHook(batch.hook, layer, pages, &rows);
+    const bool last = layer == c.num_layers - 1;
+    if ((last && batch.logit_rows.empty()) || layer == batch.stop_after_layer) return backend.Sync();
+    if (last) {
+      Keep(LogitRows(batch, kept), &rows);
+    } else if (kept.has_value()) {
+      if (kept->empty() && batch.logit_rows.empty()) return backend.Sync();
+      KVS_CHECK(!kept->empty());
+      Keep(*kept, &rows);
     }
     const std::int64_t n = rows.x.rows;
     backend.Attention({.q = rows.q,

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "kernels/cpu/attention_kernel.h"
+#include "kernels/cpu/page_rows.h"
+#include "kernels/cpu/rope_angle.h"
 #include "kernels/cpu/thread_pool.h"
 #include "libkvshare/core/check.h"
 
@@ -61,31 +63,6 @@ class Scratch {
 // function of prefetches for one without effect and drops the calls.
 [[gnu::always_inline]] inline void Prefetch(const std::byte* data, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + i, 0, 2);
-}
-
-// Tokens of a segment by their page rows: token t is page row first + t, counted from row 0 of the first page. Splits
-// and tiles are cut at multiples of these, so that a tile is one page wherever in it a segment begins.
-struct PageRows {
-  std::int64_t begin;
-  std::int64_t end;
-};
-
-// The tokens of `s` that a row at `position` sees by position and window; the skip masks come on top.
-PageRows SeenBy(const KvSegment& s, std::int64_t position, std::int64_t window) {
-  PageRows seen{0, 0};
-  if (s.positions.empty()) {
-    seen.end = position - s.start + 1;
-    if (window > 0) seen.begin = position - window + 1 - s.start;
-  } else {
-    const auto after = [&s](std::int64_t p) {
-      return std::upper_bound(s.positions.begin(), s.positions.end(), p) - s.positions.begin();
-    };
-    seen.end = after(position);
-    if (window > 0) seen.begin = after(position - window);
-  }
-  seen.begin = std::clamp<std::int64_t>(seen.begin, 0, s.length) + s.first;
-  seen.end = std::clamp<std::int64_t>(seen.end, 0, s.length) + s.first;
-  return seen;
 }
 
 // One split of one segment, as seen by some tile: what one partial result covers.
@@ -277,10 +254,10 @@ class AttentionCall {
     PageRows* seen = scratch.seen.Get<PageRows>(static_cast<std::size_t>(tile.end - tile.begin));
     const KvSegment& s = *unit.segment;
     if (rotated != &s) {
-      RotateQueries(tile, s, kv_head, q);
       for (std::int64_t i = tile.begin; i < tile.end; ++i) {
         seen[i - tile.begin] = SeenBy(s, p_.positions[static_cast<std::size_t>(i)], p_.window);
       }
+      RotateQueries(tile, s, seen, kv_head, q);
       rotated = &s;
     }
     std::fill_n(part.out, rows * padded_, 0.0f);
@@ -288,10 +265,7 @@ class AttentionCall {
     std::fill_n(part.max, rows, kNone);
     for (std::int64_t first = unit.first; first < unit.end; first += kPageTokens) {
       const std::size_t page = static_cast<std::size_t>(first / kPageTokens);
-      std::uint64_t keep = ~std::uint64_t{0};
-      if (s.first + s.length - first < kPageTokens) keep >>= kPageTokens - (s.first + s.length - first);
-      if (first == 0) keep = keep >> s.first << s.first;
-      if (!s.skip.empty()) keep &= ~s.skip[page];
+      const std::uint64_t keep = KeptRows(s, first / kPageTokens);
       bool all_see_all = true;
       if (!MakeMasks(tile, first, seen, keep, masks, all_see_all)) continue;
       KVS_CHECK(s.pages[page] < p_.pages.num_pages);
@@ -334,11 +308,7 @@ class AttentionCall {
                  std::uint64_t* masks, bool& all_see_all) const {
     std::uint64_t any = 0;
     for (std::int64_t i = 0; i < tile.end - tile.begin; ++i) {
-      std::uint64_t mask = keep;
-      const std::int64_t end = seen[i].end - first;
-      if (end < kPageTokens) mask = end <= 0 ? 0 : mask & ((std::uint64_t{1} << end) - 1);
-      const std::int64_t begin = seen[i].begin - first;
-      if (begin > 0) mask = begin >= kPageTokens ? 0 : mask >> begin << begin;
+      const std::uint64_t mask = keep & SeenMask(seen[i], first);
       any |= mask;
       all_see_all &= mask == keep;
       for (int g = 0; g < group_; ++g) *masks++ = mask;
@@ -346,16 +316,17 @@ class AttentionCall {
     return any != 0;
   }
 
-  void RotateQueries(const RowTile& tile, const KvSegment& s, int kv_head, std::byte* q) const {
+  void RotateQueries(const RowTile& tile, const KvSegment& s, const PageRows* seen, int kv_head, std::byte* q) const {
     const std::size_t row_bytes = static_cast<std::size_t>(layout_.head_dim) * kernel_.element_bytes;
+    RopeAngle angle(p_.rope);
     for (std::int64_t i = tile.begin; i < tile.end; ++i) {
-      const std::int64_t angle = p_.positions[static_cast<std::size_t>(i)] - s.shift;
-      KVS_CHECK(p_.rope.half == 0 || (0 <= angle && angle < p_.rope.positions));
-      const std::size_t at = static_cast<std::size_t>(angle) * static_cast<std::size_t>(p_.rope.half);
+      // A row before the segment may have no angle towards it, and needs none.
+      const PageRows& tokens = seen[i - tile.begin];
+      angle.Set(tokens.begin < tokens.end ? p_.positions[static_cast<std::size_t>(i)] - s.shift : 0);
       const float* row = p_.q.row<float>(i) + kv_head * group_ * layout_.head_dim;
       for (int g = 0; g < group_; ++g, q += row_bytes) {
-        kernel_.rotate(row + g * layout_.head_dim, p_.rope.cos.data() + at, p_.rope.sin.data() + at, p_.rope.half,
-                       layout_.head_dim, p_.scale * kLog2E, q);
+        kernel_.rotate(row + g * layout_.head_dim, angle.cos(), angle.sin(), p_.rope.half, layout_.head_dim,
+                       p_.scale * kLog2E, q);
       }
     }
   }
@@ -385,7 +356,9 @@ class AttentionCall {
   float* partials_ = nullptr;
 };
 
-const AttentionKernel& KernelOf(CpuIsa isa, DType pages) {
+}  // namespace
+
+const AttentionKernel& AttentionKernelFor(CpuIsa isa, DType pages) {
 #if defined(__x86_64__)
   switch (isa) {
     case CpuIsa::kAvx512Bf16: return pages == DType::kBf16 ? Avx512Bf16Attention() : Avx512Attention(pages);
@@ -399,11 +372,9 @@ const AttentionKernel& KernelOf(CpuIsa isa, DType pages) {
   return PlainAttention(pages);
 }
 
-}  // namespace
-
 void CpuAttention(const AttentionParams& p, CpuIsa isa, ThreadPool& pool) {
   if (p.q.rows == 0) return;
-  AttentionCall(p, KernelOf(isa, p.pages.layout.dtype)).Run(pool);
+  AttentionCall(p, AttentionKernelFor(isa, p.pages.layout.dtype)).Run(pool);
 }
 
 }  // namespace kvshare::kernels

@@ -384,8 +384,8 @@ struct FoldVec {
 };
 
 constexpr AttentionKernel kKernel = {
-    sizeof(std::uint16_t),         &Rotate, &PackKeys, &PackValues, &AddTile, &AddPage, &F32Attention<FoldVec>::Fold,
-    &F32Attention<FoldVec>::Finish};
+    sizeof(std::uint16_t),          &Rotate, &PackKeys, &PackValues, &AddTile, &AddPage, &F32Attention<FoldVec>::Fold,
+    &F32Attention<FoldVec>::Finish, nullptr, nullptr};
 
 }  // namespace
 

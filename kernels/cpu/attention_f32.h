@@ -238,9 +238,52 @@ struct F32Attention {
     }
   }
 
+  static void TileScores(const void* query, int rows, int head_dim, const void* keys, float* s, std::int64_t stride) {
+    const float* q = static_cast<const float*>(query);
+    const float* k = static_cast<const float*>(keys);
+    alignas(64) float tile[V::kRows * kPageTokens] = {};
+    int r = 0;
+    const auto store = [&](int count) {
+      for (int i = 0; i < count; ++i) {
+        __builtin_memcpy(s + (r + i) * stride, tile + i * kPageTokens, kPageTokens * sizeof(float));
+      }
+      r += count;
+    };
+    while (r + V::kRows <= rows) {
+      for (int t = 0; t < kPageTokens; t += kBlock) Scores<V::kRows>(q + r * head_dim, head_dim, k + t, tile + t);
+      store(V::kRows);
+    }
+    while (r < rows) {
+      for (int t = 0; t < kPageTokens; t += kBlock) Scores<1>(q + r * head_dim, head_dim, k + t, tile + t);
+      store(1);
+    }
+  }
+
+  static void AddMass(float* s, std::int64_t keys, float* mass) {
+    Reg top = V::Set1(-__builtin_inff());
+    for (std::int64_t t = 0; t < keys; t += kWidth) top = V::Max(top, V::Load(s + t));
+    const float max = V::ReduceMax(top);
+    if (max == -__builtin_inff()) return;
+    Reg sums = V::Zero();
+    for (std::int64_t t = 0; t < keys; t += kWidth) {
+      const Reg w = V::Exp2(V::Sub(V::Load(s + t), V::Set1(max)));
+      V::Store(s + t, w);
+      sums = V::Add(sums, w);
+    }
+    float lanes[kWidth];
+    V::Store(lanes, sums);
+    float sum = 0;
+    for (const float lane : lanes) sum += lane;
+    const Reg scale = V::Set1(1.0f / sum);
+    for (std::int64_t t = 0; t < keys; t += kWidth) {
+      V::Store(mass + t, V::MulAdd(V::Load(s + t), scale, V::Load(mass + t)));
+    }
+  }
+
   template <typename T>
   static constexpr AttentionKernel Make() {
-    return {sizeof(float), &Rotate, &PackKeys<T>, &PackValues<T>, &AddTile, nullptr, &Fold, &Finish};
+    return {sizeof(float), &Rotate, &PackKeys<T>, &PackValues<T>, &AddTile,
+            nullptr,       &Fold,   &Finish,      &TileScores,    &AddMass};
   }
 };
 

@@ -68,6 +68,11 @@ struct AttentionKernel {
   void (*fold)(const AttentionPartial& total, const AttentionPartial& part, int rows, int padded);
   // One row of the answer: out / sum, or zeros; to bf16 or fp32. -0 becomes +0.
   void (*finish)(const float* out, float sum, float max, int head_dim, DType dtype, void* dst);
+  // For AttentionMass; null where the elements are not fp32. Scores of `rows` query rows and the 64 keys of a tile:
+  // s[r * stride + t] = q[r] . k[t].
+  void (*scores)(const void* q, int rows, int head_dim, const void* k, float* s, std::int64_t stride);
+  // mass[t] += 2^(s[t] - max) / sum over `keys` (a multiple of 64) scores; keys at -infinity get nothing. Overwrites s.
+  void (*add_mass)(float* s, std::int64_t keys, float* mass);
 };
 
 // The implementation for pages of this dtype.
@@ -75,6 +80,7 @@ const AttentionKernel& PlainAttention(DType pages);
 const AttentionKernel& Avx2Attention(DType pages);
 const AttentionKernel& Avx512Attention(DType pages);
 const AttentionKernel& Avx512Bf16Attention();  // bf16 pages only
+const AttentionKernel& AttentionKernelFor(CpuIsa isa, DType pages);
 
 // Sets flush-to-zero for its lifetime: denormal sums would make "a masked key is no key" untrue in dot-product
 // instructions that flush them, and are slow elsewhere.
