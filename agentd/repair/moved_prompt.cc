@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <utility>
 
 #include "agentd/repair/probe.h"
@@ -28,7 +29,11 @@ constexpr int kCheckLayer = 1;
 // EPIC recomputes the first tokens of every chunk, at most so many (LegoLink-32 is the paper's largest).
 constexpr std::int64_t kEpicTokens = 16;
 constexpr double kBlendRatio = 0.15;  // CacheBlend's default
+// Of a prompt whose chunks are not one thread; of one that is, recomputing some changes next to nothing.
 constexpr double kAutoRatio = 0.10;
+// What may differ around the chunks of one thread: message headers between them, an agent's first words before them.
+constexpr std::int64_t kThreadGap = 32;
+constexpr std::int64_t kThreadShift = 64;
 
 std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -77,7 +82,23 @@ std::int64_t MovedPrompt::MovedTokens() const {
 
 double MovedPrompt::Ratio() const {
   if (options_.recompute_ratio >= 0) return std::min(options_.recompute_ratio, 1.0);
-  return options_.mode == ReuseMode::kAuto ? kAutoRatio : kBlendRatio;
+  if (options_.mode == ReuseMode::kAuto) return OneThread() ? 0.0 : kAutoRatio;
+  return kBlendRatio;
+}
+
+bool MovedPrompt::OneThread() const {
+  for (std::size_t c = 0; c < chunks_.size(); ++c) {
+    const MovedChunk& chunk = chunks_[c];
+    if (c == 0) {
+      if (std::abs(chunk.start - chunk.base) > kThreadShift) return false;
+      continue;
+    }
+    const MovedChunk& before = chunks_[c - 1];
+    const std::int64_t gap = chunk.start - before.start - before.length;
+    const std::int64_t base_gap = chunk.base - before.base - before.length;
+    if (chunk.run != before.run || gap > kThreadGap || base_gap < 0 || base_gap > kThreadGap) return false;
+  }
+  return true;
 }
 
 std::int64_t MovedPrompt::SelectedAtMost() const {
@@ -86,6 +107,7 @@ std::int64_t MovedPrompt::SelectedAtMost() const {
   if (options_.mode == ReuseMode::kEpic && options_.recompute_ratio < 0) {
     return static_cast<std::int64_t>(chunks_.size()) * kEpicTokens;
   }
+  if (Ratio() == 0) return 0;
   return static_cast<std::int64_t>(std::ceil(Ratio() * static_cast<double>(MovedTokens()))) +
          static_cast<std::int64_t>(chunks_.size());
 }
@@ -100,7 +122,7 @@ std::int64_t MovedPrompt::RowsToCompute() const {
       const std::int64_t choosing = (fresh + MovedTokens()) * (kCheckLayer + 1) / model_->config().num_layers;
       return fresh + SelectedAtMost() + choosing;
     }
-    case ReuseMode::kAuto: return fresh + SelectedAtMost() + (prompt_tokens_ - SuffixBegin());
+    case ReuseMode::kAuto: return fresh + (Ratio() == 0 ? 0 : SelectedAtMost() + (prompt_tokens_ - SuffixBegin()));
     default: return fresh + SelectedAtMost();
   }
 }
@@ -314,9 +336,11 @@ Result<std::vector<std::int64_t>> MovedPrompt::ChooseByDeviation(bool attention_
   return selected;
 }
 
-// Two passes. The first computes the fresh rows over the chunks as stored and sees what the prompt's end attends to in
-// the upper half of the layers; the second recomputes those tokens, and then the end again.
+// Of one thread: as stored. Else two passes. The first computes the fresh rows over the chunks as stored and sees what
+// the prompt's end attends to in the upper half of the layers; the second recomputes those tokens, and then the end
+// again.
 Status MovedPrompt::PrefillAuto(float* logits) {
+  if (Ratio() == 0) return PrefillSelected(logits);
   const int layers = model_->config().num_layers;
   Probe probe(this, SuffixBegin(), layers / 2, layers, false);
   KVS_RETURN_IF_ERROR(Compute(fresh_.positions, &probe, -1, logits, nullptr));
@@ -344,7 +368,9 @@ Status MovedPrompt::PrefillPlain(std::string_view reason, float* logits) {
 }
 
 bool MovedPrompt::Doubtful(std::span<const float> logits) const {
-  return !plain_ && options_.mode == ReuseMode::kAuto && anchors::TopProbability(logits) < options_.min_top_probability;
+  if (plain_ || options_.mode != ReuseMode::kAuto) return false;
+  return anchors::TopProbability(logits) <
+         (OneThread() ? options_.min_top_probability : options_.min_top_probability_elsewhere);
 }
 
 Status MovedPrompt::Recompute(float* logits) {

@@ -31,6 +31,7 @@ struct MovedChunk {
   std::vector<kernels::PageIndex> pages;
   int first = 0;            // page row of the first token in pages[0]
   std::int64_t base = 0;    // position at which the KV was computed
+  std::uint64_t run = 0;    // names the prompt in which it was computed
   std::string placeholder;  // KVCOMM: which hole of which template this fills
   std::string content;      // names the tokens
 };
@@ -40,8 +41,10 @@ struct RepairOptions {
   // Share of moved tokens to recompute (in every layer); < 0: the policy's own. What a policy spends on choosing them
   // comes on top. At 1 nothing is reused: the prompt is computed as if nothing were stored.
   double recompute_ratio = -1;
-  // kAuto: an answer whose likeliest token has less than this probability is not trusted: the prompt is computed.
-  double min_top_probability = 0.9;
+  // kAuto: an answer whose likeliest token has less than this probability is not trusted: the prompt is computed. The
+  // first where all chunks are one thread (MovedPrompt::OneThread), the second elsewhere.
+  double min_top_probability = 0.5;
+  double min_top_probability_elsewhere = 0.9;
 };
 
 // The prompt's tokens and the price of them. Pairs are (token, layer) whose K and V were computed, of the moved tokens
@@ -71,6 +74,10 @@ class MovedPrompt {
   ~MovedPrompt();
   MovedPrompt(const MovedPrompt&) = delete;
   MovedPrompt& operator=(const MovedPrompt&) = delete;
+
+  // True when the chunks stood in one prompt, in this order and with as little between and before them as here: then
+  // what they were computed to see is what they would see here, but for the first words.
+  bool OneThread() const;
 
   // Rows through all layers that Prefill takes if nothing is doubtful, the work of choosing included; at most. To be
   // compared with what computing the prompt would take: prompt tokens minus the prefix.

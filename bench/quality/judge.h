@@ -37,9 +37,17 @@ struct Case {
   std::int64_t suffix_begin = 0;  // first token of the last message: the question, always computed
 };
 
+// In whose company a chunk's stored KV was computed.
+enum class StoredIn {
+  kAlone,    // after the sink and nothing else: what any session may share
+  kThread,   // in the prompt of another agent of the session, which read the same messages under its own first words
+  kReversed  // likewise, which read them in the opposite order
+};
+
 struct Policy {
   ReuseMode mode = ReuseMode::kExact;
-  std::optional<double> budget;  // wished share of (layer, cached token) pairs to compute; unset: the policy's own
+  std::optional<double> budget;       // wished share of (layer, cached token) pairs to compute; unset: the policy's own
+  std::optional<StoredIn> stored_in;  // unset: alone, as the published policies have it; kAuto: thread
 };
 
 // What a policy did with one chunk. A pair is one token in one layer whose K and V were computed in this prefill;

@@ -26,24 +26,24 @@ TokenId SinkOf(const runtime::Model& model, const Case& c) {
 }  // namespace
 
 MovedPrefill::MovedPrefill(runtime::Model* model, std::unique_ptr<kernels::Buffer> memory, PageIndex num_pages,
-                           const MovedOptions& options)
+                           const Policy& policy)
     : model_(model),
       memory_(std::move(memory)),
-      options_(options),
+      policy_(policy),
       max_tokens_(std::int64_t{num_pages} * kPageTokens / 4),
       free_(num_pages) {
   std::iota(free_.rbegin(), free_.rend(), PageIndex{0});
 }
 
 Result<std::unique_ptr<MovedPrefill>> MovedPrefill::New(runtime::Model* model, const PrefillLimits& limits,
-                                                        const MovedOptions& options) {
+                                                        const Policy& policy) {
   // The prompt, and what is stored of it: at most the prompt again, in chunks that each round up to whole pages, so
   // that one of 32 tokens takes twice its size.
   const std::int64_t pages = 4 * PagesFor(limits.max_tokens);
   KVS_ASSIGN_OR_RETURN(auto memory,
                        model->backend().Allocate(static_cast<std::size_t>(pages) * model->kv_layout().page_bytes()));
   return std::unique_ptr<MovedPrefill>(
-      new MovedPrefill(model, std::move(memory), static_cast<PageIndex>(pages), options));
+      new MovedPrefill(model, std::move(memory), static_cast<PageIndex>(pages), policy));
 }
 
 kernels::KvPages MovedPrefill::Pages() const {
@@ -76,21 +76,48 @@ Result<std::vector<PageIndex>> MovedPrefill::Encode(std::span<const TokenId> ids
   return pages;
 }
 
-Result<MovedPrefill::Stored> MovedPrefill::Find(const Case& c, const Chunk& chunk, std::int64_t begin,
-                                                std::int64_t end) {
-  // Alone: the chunk with its edges. Thread: all messages from the session's first chunk to its last.
-  const bool alone = options_.source == Source::kAlone;
-  const std::int64_t from = alone ? chunk.begin : c.chunks.front().begin;
-  const std::int64_t to = alone ? chunk.end : c.chunks.back().end;
-  KVS_CHECK(from <= begin && end <= to);
-  std::vector<TokenId> run = {SinkOf(*model_, c)};
-  run.insert(run.end(), c.prompt.begin() + from, c.prompt.begin() + to);
-  auto found = stored_.find(run);
-  if (found == stored_.end()) {
-    KVS_ASSIGN_OR_RETURN(std::vector<PageIndex> pages, Encode(run));
-    found = stored_.emplace(std::move(run), std::move(pages)).first;
+// Another agent's first words; where none is known, the sink that every prompt begins with.
+std::vector<TokenId> MovedPrefill::BeginningFor(const Case& c) const {
+  for (const auto& [agent, beginning] : beginnings_) {
+    if (agent != c.agent && !beginning.empty()) return beginning;
   }
-  return Stored{found->second, 1 + begin - from};
+  return {SinkOf(*model_, c)};
+}
+
+StoredIn MovedPrefill::Company() const {
+  return policy_.stored_in.value_or(policy_.mode == ReuseMode::kAuto ? StoredIn::kThread : StoredIn::kAlone);
+}
+
+Result<MovedPrefill::Stored> MovedPrefill::Find(std::size_t i, std::int64_t begin) {
+  const std::vector<Chunk>& chunks = case_.chunks;
+  std::vector<TokenId> tokens = {SinkOf(*model_, case_)};
+  std::int64_t offset = 0;
+  const auto add = [&](std::int64_t from, std::int64_t to) {
+    tokens.insert(tokens.end(), case_.prompt.begin() + from, case_.prompt.begin() + to);
+  };
+  const auto add_chunk = [&](std::size_t c) {
+    if (c == i) offset = static_cast<std::int64_t>(tokens.size()) + begin - chunks[c].begin;
+    add(chunks[c].begin, chunks[c].end);
+  };
+  if (Company() == StoredIn::kAlone) {
+    add_chunk(i);
+  } else {
+    tokens = BeginningFor(case_);
+    for (std::size_t n = 0; n < chunks.size(); ++n) {
+      const std::size_t c = Company() == StoredIn::kReversed ? chunks.size() - 1 - n : n;
+      // What stands between two messages stands before each but the first.
+      const std::size_t second = std::max<std::size_t>(c, 1);
+      if (n > 0) add(chunks[second - 1].end, chunks[second].begin);
+      add_chunk(c);
+    }
+  }
+  auto found = stored_.find(tokens);
+  if (found == stored_.end()) {
+    Run run{.number = stored_.size() + 1, .pages = {}};
+    KVS_ASSIGN_OR_RETURN(run.pages, Encode(tokens));
+    found = stored_.emplace(std::move(tokens), std::move(run)).first;
+  }
+  return Stored{found->second, offset};
 }
 
 Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
@@ -101,11 +128,14 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
   free_.insert(free_.end(), used_.begin(), used_.end());
   used_.clear();
   if (c.session != session_) {
-    for (auto& [run, pages] : stored_) free_.insert(free_.end(), pages.begin(), pages.end());
+    for (const auto& [tokens, run] : stored_) free_.insert(free_.end(), run.pages.begin(), run.pages.end());
     stored_.clear();
     session_ = c.session;
   }
   case_ = c;
+  if (!c.chunks.empty()) {
+    beginnings_.try_emplace(c.agent, c.prompt.begin(), c.prompt.begin() + c.chunks.front().begin);
+  }
   moved_.clear();
   chunk_of_.clear();
   for (std::size_t i = 0; i < c.chunks.size(); ++i) {
@@ -113,13 +143,14 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
     const std::int64_t begin = chunk.begin + kEdgeTokens;
     const std::int64_t end = std::min<std::int64_t>(chunk.end - kEdgeTokens, c.suffix_begin);
     if (end - begin < kMinChunkTokens) continue;
-    KVS_ASSIGN_OR_RETURN(const Stored stored, Find(c, chunk, begin, end));
+    KVS_ASSIGN_OR_RETURN(const Stored stored, Find(i, begin));
     const std::int64_t first_page = stored.offset / kPageTokens;
     agentd::MovedChunk moved{.start = begin,
                              .length = end - begin,
-                             .pages = {stored.pages.begin() + first_page, stored.pages.end()},
+                             .pages = {stored.run.pages.begin() + first_page, stored.run.pages.end()},
                              .first = static_cast<int>(stored.offset % kPageTokens),
                              .base = stored.offset,
+                             .run = stored.run.number,
                              .placeholder = chunk.slot,
                              .content = chunk.id};
     moved.pages.resize(static_cast<std::size_t>(PagesFor(moved.first + moved.length)));
@@ -139,8 +170,8 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
 // The prompt of case_, and once more exactly where the guard does not trust it.
 Result<std::vector<float>> MovedPrefill::Compute() {
   agentd::RepairOptions repair;
-  repair.mode = options_.policy.mode;
-  if (options_.policy.budget.has_value()) repair.recompute_ratio = *options_.policy.budget;
+  repair.mode = policy_.mode;
+  if (policy_.budget.has_value()) repair.recompute_ratio = *policy_.budget;
   free_.insert(free_.end(), used_.begin(), used_.end());
   const std::int64_t new_tokens = max_tokens_ - static_cast<std::int64_t>(case_.prompt.size());
   prompt_ = std::make_unique<agentd::MovedPrompt>(model_, Pages(), case_.prompt, agentd::MovedPrompt::Prefix{}, moved_,

@@ -15,24 +15,13 @@
 
 namespace kvshare::quality {
 
-// In whose company a chunk's stored KV was computed.
-enum class Source {
-  kAlone,   // after the sink and nothing else: what any session may share
-  kThread,  // after the sink and the session's earlier messages, in their order: what the session's thread holds
-};
-
-struct MovedOptions {
-  Policy policy;
-  Source source = Source::kAlone;
-};
-
 // `model` must outlive it. A chunk is encoded once, on first sight and uncharged, as the daemon does when it is idle;
 // its first and last two tokens are computed with the prompt, and chunks of fewer than 32 tokens are not stored
 // (DESIGN.md §5.2). What is stored is forgotten when the session changes; anchors stay.
 class MovedPrefill final : public PrefillUnderTest {
  public:
   static Result<std::unique_ptr<MovedPrefill>> New(runtime::Model* model, const PrefillLimits& limits,
-                                                   const MovedOptions& options);
+                                                   const Policy& policy);
 
   Result<PrefillOutcome> Prefill(const Case& c) override;
   Status Extend(std::span<const TokenId> ids, float* logits) override;
@@ -40,30 +29,40 @@ class MovedPrefill final : public PrefillUnderTest {
   std::vector<ChunkCost> Costs() const override;
 
  private:
-  struct Stored {
+  struct Run {
+    std::uint64_t number = 0;
     std::vector<kernels::PageIndex> pages;
+  };
+  struct Stored {
+    Run run;
     std::int64_t offset = 0;  // of the chunk's first token in the run; its position there too
   };
 
   MovedPrefill(runtime::Model* model, std::unique_ptr<kernels::Buffer> memory, kernels::PageIndex num_pages,
-               const MovedOptions& options);
+               const Policy& policy);
 
   kernels::KvPages Pages() const;
   std::vector<kernels::PageIndex> Take(std::int64_t count);
   // KV of `ids` as a prompt of its own, from position 0.
   Result<std::vector<kernels::PageIndex>> Encode(std::span<const TokenId> ids);
-  Result<Stored> Find(const Case& c, const Chunk& chunk, std::int64_t begin, std::int64_t end);
+  StoredIn Company() const;
+  // What stood before the chunks where another agent read them.
+  std::vector<TokenId> BeginningFor(const Case& c) const;
+  // The run that holds case_.chunks[i], computed if it is not there yet, and where the prompt's token `begin` is in it.
+  Result<Stored> Find(std::size_t i, std::int64_t begin);
   Result<std::vector<float>> Compute();
   std::vector<ChunkCost> CostsOf(const agentd::RepairCounts& counts) const;
 
   runtime::Model* const model_;
   const std::unique_ptr<kernels::Buffer> memory_;
-  const MovedOptions options_;
+  const Policy policy_;
   const std::int64_t max_tokens_;
   std::vector<kernels::PageIndex> free_;
   std::vector<kernels::PageIndex> used_;  // by the prompt
   std::string session_;
-  std::map<std::vector<TokenId>, std::vector<kernels::PageIndex>> stored_;  // by the run that was encoded
+  // What stands before the first chunk of an agent's prompts, by agent; of the agents seen so far.
+  std::map<std::string, std::vector<TokenId>> beginnings_;
+  std::map<std::vector<TokenId>, Run> stored_;  // by the tokens that were encoded
   anchors::AnchorPool anchors_;
 
   Case case_;

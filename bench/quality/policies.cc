@@ -13,9 +13,7 @@ Result<std::unique_ptr<PrefillUnderTest>> NewPrefill(runtime::Model* model, cons
                          ExactPrefill::New(model, limits, {.share_prefix = policy.mode == ReuseMode::kExact}));
     return std::unique_ptr<PrefillUnderTest>(std::move(exact));
   }
-  // The published policies store chunks alone; ours also stores the session's thread.
-  const Source source = policy.mode == ReuseMode::kAuto ? Source::kThread : Source::kAlone;
-  KVS_ASSIGN_OR_RETURN(auto moved, MovedPrefill::New(model, limits, {.policy = policy, .source = source}));
+  KVS_ASSIGN_OR_RETURN(auto moved, MovedPrefill::New(model, limits, policy));
   return std::unique_ptr<PrefillUnderTest>(std::move(moved));
 }
 

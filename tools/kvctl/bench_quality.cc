@@ -87,6 +87,13 @@ std::string DumpLines(const quality::Suite& suite, const quality::QualityRun& ru
   return lines;
 }
 
+std::optional<quality::StoredIn> StoredInOf(const std::string& name) {
+  if (name == "alone") return quality::StoredIn::kAlone;
+  if (name == "thread") return quality::StoredIn::kThread;
+  if (name == "reversed") return quality::StoredIn::kReversed;
+  return std::nullopt;
+}
+
 }  // namespace
 
 int RunBenchQuality(const QualityOptions& options) {
@@ -96,7 +103,9 @@ int RunBenchQuality(const QualityOptions& options) {
   auto suite = MakeSuite(options, **model);
   if (!suite.ok()) return Fail(suite.status());
   quality::QualityOptions run_options{.policies = {}, .floor_model = nullptr, .progress = Progress};
-  for (const ReuseMode mode : options.policies) run_options.policies.push_back({mode, options.budget});
+  for (const ReuseMode mode : options.policies) {
+    run_options.policies.push_back({mode, options.budget, StoredInOf(options.stored_in)});
+  }
   std::unique_ptr<runtime::Model> other;
   if (options.noise_floor) {
     const bool is_f32 = options.dtype == kernels::DType::kF32;

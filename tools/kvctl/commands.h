@@ -123,6 +123,7 @@ struct QualityOptions {
   std::string cases_file;
   std::vector<ReuseMode> policies;
   std::optional<double> budget;
+  std::string stored_in;     // alone, thread or reversed; empty: each policy's own
   std::int64_t samples = 0;  // 0: 75 of the world, all of a file
   bool noise_floor = true;
   std::string html_file;

@@ -339,6 +339,11 @@ class CommandLine {
     quality->add_option("--budget", quality_.budget, "share of reusable KV that a policy may compute; default: its own")
         ->type_name("R")
         ->check(CLI::Range(0.0, 1.0));
+    quality
+        ->add_option("--stored-in", quality_.stored_in,
+                     "where stored chunks were computed: alone, thread or reversed; default: alone, auto's in thread")
+        ->type_name("WHERE")
+        ->check(CLI::IsMember({"alone", "thread", "reversed"}));
     quality->add_option("--samples", quality_.samples, "conversations of the world (75), or cases of the file (all)")
         ->type_name("N")
         ->check(CLI::Range(1, 100000));
