@@ -72,7 +72,8 @@ int RunTraceConvert(const TraceConvertOptions& options) {
                              .endpoint = source.endpoint,
                              .timeout = source.timeout,
                              .dtype = source.dtype,
-                             .threads = source.threads},
+                             .threads = source.threads,
+                             .lora = source.lora},
                             &failure);
       if (!target) return Fail(failure);
     }

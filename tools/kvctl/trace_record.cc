@@ -131,7 +131,8 @@ int RunTraceRecord(const TraceRecordOptions& options) {
                                     .timeout = source.timeout,
                                     .dtype = source.dtype,
                                     .threads = source.threads,
-                                    .reuse = options.reuse.value_or(ReuseMode::kExact)},
+                                    .reuse = options.reuse.value_or(ReuseMode::kExact),
+                                    .lora = source.lora},
                                    &failure);
   if (!target) return Fail(failure);
   const auto file = trace::LineFile::Create(options.out_file);

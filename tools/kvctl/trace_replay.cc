@@ -104,7 +104,8 @@ class Replayer {
                             .dtype = source.dtype,
                             .threads = source.threads,
                             .reuse = mode,
-                            .kv_pool_bytes = PoolBytes()},
+                            .kv_pool_bytes = PoolBytes(),
+                            .lora = source.lora},
                            &failure);
     if (!target_) return Fail(failure);
     info_ = target_->info();

@@ -135,7 +135,7 @@ TEST(KvPoolTest, APromiseIsKeptWhateverOthersStoreMeanwhile) {
 }
 
 TEST(KvPoolTest, TheLeastRecentlyUsedSequenceGoesFirstFromItsEnd) {
-  KvPool pool(6, TestRoot());
+  KvPool pool(6, TestRoot(), {.policy = std::move(*NewEvictionPolicy("lru", 6))});
   const Tokens a = Sequence(128), b = Sequence(128, 1000), c = Sequence(128, 2000);
   Store(pool, a);
   Store(pool, b);
@@ -184,12 +184,29 @@ TEST(GhostSetTest, RemembersTheLastNamesOnlyAndForgetsWhatIsStoredAgain) {
 // or found under the wrong name is seen.
 class RandomLives {
  public:
-  RandomLives(std::uint32_t seed, PageIndex num_pages)
-      : rng_(seed), pool_(num_pages, TestRoot()), contents_(num_pages, Tokens(kPageTokens, -1)) {}
+  RandomLives(std::uint32_t seed, PageIndex num_pages, std::string_view policy = "default")
+      : rng_(seed),
+        contents_(num_pages, Tokens(kPageTokens, -1)),
+        pool_(num_pages, TestRoot(), {.policy = std::move(*NewEvictionPolicy(policy, num_pages))}) {
+    // A page leaves the index as it came: with the rows that its tokens say.
+    pool_.SetDropObserver([this](PageIndex page) {
+      const auto tokens = pool_.index().Tokens(page);
+      EXPECT_TRUE(std::equal(tokens.begin(), tokens.end(), contents_[page].begin()));
+    });
+    pool_.SetEvictionObserver([this](PageIndex page) {
+      ++observed_evictions;
+      EXPECT_EQ(pool_.Describe(page).pins, 0u);
+      EXPECT_FALSE(pool_.Describe(page).retained);
+    });
+  }
 
   void Step() {
-    const int what = Uniform(0, 9);
-    if (what < 5 || running_.empty()) {
+    const int what = Uniform(0, 11);
+    if (what == 11) {
+      PinOrUnpin();
+    } else if (what == 10) {
+      Lease();
+    } else if (what < 5 || running_.empty()) {
       Start();
     } else if (what < 7) {
       Grow(running_[PickRunning()]);
@@ -202,7 +219,13 @@ class RandomLives {
 
   void EndAll() {
     while (!running_.empty()) End(running_.size() - 1);
+    leases_.clear();
     ExpectSound(pool_);
+    EXPECT_EQ(pool_.usage().evictions, observed_evictions);
+    for (const Digest& key : pinned_) EXPECT_TRUE(pool_.Unpin(key).ok());
+    pinned_.clear();
+    ExpectSound(pool_);
+    EXPECT_EQ(pool_.usage().retained, 0u);
     EXPECT_EQ(pool_.usage().pinned, 0u);
     EXPECT_EQ(pool_.usage().reserved, 0u);
   }
@@ -210,6 +233,7 @@ class RandomLives {
   const KvPool& pool() const { return pool_; }
   // All that was ever stored; what a pool without evictions must find.
   bool compare_with_everything = false;
+  std::int64_t observed_evictions = 0;
 
  private:
   struct Running {
@@ -253,7 +277,8 @@ class RandomLives {
     PrefixMatch match = CheckMatch(r.tokens);
     Result<KvHandle> handle = pool_.Acquire(match, static_cast<std::int64_t>(r.tokens.size()));
     if (!handle.ok()) {
-      EXPECT_FALSE(running_.empty() && match.tail == kNoPage) << "an idle pool refused: " << handle.status().message();
+      EXPECT_FALSE(running_.empty() && leases_.empty() && pinned_.empty() && match.tail == kNoPage)
+          << "an idle pool refused: " << handle.status().message();
       return;
     }
     r.handle = std::move(*handle);
@@ -280,6 +305,31 @@ class RandomLives {
     }
   }
 
+  void PinOrUnpin() {
+    if (!pinned_.empty() && Uniform(0, 1) == 0) {
+      EXPECT_TRUE(pool_.Unpin(pinned_.back()).ok());
+      pinned_.pop_back();
+      return;
+    }
+    const Tokens tokens = RandomSequence();
+    const std::int64_t stored = pool_.index().Find(tokens).tokens();
+    const Result<PinnedEntry> pinned = pool_.PinEntry(tokens);
+    EXPECT_EQ(stored == 0, !pinned.ok() && pinned.status().code() == StatusCode::kNotFound);
+    if (!pinned.ok()) return;
+    EXPECT_EQ(pinned->tokens, stored);
+    pinned_.push_back(pinned->key);
+  }
+
+  // A reader that holds what is stored of a sequence for a while.
+  void Lease() {
+    if (leases_.size() == 3) leases_.erase(leases_.begin());
+    const Tokens tokens = RandomSequence();
+    const PageIndex reserved = pool_.usage().reserved;
+    Result<KvHandle> lease = pool_.Lease(CheckMatch(tokens));
+    if (lease.ok()) leases_.push_back(std::move(*lease));
+    EXPECT_EQ(pool_.usage().reserved, reserved);
+  }
+
   void End(std::size_t i) {
     Running r = std::move(running_[i]);
     running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
@@ -290,9 +340,11 @@ class RandomLives {
   }
 
   std::mt19937 rng_;
+  std::vector<Tokens> contents_;  // outlives pool_, whose observers read it
   KvPool pool_;
-  std::vector<Tokens> contents_;
   std::vector<Running> running_;
+  std::vector<KvHandle> leases_;
+  std::vector<Digest> pinned_;
   std::set<Tokens> stored_;
 };
 
@@ -316,12 +368,15 @@ TEST(KvPoolPropertyTest, UnderEvictionPressureNoMatchedRowIsEverWrong) {
   std::int64_t evictions = 0;
   for (std::uint32_t round = 0; round < 6; ++round) {
     SCOPED_TRACE("KVSHARE_TEST_SEED=" + std::to_string(Seed() + round));
-    RandomLives lives(Seed() + round, 12 + 8 * round);  // one sequence has up to 10 pages
-    for (int i = 0; i < 1500 && !testing::Test::HasFailure(); ++i) lives.Step();
-    lives.EndAll();
-    evictions += lives.pool().usage().evictions;
+    for (const std::string_view policy : EvictionPolicyNames()) {
+      SCOPED_TRACE(policy);
+      RandomLives lives(Seed() + round, 12 + 8 * round, policy);  // one sequence has up to 10 pages
+      for (int i = 0; i < 700 && !testing::Test::HasFailure(); ++i) lives.Step();
+      lives.EndAll();
+      evictions += lives.pool().usage().evictions;
+    }
   }
-  EXPECT_GT(evictions, 100);
+  EXPECT_GT(evictions, 400);
 }
 
 }  // namespace
