@@ -98,12 +98,6 @@ Status CheckParameters(const GenerateRequest& request) {
   return CheckNames(request.agent, request.session);
 }
 
-// The approximate modes need repair, which the engine does not have.
-Status CheckMode(ReuseMode mode) {
-  if (mode == ReuseMode::kOff || mode == ReuseMode::kExact) return OkStatus();
-  return Unimplemented("reuse mode " + std::string(ReuseModeName(mode)) + " is not built; use off or exact");
-}
-
 class ServiceImpl final : public Service {
  public:
   ServiceImpl(std::unique_ptr<runtime::Model> model, std::unique_ptr<PageArena> arena, std::unique_ptr<ColdTier> cold,
@@ -118,6 +112,7 @@ class ServiceImpl final : public Service {
                  .max_waiting = options.max_waiting,
                  .prefill_chunk_tokens = options.prefill_chunk_tokens,
                  .always_load = options.always_load,
+                 .blend_recompute = options.blend_recompute,
                  .leases = leases}) {}
 
   SharedPages Shared() const override {
@@ -194,7 +189,6 @@ class ServiceImpl final : public Service {
     admitted.agent = stats_.Intern(request.agent);
     if (!request.session.empty()) admitted.session = std::make_shared<const std::string>(request.session);
     admitted.reuse = request.reuse.value_or(options_.reuse);
-    KVS_RETURN_IF_ERROR(CheckMode(admitted.reuse));
     // A year is forever, and added to now it does not overflow the clock.
     admitted.deadline =
         admitted.arrival + std::min<std::chrono::milliseconds>(request.timeout, std::chrono::hours(24 * 365));
@@ -207,7 +201,8 @@ class ServiceImpl final : public Service {
   Result<Explanation> Explain(const kvshare::ExplainRequest& request) override {
     if (request.request_id != 0) return engine_.ExplainRequest(request.request_id);
     KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, ResolvePrompt(request.prompt));
-    return engine_.Explain(prompt, request.reuse.value_or(options_.reuse));
+    return engine_.Explain(prompt, request.reuse.value_or(options_.reuse),
+                           request.session.empty() ? nullptr : &request.session);
   }
 
   Stats GetStats() const override {
@@ -358,7 +353,10 @@ Result<std::unique_ptr<Service>> NewServiceOn(std::unique_ptr<runtime::Model> mo
       return InvalidArgument(std::string(name) + " is " + std::to_string(value) + "; it must be at least 1");
     }
   }
-  KVS_RETURN_IF_ERROR(CheckMode(options.reuse));
+  if (!(options.blend_recompute >= 0 && options.blend_recompute <= 1)) {
+    return InvalidArgument("blend_recompute is " + std::to_string(options.blend_recompute) +
+                           "; it must be from 0 to 1");
+  }
   if (options.kv_pool_bytes < 0) return InvalidArgument("kv_pool_bytes is negative");
   if (options.max_leases < 0 || options.max_pins < 0) return InvalidArgument("max_leases or max_pins is negative");
   KVS_ASSIGN_OR_RETURN(const kernels::PageIndex pages, PoolPages(*model, options.kv_pool_bytes));

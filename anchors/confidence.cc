@@ -28,10 +28,15 @@ double BinomialCdf(std::int64_t failures, std::int64_t trials, double p) {
 
 }  // namespace
 
-double TopProbability(std::span<const float> logits) {
-  KVS_CHECK(!logits.empty());
-  const double max = *std::max_element(logits.begin(), logits.end());
-  return std::exp(max - LogSumExp(logits, max));
+double Margin(std::span<const float> logits) {
+  KVS_CHECK(logits.size() >= 2);
+  float first = std::max(logits[0], logits[1]);
+  float second = std::min(logits[0], logits[1]);
+  for (const float logit : logits.subspan(2)) {
+    second = std::max(second, std::min(first, logit));
+    first = std::max(first, logit);
+  }
+  return static_cast<double>(first) - second;
 }
 
 double KlDivergence(std::span<const float> exact, std::span<const float> other) {
@@ -58,8 +63,8 @@ double ClopperPearsonUpper(std::int64_t failures, std::int64_t trials, double co
   return high;
 }
 
-void AuditBook::Record(double top_probability, double kl) {
-  const Audit audit{top_probability, !(kl <= limits_.kl)};
+void AuditBook::Record(double margin, double kl) {
+  const Audit audit{margin, !(kl <= limits_.kl)};
   ++recorded_;
   failures_ += audit.failed;
   if (recent_.size() < limits_.window) {
@@ -72,18 +77,17 @@ void AuditBook::Record(double top_probability, double kl) {
 
 double AuditBook::Threshold(double fallback) const {
   std::vector<Audit> sorted = recent_;
-  std::sort(sorted.begin(), sorted.end(),
-            [](const Audit& a, const Audit& b) { return a.top_probability > b.top_probability; });
+  std::sort(sorted.begin(), sorted.end(), [](const Audit& a, const Audit& b) { return a.margin > b.margin; });
   double threshold = fallback;
   std::int64_t failed = 0;
   for (std::size_t i = 0; i < sorted.size(); ++i) {
     failed += sorted[i].failed;
     // A threshold takes in all audits of the same probability.
-    if (i + 1 < sorted.size() && sorted[i + 1].top_probability == sorted[i].top_probability) continue;
+    if (i + 1 < sorted.size() && sorted[i + 1].margin == sorted[i].margin) continue;
     const auto accepted = static_cast<std::int64_t>(i) + 1;
     // The same as ClopperPearsonUpper(failed, accepted) <= failure_rate, without solving for the bound.
     if (BinomialCdf(failed, accepted, limits_.failure_rate) <= 1 - limits_.confidence) {
-      threshold = sorted[i].top_probability;
+      threshold = sorted[i].margin;
     }
   }
   return threshold;

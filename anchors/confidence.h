@@ -7,8 +7,9 @@
 
 namespace kvshare::anchors {
 
-// The probability of the likeliest token under softmax(logits), in double precision. Requires at least one logit.
-double TopProbability(std::span<const float> logits);
+// How much likelier the likeliest token is than the next: the difference of their logits, which is the logarithm of the
+// ratio of their probabilities, in nats. Requires at least two logits.
+double Margin(std::span<const float> logits);
 
 // KL(exact || other) of two rows of logits, in nats, in double precision; at least 0. Requires equal, non-zero sizes.
 double KlDivergence(std::span<const float> exact, std::span<const float> other);
@@ -25,15 +26,15 @@ struct AuditLimits {
   std::size_t window = 512;    // audits remembered, the oldest forgotten first
 };
 
-// Audits: pairs of what the guard saw and what an exact recomputation then measured. From them comes the lowest top
-// probability that may be accepted, with a stated confidence instead of taste (docs/design/repair.md).
+// Audits: pairs of what the guard saw and what an exact recomputation then measured. From them comes the smallest
+// margin that may be accepted, with a stated confidence instead of taste (docs/design/repair.md).
 class AuditBook {
  public:
   explicit AuditBook(const AuditLimits& limits = {}) : limits_(limits) {}
 
-  void Record(double top_probability, double kl);
+  void Record(double margin, double kl);
 
-  // The smallest threshold t such that, of the remembered audits with top probability >= t, failures are rare enough:
+  // The smallest threshold t such that, of the remembered audits with margin >= t, failures are rare enough:
   // ClopperPearsonUpper(failures, audits) <= failure_rate. `fallback` while the audits do not suffice to say that of
   // any threshold.
   double Threshold(double fallback) const;
@@ -43,7 +44,7 @@ class AuditBook {
 
  private:
   struct Audit {
-    double top_probability = 0;
+    double margin = 0;
     bool failed = false;
   };
   AuditLimits limits_;

@@ -95,7 +95,13 @@ ReusePlan Engine::PlanFor(const EngineRequest& request, StoredPrefix stored) {
 bool Engine::TryAdmit(std::size_t i, std::span<const Prospect> prospects, StoredPrefix stored,
                       std::int64_t* row_budget) {
   const EngineRequest& waiting = waiting_.at(i);
-  ReusePlan plan = PlanFor(waiting, std::move(stored));
+  MovedPlan moved = PlanMoved(waiting, stored);
+  if (moved.work.prompt != nullptr) {
+    if (*row_budget == 0) return false;
+    if (TryAdmitMoved(i, prospects, moved, row_budget)) return true;
+    moved = {};  // no room for it; there may be for less
+  }
+  ReusePlan plan = moved.plan.has_value() ? *std::move(moved.plan) : PlanFor(waiting, std::move(stored));
   const bool loads = !plan.stored.cold.pages.empty();
   if (*row_budget == 0 && !loads) return false;
   Result<KvHandle> kv = pool_->Acquire(plan.stored.host, waiting.tokens_to_hold());
@@ -111,6 +117,23 @@ bool Engine::TryAdmit(std::size_t i, std::span<const Prospect> prospects, Stored
     return false;
   }
 
+  Sequence* sequence = Admit(i, prospects, std::move(plan), std::move(*kv));
+  if (loads) {
+    auto promotion = std::make_unique<Promotion>();
+    promotion->tokens = sequence->tokens;
+    promotion->start = sequence->computed;
+    promotion->run = sequence->plan.stored.cold;
+    promotion->sequence = sequence;
+    BeginPromotion(std::move(promotion), sequence->kv);
+  } else {
+    AddWork(sequence, row_budget);
+  }
+  return true;
+}
+
+// From the queue to the running ones.
+Sequence* Engine::Admit(std::size_t i, std::span<const Prospect> prospects, ReusePlan plan, KvHandle kv) {
+  const bool loads = !plan.stored.cold.pages.empty();
   auto sequence = std::make_unique<Sequence>();
   sequence->request = waiting_.Take(i, prospects);
   {
@@ -118,7 +141,7 @@ bool Engine::TryAdmit(std::size_t i, std::span<const Prospect> prospects, Stored
     --waiting_count_;
   }
   sequence->plan = std::move(plan);
-  sequence->kv = std::move(*kv);
+  sequence->kv = std::move(kv);
   sequence->tokens = sequence->request.prompt;
   sequence->tokens.reserve(static_cast<std::size_t>(sequence->request.tokens_to_hold() + 1));
   sequence->prompt_tokens = static_cast<std::int64_t>(sequence->request.prompt.size());
@@ -129,18 +152,8 @@ bool Engine::TryAdmit(std::size_t i, std::span<const Prospect> prospects, Stored
   if (cold_ != nullptr) {
     for (const Digest& context : sequence->plan.stored.host.contexts) cold_->Touch(context);
   }
-  if (loads) {
-    auto promotion = std::make_unique<Promotion>();
-    promotion->tokens = sequence->tokens;
-    promotion->start = sequence->computed;
-    promotion->run = sequence->plan.stored.cold;
-    promotion->sequence = sequence.get();
-    BeginPromotion(std::move(promotion), sequence->kv);
-  } else {
-    AddWork(sequence.get(), row_budget);
-  }
   running_.push_back(std::move(sequence));
-  return true;
+  return running_.back().get();
 }
 
 }  // namespace kvshare::agentd

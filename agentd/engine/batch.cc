@@ -39,8 +39,12 @@ void BuildBatch(std::span<Work> work, runtime::ForwardBatch* batch) {
   batch->logit_rows.clear();
   for (Work& w : work) {
     const auto row_begin = static_cast<std::int64_t>(batch->ids.size());
-    AddRows(w, batch);
-    AddSegments(w, row_begin, batch);
+    if (MovedPrompt* moved = w.sequence->moved.prompt.get(); moved != nullptr) {
+      moved->AddRow(w.sequence->tokens.back(), batch);
+    } else {
+      AddRows(w, batch);
+      AddSegments(w, row_begin, batch);
+    }
     const bool to_the_end = w.begin + w.count == static_cast<std::int64_t>(w.sequence->tokens.size());
     if (!to_the_end || w.sequence->request.max_tokens == 0) continue;
     w.logits_row = static_cast<std::int64_t>(batch->logit_rows.size());

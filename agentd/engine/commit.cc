@@ -27,10 +27,17 @@ void Engine::Commit(const Status& forward) {
     sequence.computed += work.count;
     if (was_prefilling) {
       Publish(sequence);
+      if (!sequence.prefilling()) Record(sequence);
       replan_ = true;  // rows are free again, and others may find what was stored
     }
     if (work.logits_row >= 0) {
       const auto row = std::span(logits_).subspan(static_cast<std::size_t>(work.logits_row) * vocab, vocab);
+      if (sequence.moved.prompt != nullptr && sequence.moved.prompt->Doubtful(row)) {
+        if (const Status status = Recompute(sequence, row.data()); !status.ok()) {
+          Fail(sequence, status.WithContext("computing the prompt"));
+          continue;
+        }
+      }
       AcceptToken(sequence, runtime::SampleToken(row, sequence.request.sampling, sequence.generated()));
     } else if (!sequence.prefilling()) {
       sequence.first_token = sequence.last_token = std::chrono::steady_clock::now();
@@ -74,7 +81,7 @@ void Engine::Complete(Sequence& sequence, FinishReason reason, TokenChunk last_c
   reply.ids.assign(sequence.tokens.begin() + sequence.prompt_tokens, sequence.tokens.end());
   reply.finish_reason = reason;
   reply.prompt_tokens = sequence.prompt_tokens;
-  reply.reuse = ReportOf(sequence.plan.spans);
+  reply.reuse = ReportOf(sequence.plan);
   const EngineRequest& request = sequence.request;
   reply.timings.queue_ms = Milliseconds(request.arrival, sequence.started);
   reply.timings.ttft_ms = Milliseconds(request.arrival, sequence.first_token);
@@ -130,11 +137,18 @@ void Engine::EndSequence(Sequence& sequence) {
     promotion.sequence = nullptr;
     return;
   }
+  if (sequence.moved.prompt != nullptr) {
+    if (sequence.request.reuse == ReuseMode::kAuto) moved_.Answered(sequence.request.agent, /*doubted=*/false);
+    sequence.moved = {};
+    sequence.kv = KvHandle();
+    return;
+  }
   if (sequence.request.reuse == ReuseMode::kOff) {
     sequence.kv = KvHandle();
     return;
   }
   Publish(sequence);
+  Record(sequence);
   const auto done = std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed));
   const std::size_t full = done.size() / kPageTokens;
   const PageIndex last = full < sequence.kv.pages().size() ? sequence.kv.pages()[full] : kNoPage;

@@ -36,7 +36,8 @@ Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* 
       options_(options),
       planner_(pool, cold, stats),
       demoter_(cold, pool, arena->pages(), stats),
-      leases_(pool, options.leases) {
+      leases_(pool, options.leases),
+      moved_(model, pool, arena->pages(), stats, options.blend_recompute) {
   KVS_CHECK(options.max_running >= 1 && options.max_waiting >= 1 && options.prefill_chunk_tokens >= 1);
   KVS_CHECK(options.max_running <= model->max_batch_rows());
   GrowLogits(std::min(options.max_running, kFirstLogitRows));  // touched here, not in a request
@@ -99,11 +100,18 @@ void Engine::OnEngineThread(const std::function<void()>& task) {
   done->get_future().wait();
 }
 
-Explanation Engine::Explain(std::span<const TokenId> prompt, ReuseMode mode) {
+Explanation Engine::Explain(std::span<const TokenId> prompt, ReuseMode mode, const std::string* session) {
   Explanation explanation;
+  EngineRequest request;
+  request.prompt.assign(prompt.begin(), prompt.end());
+  request.reuse = mode;
+  request.max_tokens = 1;
+  if (session != nullptr) request.session = std::make_shared<const std::string>(*session);
   OnEngineThread([&] {
-    const ReusePlan plan = planner_.Plan(prompt, mode, planner_.FindReusable(prompt, mode));
-    explanation = ExplanationOf(plan.spans, *stats_);
+    StoredPrefix stored = planner_.FindReusable(prompt, mode);
+    MovedPlan moved = PlanMoved(request, stored);
+    if (!moved.plan.has_value()) moved.plan = planner_.Plan(prompt, mode, std::move(stored));
+    explanation = ExplanationOf(*moved.plan, *stats_);
   });
   return explanation;
 }
@@ -120,7 +128,8 @@ Result<Explanation> Engine::ExplainRequest(std::uint64_t request_id) {
 
 void Engine::RememberPlan(const Sequence& sequence) {
   const bool known = plans_.contains(sequence.request.id);
-  plans_[sequence.request.id] = sequence.plan.spans;
+  plans_[sequence.request.id] = sequence.plan;
+  plans_[sequence.request.id].stored = {};  // not asked for, and it names pages
   if (known) return;
   plan_order_.push_back(sequence.request.id);
   if (plan_order_.size() <= kRememberedPlans) return;
@@ -131,6 +140,7 @@ void Engine::RememberPlan(const Sequence& sequence) {
 void Engine::ClearPool() {
   OnEngineThread([&] {
     pool_->Clear();
+    moved_.Clear();
     replan_ = true;
     PublishLoad();
   });
@@ -200,6 +210,7 @@ void Engine::Stop() {
 bool Engine::Step() {
   if (!Receive()) return false;
   Plan();
+  ComputeMoved();
   if (!work_.empty()) {
     Materialize();
     const SteadyTime begin = std::chrono::steady_clock::now();
@@ -281,6 +292,7 @@ void Engine::EndLateAndCancelled(const std::vector<std::uint64_t>& cancelled) {
 // pages.
 void Engine::Materialize() {
   for (const Work& work : work_) {
+    if (work.sequence->moved.prompt != nullptr) continue;  // has all its pages from the start
     KvHandle& kv = work.sequence->kv;
     pool_->Extend(kv, work.begin + work.count);
     if (kv.tail() == kNoPage) continue;

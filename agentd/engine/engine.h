@@ -19,6 +19,7 @@
 #include "agentd/engine/cost_meter.h"
 #include "agentd/engine/demoter.h"
 #include "agentd/engine/leases.h"
+#include "agentd/engine/moved_reuse.h"
 #include "agentd/engine/planner.h"
 #include "agentd/engine/promotion.h"
 #include "agentd/engine/sequence.h"
@@ -38,6 +39,7 @@ struct EngineOptions {
   std::int64_t max_waiting = 0;           // >= 1
   std::int64_t prefill_chunk_tokens = 0;  // >= 1
   bool always_load = false;
+  double blend_recompute = 0;  // ServiceOptions'
   LeaseLimits leases;
 };
 
@@ -58,8 +60,8 @@ class Engine {
   Result<std::uint64_t> Submit(EngineRequest request);
   void Cancel(std::uint64_t request_id);
 
-  // What a prompt would be given now.
-  Explanation Explain(std::span<const TokenId> prompt, ReuseMode mode);
+  // What a prompt of that session (null: of none) would be given now.
+  Explanation Explain(std::span<const TokenId> prompt, ReuseMode mode, const std::string* session);
   // How an earlier request was served. NotFound for one that is unknown, not yet planned, or long ago.
   Result<Explanation> ExplainRequest(std::uint64_t request_id);
 
@@ -97,7 +99,20 @@ class Engine {
   bool WorthWaitingFor(const EngineRequest& request, const StoredPrefix& stored) const;
   ReusePlan PlanFor(const EngineRequest& request, StoredPrefix stored);
   void AddWork(Sequence* sequence, std::int64_t* row_budget);
+  Sequence* Admit(std::size_t i, std::span<const Prospect> prospects, ReusePlan plan, KvHandle kv);
   void RememberPlan(const Sequence& sequence);
+
+  // moved.cc: prompts whose parts stand elsewhere.
+  struct MovedPlan {
+    std::optional<ReusePlan> plan;  // unset: its session has seen no part of the prompt
+    MovedWork work;                 // without a prompt: the plan does without
+  };
+  MovedPlan PlanMoved(const EngineRequest& request, const StoredPrefix& stored);
+  bool TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, MovedPlan& moved, std::int64_t* row_budget);
+  void ComputeMoved();
+  Status Recompute(Sequence& sequence, float* logits);
+  void BecomeExact(Sequence& sequence);
+  void Record(const Sequence& sequence);
 
   void Materialize();
   Status Forward();
@@ -159,6 +174,7 @@ class Engine {
   LeaseBook leases_;
   CostMeter costs_;
   WaitingQueue waiting_;
+  MovedReuse moved_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
   std::vector<Work> work_;
   bool replan_ = false;    // something has changed since no waiting request could be admitted
@@ -169,7 +185,7 @@ class Engine {
   std::map<std::uint64_t, std::unique_ptr<Promotion>> promotions_;
   std::vector<std::pair<std::vector<TokenId>, FetchDone>> fetches_;  // that wait for a promotion of the same pages
   std::deque<std::uint64_t> plan_order_;
-  std::unordered_map<std::uint64_t, std::vector<PlanSpan>> plans_;  // of the last requests, for ExplainRequest
+  std::unordered_map<std::uint64_t, ReusePlan> plans_;  // of the last requests, for ExplainRequest
 
   std::thread thread_;  // last: starts when all else is there
 };

@@ -9,10 +9,13 @@
 namespace kvshare::agentd {
 namespace {
 
+// Tokens of moved chunks that a repair policy chose to compute: a reason of replies, not of spans.
+constexpr std::string_view kRepaired = "repaired";
+
 class SpanList {
  public:
   void Reused(std::int64_t end, AgentId source, Tier tier) {
-    Add({.reused = true, .source = source, .tier = tier}, end);
+    Add({.fate = Fate::kExact, .source = source, .tier = tier}, end);
   }
   void Missed(std::int64_t end, MissKind miss) { Add({.miss = miss}, end); }
   std::int64_t end() const { return end_; }
@@ -27,8 +30,7 @@ class SpanList {
     end_ = end;
     if (!spans_.empty()) {
       PlanSpan& last = spans_.back();
-      if (last.reused == span.reused && last.source == span.source && last.tier == span.tier &&
-          last.miss == span.miss) {
+      if (last.fate == span.fate && last.source == span.source && last.tier == span.tier && last.miss == span.miss) {
         last.length += span.length;
         return;
       }
@@ -90,6 +92,10 @@ std::string_view MissKindName(MissKind kind) {
     case MissKind::kColdEvicted: return "cold_evicted";
     case MissKind::kColdDamaged: return "cold_damaged";
     case MissKind::kColdUnreadable: return "cold_unreadable";
+    case MissKind::kPartialPage: return "partial_page";
+    case MissKind::kMoveSlower: return "move_slower_than_recompute";
+    case MissKind::kQualityGuard: return "quality_guard";
+    case MissKind::kNoAnchor: return "no_anchor";
   }
   return "unknown";
 }
@@ -181,41 +187,78 @@ ReusePlan Planner::Plan(std::span<const TokenId> prompt, ReuseMode mode, StoredP
     ExplainMisses(*pool_, prompt, stored, other, spans);
   }
   spans.Missed(last + 1, MissKind::kLastToken);
-  return {.stored = std::move(stored), .spans = spans.Take()};
+  ReusePlan plan;
+  plan.stored = std::move(stored);
+  plan.spans = spans.Take();
+  return plan;
 }
 
-ReuseReport ReportOf(std::span<const PlanSpan> spans) {
+void MarkMoved(std::int64_t start, std::int64_t length, AgentId source, ReusePlan* plan) {
+  const std::int64_t end = start + length;
+  std::vector<PlanSpan> spans;
+  const auto add = [&spans](PlanSpan span, std::int64_t from, std::int64_t to) {
+    if (from >= to) return;
+    span.start = from;
+    span.length = to - from;
+    spans.push_back(span);
+  };
+  for (const PlanSpan& span : plan->spans) {
+    const std::int64_t span_end = span.start + span.length;
+    add(span, span.start, std::min(span_end, start));
+    if (span.start <= start && start < span_end) add({.fate = Fate::kMoved, .source = source}, start, end);
+    add(span, std::max(span.start, end), span_end);
+  }
+  plan->spans = std::move(spans);
+}
+
+void MarkDeclined(MissKind why, ReusePlan* plan) {
+  for (PlanSpan& span : plan->spans) {
+    if (span.fate == Fate::kMoved) span = {Fate::kDeclined, span.start, span.length, 0, Tier::kHost, why};
+  }
+  plan->repaired = 0;
+}
+
+ReuseReport ReportOf(const ReusePlan& plan) {
   ReuseReport report;
-  for (const PlanSpan& span : spans) {
-    if (span.reused) {
-      report.prefix_tokens += span.length;
-      continue;
-    }
-    report.fresh_tokens += span.length;
-    const std::string_view reason = MissKindName(span.miss);
+  const auto add_reason = [&report](std::string_view reason, std::int64_t tokens) {
     const auto known = std::find_if(report.miss_reasons.begin(), report.miss_reasons.end(),
                                     [reason](const MissReason& miss) { return miss.reason == reason; });
     if (known != report.miss_reasons.end()) {
-      known->tokens += span.length;
+      known->tokens += tokens;
     } else {
-      report.miss_reasons.push_back({.reason = std::string(reason), .tokens = span.length});
+      report.miss_reasons.push_back({.reason = std::string(reason), .tokens = tokens});
     }
+  };
+  for (const PlanSpan& span : plan.spans) {
+    switch (span.fate) {
+      case Fate::kExact: report.prefix_tokens += span.length; continue;
+      case Fate::kMoved: report.moved_tokens += span.length; continue;
+      case Fate::kDeclined: report.recomputed_tokens += span.length; break;
+      case Fate::kFresh: report.fresh_tokens += span.length; break;
+    }
+    add_reason(MissKindName(span.miss), span.length);
   }
+  report.moved_tokens -= plan.repaired;
+  report.recomputed_tokens += plan.repaired;
+  if (plan.repaired > 0) add_reason(kRepaired, plan.repaired);
+  report.approximate = plan.approximate;
   return report;
 }
 
-Explanation ExplanationOf(std::span<const PlanSpan> spans, const StatsBook& names) {
+Explanation ExplanationOf(const ReusePlan& plan, const StatsBook& names) {
   Explanation explanation;
-  for (const PlanSpan& span : spans) {
+  for (const PlanSpan& span : plan.spans) {
     ExplainSpan out;
-    out.kind = span.reused ? "exact" : "fresh";
     out.start = span.start;
     out.length = span.length;
-    if (span.reused) {
+    if (span.fate == Fate::kExact || span.fate == Fate::kMoved) {
+      const bool exact = span.fate == Fate::kExact;
+      out.kind = exact ? "exact" : "moved";
       out.source = names.AgentName(span.source);
       out.tier = span.tier == Tier::kHost ? "host" : "cold";
-      out.repair = "none";
+      out.repair = exact ? "none" : ReuseModeName(plan.repair);
     } else {
+      out.kind = "fresh";
       out.miss_reason = MissKindName(span.miss);
     }
     explanation.spans.push_back(std::move(out));

@@ -25,20 +25,31 @@ enum class MissKind {
   kLoadSlower,
   kColdEvicted,
   kColdDamaged,
-  kColdUnreadable
+  kColdUnreadable,
+  kPartialPage,
+  kMoveSlower,
+  kQualityGuard,
+  kNoAnchor
 };
 std::string_view MissKindName(MissKind kind);
 
 enum class Tier { kHost, kCold };
 
+enum class Fate {
+  kExact,     // reused: a stored prefix
+  kMoved,     // reused: stored elsewhere, repaired by the request's mode
+  kDeclined,  // computed, although it was found elsewhere
+  kFresh      // computed
+};
+
 // One stretch of the prompt with one fate.
 struct PlanSpan {
-  bool reused = false;
+  Fate fate = Fate::kFresh;
   std::int64_t start = 0;
   std::int64_t length = 0;
   AgentId source = 0;                      // reused: whose request stored it
   Tier tier = Tier::kHost;                 // reused: where it was found
-  MissKind miss = MissKind::kNeverStored;  // not reused
+  MissKind miss = MissKind::kNeverStored;  // computed
 };
 
 // Pages that memory lacks and the cold tier has, one after the other.
@@ -75,6 +86,9 @@ struct StoredPrefix {
 struct ReusePlan {
   StoredPrefix stored;
   std::vector<PlanSpan> spans;
+  ReuseMode repair = ReuseMode::kExact;  // of the moved spans
+  std::int64_t repaired = 0;             // tokens of the moved spans that were computed anew
+  bool approximate = false;              // an answer's token came of moved KV
 };
 
 // Tokens before `end` that are stored and yet not reused, because of `why`.
@@ -110,8 +124,13 @@ class Planner {
   StatsBook* const names_;
 };
 
+// `plan` with prompt[start, start + length) moved, from `source`'s request.
+void MarkMoved(std::int64_t start, std::int64_t length, AgentId source, ReusePlan* plan);
+// The moved spans were computed after all.
+void MarkDeclined(MissKind why, ReusePlan* plan);
+
 // The plan as replies and explanations give it.
-ReuseReport ReportOf(std::span<const PlanSpan> spans);
-Explanation ExplanationOf(std::span<const PlanSpan> spans, const StatsBook& names);
+ReuseReport ReportOf(const ReusePlan& plan);
+Explanation ExplanationOf(const ReusePlan& plan, const StatsBook& names);
 
 }  // namespace kvshare::agentd

@@ -369,8 +369,8 @@ Status MovedPrompt::PrefillPlain(std::string_view reason, float* logits) {
 
 bool MovedPrompt::Doubtful(std::span<const float> logits) const {
   if (plain_ || options_.mode != ReuseMode::kAuto) return false;
-  return anchors::TopProbability(logits) <
-         (OneThread() ? options_.min_top_probability : options_.min_top_probability_elsewhere);
+  const double least = OneThread() ? options_.min_margin : options_.min_margin_elsewhere;
+  return anchors::Margin(logits) < least;
 }
 
 Status MovedPrompt::Recompute(float* logits) {

@@ -41,10 +41,10 @@ struct RepairOptions {
   // Share of moved tokens to recompute (in every layer); < 0: the policy's own. What a policy spends on choosing them
   // comes on top. At 1 nothing is reused: the prompt is computed as if nothing were stored.
   double recompute_ratio = -1;
-  // kAuto: an answer whose likeliest token has less than this probability is not trusted: the prompt is computed. The
-  // first where all chunks are one thread (MovedPrompt::OneThread), the second elsewhere.
-  double min_top_probability = 0.5;
-  double min_top_probability_elsewhere = 0.9;
+  // kAuto: where the likeliest next token is not ahead by this margin, in nats, the answer is not trusted and the
+  // prompt is computed. The first where all chunks are one thread (MovedPrompt::OneThread), the second elsewhere.
+  double min_margin = 0.3;
+  double min_margin_elsewhere = 3.0;
 };
 
 // The prompt's tokens and the price of them. Pairs are (token, layer) whose K and V were computed, of the moved tokens

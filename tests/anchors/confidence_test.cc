@@ -10,14 +10,16 @@ namespace {
 
 TEST(ConfidenceTest, ProbabilityAndDivergenceOfKnownDistributions) {
   const std::vector<float> even = {3, 3, 3, 3};
-  EXPECT_NEAR(TopProbability(even), 0.25, 1e-15);
+  EXPECT_EQ(Margin(even), 0);
   const std::vector<float> odds = {std::log(8.0f), 0, 0};  // 0.8, 0.1, 0.1
-  EXPECT_NEAR(TopProbability(odds), 0.8, 1e-7);
+  EXPECT_NEAR(Margin(odds), std::log(8.0), 1e-6);
   EXPECT_EQ(KlDivergence(odds, odds), 0.0);
   const std::vector<float> flat = {0, 0, 0};
   EXPECT_NEAR(KlDivergence(odds, flat), 0.8 * std::log(2.4) + 0.2 * std::log(0.3), 1e-7);
   const std::vector<float> huge = {1e4f, -1e4f};  // no overflow
-  EXPECT_NEAR(TopProbability(huge), 1.0, 1e-15);
+  EXPECT_EQ(Margin(huge), 2e4);
+  EXPECT_EQ(Margin(std::vector<float>{-2, 5, 1, 4.5f, 5}), 0);  // the same twice
+  EXPECT_EQ(Margin(std::vector<float>{1, -3, 4}), 3);
 }
 
 TEST(ConfidenceTest, ClopperPearsonAgreesWithItsClosedFormAndItsDefinition) {

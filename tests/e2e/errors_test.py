@@ -24,7 +24,7 @@ class ErrorsTest(ProgramTest):
         self.refuse(2, "--max-tokens", "generate", "--model", MODEL, "--prompt", "x", "--max-tokens", "0")
         self.refuse(2, "--timeout", "ping", "--endpoint", "ipc:///x", "--timeout", "soon")
         self.refuse(2, "--chunks", "logits", "--model", MODEL, "--ids", "x", "--out", "y", "--chunks", "7,0")
-        self.refuse(2, "--reuse", "generate", "--model", MODEL, "--prompt", "x", "--reuse", "kvcomm")
+        self.refuse(2, "--reuse", "generate", "--model", MODEL, "--prompt", "x", "--reuse", "kvcom")
         self.refuse(2, "--dtype", "logits", "--model", MODEL, "--ids", "x", "--out", "y", "--dtype", "int4")
         self.refuse(2, "--endpoint", "ping", "--endpoint", "nonsense")
         self.refuse(2, "exactly one", "generate", "--prompt", "x")

@@ -1,0 +1,131 @@
+// Engine: prompts whose parts stand elsewhere (agentd/repair). Such a prompt is computed by itself, between two steps;
+// the tokens generated after it share steps with everybody's. What it computes is approximate and is stored nowhere,
+// until the guard has it computed exactly: then it is a sequence like any other.
+#include <algorithm>
+#include <utility>
+
+#include "agentd/engine/engine.h"
+#include "libkvshare/core/check.h"
+#include "runtime/sampler.h"
+
+namespace kvshare::agentd {
+namespace {
+
+MissKind KindOf(std::string_view reason) {
+  if (reason == MissKindName(MissKind::kNoAnchor)) return MissKind::kNoAnchor;
+  return reason == MissKindName(MissKind::kQualityGuard) ? MissKind::kQualityGuard : MissKind::kMoveSlower;
+}
+
+// Tokens that may follow a prompt and need a place.
+std::int64_t NewTokens(const EngineRequest& request) {
+  return request.tokens_to_hold() - static_cast<std::int64_t>(request.prompt.size());
+}
+
+}  // namespace
+
+// What a request that may be answered approximately would take from its session. Nothing while a prefix is to be loaded
+// first, nor where only the prompt is asked for: that is stored, so it must be exact.
+Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPrefix& stored) {
+  MovedPlan moved;
+  if (request.reuse == ReuseMode::kOff || request.reuse == ReuseMode::kExact) return moved;
+  if (request.session == nullptr || request.max_tokens == 0 || !stored.cold.pages.empty()) return moved;
+  const std::int64_t full = stored.host.full_tokens();
+  FoundChunks found = moved_.Find(*request.session, request.prompt, full, NewTokens(request));
+  if (found.chunks.empty()) return moved;
+
+  StoredPrefix pages = stored;
+  pages.host.DropTail();
+  ReusePlan& plan = moved.plan.emplace(planner_.Plan(request.prompt, request.reuse, std::move(pages),
+                                                     {.end = stored.tokens(), .why = MissKind::kPartialPage}));
+  plan.repair = request.reuse;
+  for (const FoundChunk& chunk : found.chunks) MarkMoved(chunk.chunk.start, chunk.chunk.length, chunk.source, &plan);
+  moved.work = moved_.Prepare(request, stored.host.pages, found);
+  const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
+  if (moved_.Pays(request, *moved.work.prompt, plain)) return moved;
+
+  moved.work = {};
+  plan = planner_.Plan(request.prompt, request.reuse, stored);
+  for (const FoundChunk& chunk : found.chunks) {
+    const std::int64_t start = std::max(chunk.chunk.start, stored.tokens());
+    const std::int64_t end = chunk.chunk.start + chunk.chunk.length;
+    if (start < end) MarkMoved(start, end - start, chunk.source, &plan);
+  }
+  MarkDeclined(MissKind::kMoveSlower, &plan);
+  return moved;
+}
+
+bool Engine::TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, MovedPlan& moved,
+                           std::int64_t* row_budget) {
+  MovedPrompt& prompt = *moved.work.prompt;
+  const EngineRequest& waiting = waiting_.at(i);
+  const std::int64_t new_tokens = NewTokens(waiting);
+  const PrefixMatch& prefix = moved.plan->stored.host;
+  const std::int64_t hold = prefix.full_tokens() + prompt.PagesNeeded(new_tokens) * kPageTokens;
+  Result<KvHandle> kv = pool_->Acquire(prefix, hold);
+  if (!kv.ok()) return false;
+  pool_->Extend(*kv, hold);
+  const auto own = kv->pages().subspan(prefix.pages.size());
+  prompt.GivePages({own.begin(), own.end()}, new_tokens);
+  *row_budget = std::max<std::int64_t>(0, *row_budget - prompt.RowsToCompute());
+  Sequence* sequence = Admit(i, prospects, *std::move(moved.plan), std::move(*kv));
+  sequence->moved = std::move(moved.work);
+  return true;
+}
+
+// The prompts that were admitted to be computed over moved chunks.
+void Engine::ComputeMoved() {
+  for (const auto& running : running_) {
+    Sequence& sequence = *running;
+    if (sequence.moved.prompt == nullptr || !sequence.prefilling()) continue;
+    arena_->ExpectUse(pool_->high_water());
+    GrowLogits(1);
+    sequence.started = std::chrono::steady_clock::now();
+    MovedPrompt& prompt = *sequence.moved.prompt;
+    Status status = prompt.Prefill(logits_.data());
+    const auto row = std::span(logits_).first(static_cast<std::size_t>(model_->config().vocab_size));
+    // Whatever was wrong with reusing, computing may still work.
+    if (!status.ok() || prompt.Doubtful(row)) status = prompt.Recompute(logits_.data());
+    if (!status.ok()) {
+      Fail(sequence, status.WithContext("computing the prompt"));
+      continue;
+    }
+    sequence.computed = sequence.prompt_tokens;
+    sequence.plan.repaired = prompt.counts().exact ? 0 : prompt.counts().recomputed;
+    if (prompt.counts().exact) BecomeExact(sequence);
+    sequence.plan.approximate = sequence.moved.prompt != nullptr;
+    RememberPlan(sequence);
+    replan_ = true;
+    AcceptToken(sequence, runtime::SampleToken(row, sequence.request.sampling, sequence.generated()));
+  }
+  DropEnded();
+}
+
+// The guard does not trust an answer's next token: all up to it is computed, and the sequence goes on as an exact one.
+Status Engine::Recompute(Sequence& sequence, float* logits) {
+  KVS_CHECK(sequence.moved.prompt->tokens() == sequence.computed);
+  const Status status = sequence.moved.prompt->Recompute(logits);
+  if (!status.ok()) return status;
+  BecomeExact(sequence);
+  RememberPlan(sequence);
+  return status;
+}
+
+void Engine::BecomeExact(Sequence& sequence) {
+  const RepairCounts& counts = sequence.moved.prompt->counts();
+  KVS_CHECK(counts.exact);
+  const MissKind why = KindOf(counts.reason);
+  if (why == MissKind::kQualityGuard) moved_.Answered(sequence.request.agent, /*doubted=*/true);
+  MarkDeclined(why, &sequence.plan);
+  sequence.moved = {};
+  Publish(sequence);
+  Record(sequence);
+}
+
+// What is computed of it can be found by its session from now on.
+void Engine::Record(const Sequence& sequence) {
+  if (sequence.request.session == nullptr || sequence.request.reuse == ReuseMode::kOff) return;
+  moved_.Record(*sequence.request.session,
+                std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.request.agent);
+}
+
+}  // namespace kvshare::agentd
