@@ -75,6 +75,12 @@ Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& 
     KVS_RETURN_IF_ERROR(CheckTensors(files.config, files.tensors).WithContext(path));
   }
   KVS_RETURN_IF_ERROR(CheckMemory(files.config, options).WithContext(path));
+  if (!options.lora.empty()) {
+    if (options.random_weights) return InvalidArgument("a LoRA adapter needs the model's weights, not random ones");
+    auto lora = OpenLora(options.lora, files.config);
+    if (!lora.ok()) return lora.status().WithContext("LoRA adapter");
+    files.lora = std::move(*lora);
+  }
 
   ModelParts parts;
   parts.config = files.config;
@@ -103,6 +109,9 @@ Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& 
                          MakeRandomWeights(files.config, parts.backend.get(), threads, kRandomWeightsSeed));
   } else {
     weights_digest = WeightsDigest(files.config, files.tensors, threads);
+    if (!files.lora.updates.empty()) {
+      weights_digest = DigestBuilder("adapted-weights").Child(weights_digest).Child(files.lora.digest).Finish();
+    }
     KVS_ASSIGN_OR_RETURN(parts.weights, LoadWeights(files, parts.backend.get(), threads));
   }
   parts.space = SpaceDigest(parts.config, weights_digest, parts.tokenizer.get(), parts.backend->capabilities());

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kvshare/status.h"
+#include "runtime/lora.h"
 #include "runtime/mapped_file.h"
 #include "runtime/model_config.h"
 #include "runtime/safetensors.h"
@@ -21,6 +22,7 @@ struct ModelFiles {
   // llama.cpp stores the rows of Llama's q and k so that RoPE's pairs are neighbours; transformers pairs a row with the
   // one half a head further down. True: rows have to be put back (weights.cc).
   bool interleaved_rope = false;
+  LoraAdapter lora;  // what is added to the tensors; no updates: nothing
   std::optional<TokenizerSpec> tokenizer;
   std::string chat_template;  // empty: none
   std::string bos_text, eos_text;

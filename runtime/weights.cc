@@ -101,6 +101,9 @@ Fill FillFromFiles(const ModelFiles& files, int threads) {
         DecodeRows(tensor, stored, stored + 1, out + r * tensor.cols());
       }
     });
+    // Only now that the rows are in Hugging Face's order, in which the adapter was trained.
+    const auto update = files.lora.updates.find(need.name);
+    if (update != files.lora.updates.end()) MergeLora(update->second, threads, out);
   };
 }
 
@@ -275,6 +278,16 @@ std::size_t ModelWeights::linear_bytes() const {
   for (const LayerWeights& l : layers)
     bytes += l.qkv->bytes() + l.output->bytes() + l.gate_up->bytes() + l.down->bytes();
   return bytes;
+}
+
+std::map<std::string, std::vector<std::int64_t>> LinearShapes(const ModelConfig& config) {
+  constexpr std::string_view kWeight = ".weight";
+  std::map<std::string, std::vector<std::int64_t>> shapes;
+  for (const Need& need : Needs(config)) {
+    if (need.shape.size() != 2 || need.name == kEmbedding) continue;
+    shapes.emplace(need.name.substr(0, need.name.size() - kWeight.size()), need.shape);
+  }
+  return shapes;
 }
 
 Status CheckTensors(const ModelConfig& config, const TensorMap& tensors) {

@@ -1,6 +1,7 @@
 // The weights of a Llama-family model: which tensors its files must hold, and these tensors on a backend.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -35,6 +36,10 @@ struct ModelWeights {
   std::size_t linear_bytes() const;
 };
 
+// The linear layers, "model.layers.0.self_attn.q_proj" and so on, with [out, in] of each; the output layer among them
+// where it is not the embedding.
+std::map<std::string, std::vector<std::int64_t>> LinearShapes(const ModelConfig& config);
+
 // InvalidArgument naming the first tensor that is missing, of another shape than `config` asks for, or not part of such
 // a model: a tensor that would silently not be used would give wrong answers.
 Status CheckTensors(const ModelConfig& config, const TensorMap& tensors);
@@ -43,8 +48,8 @@ Status CheckTensors(const ModelConfig& config, const TensorMap& tensors);
 // the files, on `threads` threads.
 Digest WeightsDigest(const ModelConfig& config, const TensorMap& tensors, int threads);
 
-// Decodes and packs all weights. Requires CheckTensors to have passed. Cost beyond the result: the largest group of
-// tensors in fp32. Returns the backend's failure, if it has any.
+// Decodes and packs all weights, an adapter merged in. Requires CheckTensors to have passed. Cost beyond the result:
+// the largest group of tensors in fp32. Returns the backend's failure, if it has any.
 Result<ModelWeights> LoadWeights(const ModelFiles& files, kernels::Backend* backend, int threads);
 
 // The same from `config` alone: normal with deviation 0.02, norms 1, biases 0. The same seed gives the same weights.
