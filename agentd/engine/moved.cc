@@ -29,27 +29,18 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   MovedPlan moved;
   if (request.reuse == ReuseMode::kOff || request.reuse == ReuseMode::kExact) return moved;
   if (request.session == nullptr || request.max_tokens == 0 || !stored.cold.pages.empty()) return moved;
-  const std::int64_t full = stored.host.full_tokens();
-  FoundChunks found = moved_.Find(*request.session, request.prompt, full, NewTokens(request));
+  FoundChunks found = moved_.Find(*request.session, request.prompt, stored.tokens(), NewTokens(request));
   if (found.chunks.empty()) return moved;
-
-  StoredPrefix pages = stored;
-  pages.host.DropTail();
-  ReusePlan& plan = moved.plan.emplace(planner_.Plan(request.prompt, request.reuse, std::move(pages),
-                                                     {.end = stored.tokens(), .why = MissKind::kPartialPage}));
+  ReusePlan& plan = moved.plan.emplace(planner_.Plan(request.prompt, request.reuse, stored));
   plan.repair = request.reuse;
-  for (const FoundChunk& chunk : found.chunks) MarkMoved(chunk.chunk.start, chunk.chunk.length, chunk.source, &plan);
-  moved.work = moved_.Prepare(request, stored.host.pages, found);
+  for (const FoundChunk& found_chunk : found.chunks) {
+    const MovedChunk& chunk = found_chunk.chunk;
+    Mark({.fate = Fate::kMoved, .start = chunk.start, .length = chunk.length, .source = found_chunk.source}, &plan);
+  }
+  moved.work = moved_.Prepare(request, stored.host, found);
   const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
   if (moved_.Pays(request, *moved.work.prompt, plain)) return moved;
-
   moved.work = {};
-  plan = planner_.Plan(request.prompt, request.reuse, stored);
-  for (const FoundChunk& chunk : found.chunks) {
-    const std::int64_t start = std::max(chunk.chunk.start, stored.tokens());
-    const std::int64_t end = chunk.chunk.start + chunk.chunk.length;
-    if (start < end) MarkMoved(start, end - start, chunk.source, &plan);
-  }
   MarkDeclined(MissKind::kMoveSlower, &plan);
   return moved;
 }
@@ -59,7 +50,14 @@ bool Engine::TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, M
   MovedPrompt& prompt = *moved.work.prompt;
   const EngineRequest& waiting = waiting_.at(i);
   const std::int64_t new_tokens = NewTokens(waiting);
-  const PrefixMatch& prefix = moved.plan->stored.host;
+  // The prefix's last page, where it is a part of one, is read where it lies.
+  PrefixMatch& prefix = moved.plan->stored.host;
+  if (prefix.tail != kNoPage) {
+    Result<KvHandle> tail = pool_->Lease(prefix);
+    if (!tail.ok()) return false;
+    moved.work.leases.push_back(std::move(*tail));
+    prefix.DropTail();
+  }
   const std::int64_t hold = prefix.full_tokens() + prompt.PagesNeeded(new_tokens) * kPageTokens;
   Result<KvHandle> kv = pool_->Acquire(prefix, hold);
   if (!kv.ok()) return false;
@@ -116,6 +114,14 @@ void Engine::BecomeExact(Sequence& sequence) {
   const MissKind why = KindOf(counts.reason);
   if (why == MissKind::kQualityGuard) moved_.Answered(sequence.request.agent, /*doubted=*/true);
   MarkDeclined(why, &sequence.plan);
+  // What was read of another's last page was computed too.
+  std::int64_t prefix = 0;
+  for (const PlanSpan& span : sequence.plan.spans) prefix += span.fate == Fate::kExact ? span.length : 0;
+  const std::int64_t full = sequence.plan.stored.host.full_tokens();
+  if (prefix > full) {
+    Mark({.fate = Fate::kDeclined, .start = full, .length = prefix - full, .miss = MissKind::kPartialPage},
+         &sequence.plan);
+  }
   sequence.moved = {};
   Publish(sequence);
   Record(sequence);

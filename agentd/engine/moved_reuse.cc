@@ -88,7 +88,7 @@ std::shared_ptr<anchors::AnchorPool> MovedReuse::AnchorsOf(const std::string& se
   return anchors_.front().second;
 }
 
-MovedWork MovedReuse::Prepare(const EngineRequest& request, std::span<const PageIndex> prefix, FoundChunks& found) {
+MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& prefix, FoundChunks& found) {
   KVS_CHECK(request.session != nullptr && !found.chunks.empty());
   RepairOptions options;
   options.mode = request.reuse;
@@ -98,10 +98,11 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, std::span<const Page
   std::vector<MovedChunk> chunks;
   for (const FoundChunk& chunk : found.chunks) chunks.push_back(chunk.chunk);
   MovedPrompt::Prefix exact;
-  exact.pages.assign(prefix.begin(), prefix.end());
-  exact.tokens = static_cast<std::int64_t>(prefix.size()) * kPageTokens;
+  exact.pages = prefix.pages;
+  exact.tokens = prefix.tokens();
   MovedWork work;
   work.leases = std::move(found.leases);
+  if (prefix.tail != kNoPage) exact.pages.push_back(prefix.tail);
   if (request.reuse == ReuseMode::kKvcomm) work.anchors = AnchorsOf(*request.session);
   work.prompt = std::make_unique<MovedPrompt>(model_, pages_, request.prompt, std::move(exact), std::move(chunks),
                                               options, work.anchors.get(), names_->AgentName(request.agent));

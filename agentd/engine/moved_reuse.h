@@ -59,9 +59,9 @@ class MovedReuse {
   FoundChunks Find(const std::string& session, std::span<const TokenId> prompt, std::int64_t from,
                    std::int64_t new_tokens) const;
 
-  // The computation of the request's prompt after `prefix` (full pages), over `found`, whose leases it takes; pages of
-  // its own are still to be given. Requires a session and at least one chunk.
-  MovedWork Prepare(const EngineRequest& request, std::span<const PageIndex> prefix, FoundChunks& found);
+  // The computation of the request's prompt after `prefix`, over `found`, whose leases it takes; pages of its own are
+  // still to be given. Requires a session and at least one chunk.
+  MovedWork Prepare(const EngineRequest& request, const PrefixMatch& prefix, FoundChunks& found);
 
   // Whether `prompt` can be expected to compute fewer rows than `plain`, which doing without it takes: how often the
   // guard has had this agent's prompts computed after all is part of it.

@@ -193,8 +193,8 @@ ReusePlan Planner::Plan(std::span<const TokenId> prompt, ReuseMode mode, StoredP
   return plan;
 }
 
-void MarkMoved(std::int64_t start, std::int64_t length, AgentId source, ReusePlan* plan) {
-  const std::int64_t end = start + length;
+void Mark(const PlanSpan& fate, ReusePlan* plan) {
+  const std::int64_t end = fate.start + fate.length;
   std::vector<PlanSpan> spans;
   const auto add = [&spans](PlanSpan span, std::int64_t from, std::int64_t to) {
     if (from >= to) return;
@@ -204,8 +204,8 @@ void MarkMoved(std::int64_t start, std::int64_t length, AgentId source, ReusePla
   };
   for (const PlanSpan& span : plan->spans) {
     const std::int64_t span_end = span.start + span.length;
-    add(span, span.start, std::min(span_end, start));
-    if (span.start <= start && start < span_end) add({.fate = Fate::kMoved, .source = source}, start, end);
+    add(span, span.start, std::min(span_end, fate.start));
+    if (span.start <= fate.start && fate.start < span_end) add(fate, fate.start, end);
     add(span, std::max(span.start, end), span_end);
   }
   plan->spans = std::move(spans);

@@ -124,8 +124,8 @@ class Planner {
   StatsBook* const names_;
 };
 
-// `plan` with prompt[start, start + length) moved, from `source`'s request.
-void MarkMoved(std::int64_t start, std::int64_t length, AgentId source, ReusePlan* plan);
+// prompt[fate.start, fate.start + fate.length) has this fate, whatever it had before.
+void Mark(const PlanSpan& fate, ReusePlan* plan);
 // The moved spans were computed after all.
 void MarkDeclined(MissKind why, ReusePlan* plan);
 

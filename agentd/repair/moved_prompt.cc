@@ -60,7 +60,7 @@ MovedPrompt::MovedPrompt(runtime::Model* model, const kernels::KvPages& pages, s
       agent_(std::move(agent)) {
   KVS_CHECK(options_.mode != ReuseMode::kOff && options_.mode != ReuseMode::kExact);
   KVS_CHECK(options_.mode != ReuseMode::kKvcomm || anchors_ != nullptr);
-  KVS_CHECK(prefix_.tokens == static_cast<std::int64_t>(prefix_.pages.size()) * kPageTokens);
+  KVS_CHECK(PagesFor(prefix_.tokens) == static_cast<std::int64_t>(prefix_.pages.size()));
   std::int64_t end = prefix_.tokens;
   for (const MovedChunk& chunk : chunks_) {
     KVS_CHECK(chunk.start >= end && chunk.length >= 1 && chunk.base >= 0);
@@ -128,12 +128,10 @@ std::int64_t MovedPrompt::RowsToCompute() const {
 }
 
 std::int64_t MovedPrompt::PagesNeeded(std::int64_t new_tokens) const {
-  const std::int64_t beyond_prefix = prompt_tokens_ + new_tokens - prefix_.tokens;
-  // The guard and dense runs may want room for all of it.
-  if (options_.mode == ReuseMode::kAuto || options_.mode == ReuseMode::kKvcomm || Ratio() >= 1) {
-    return std::max(PagesFor(beyond_prefix), PagesFor(beyond_prefix - MovedTokens()) + PagesFor(SelectedAtMost()));
-  }
-  return PagesFor(beyond_prefix - MovedTokens()) + PagesFor(SelectedAtMost());
+  const std::int64_t all = prompt_tokens_ + new_tokens;
+  const std::int64_t moved = PagesFor(all - prefix_.tokens - MovedTokens()) + PagesFor(SelectedAtMost());
+  // All of it may have to be computed after all.
+  return std::max(moved, PagesFor(all - prefix_.full_tokens()));
 }
 
 void MovedPrompt::GivePages(std::vector<PageIndex> private_pages, std::int64_t new_tokens) {
@@ -143,7 +141,7 @@ void MovedPrompt::GivePages(std::vector<PageIndex> private_pages, std::int64_t n
   const std::int64_t fresh_pages = PagesFor(static_cast<std::int64_t>(fresh_.positions.size()) + new_tokens);
   fresh_.pages.assign(private_pages_.begin(), private_pages_.begin() + fresh_pages);
   selected_.pages.assign(private_pages_.begin() + fresh_pages, private_pages_.end());
-  plain_pages_ = prefix_.pages;
+  plain_pages_.assign(prefix_.pages.begin(), prefix_.pages.begin() + prefix_.full_tokens() / kPageTokens);
   plain_pages_.insert(plain_pages_.end(), private_pages_.begin(), private_pages_.end());
 }
 
@@ -382,7 +380,7 @@ Status MovedPrompt::Recompute(float* logits) {
   }
   plain_ = true;
   std::vector<std::int64_t> rows;
-  for (std::int64_t p = prefix_.tokens; p < tokens(); ++p) rows.push_back(p);
+  for (std::int64_t p = prefix_.full_tokens(); p < tokens(); ++p) rows.push_back(p);
   Charge(rows, model_->config().num_layers);
   return Compute(rows, nullptr, -1, logits, nullptr);
 }

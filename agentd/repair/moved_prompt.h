@@ -62,8 +62,9 @@ struct RepairCounts {
 class MovedPrompt {
  public:
   struct Prefix {
-    std::vector<kernels::PageIndex> pages;  // full pages
-    std::int64_t tokens = 0;                // pages.size() * 64
+    std::vector<kernels::PageIndex> pages;  // the last one perhaps in part
+    std::int64_t tokens = 0;
+    std::int64_t full_tokens() const { return tokens / kernels::kPageTokens * kernels::kPageTokens; }
   };
 
   // `pages` is the memory of all pages. `chunks` ascending and disjoint, beyond the prefix. `anchors` may be null
@@ -93,7 +94,8 @@ class MovedPrompt {
   // True when the guard does not trust what the logits say: the caller should Recompute and ask again. Always false
   // once all is exact, and in modes without a guard.
   bool Doubtful(std::span<const float> logits) const;
-  // Computes everything so far (prompt and appended tokens) exactly, and the logits of the last row.
+  // Computes everything so far (prompt and appended tokens) after the prefix's full pages exactly, and the logits of
+  // the last row. From then on KV lies in one run: those pages, then the private ones.
   Status Recompute(float* logits);
   // Computes `ids` after what is there and writes one row of logits per id. At most as many as GivePages promised.
   Status Append(std::span<const TokenId> ids, float* logits);

@@ -13,10 +13,11 @@
 namespace kvshare::testing {
 
 inline std::unique_ptr<runtime::Model> LoadTinyModel(kernels::DType dtype, std::int64_t max_positions = 1024,
-                                                     int threads = 1) {
+                                                     int threads = 1, int layers = 2) {
   const TempDir dir;
   TinyModelOptions options;
   options.max_positions = max_positions;
+  options.layers = layers;
   const Status written = WriteTinyModel(dir.path(), options);
   EXPECT_TRUE(written.ok()) << written.message();
   runtime::LoadOptions load;
@@ -29,8 +30,8 @@ inline std::unique_ptr<runtime::Model> LoadTinyModel(kernels::DType dtype, std::
 
 // `pool_pages`: 0 for room without end.
 inline std::unique_ptr<agentd::Service> NewTinyService(kernels::DType dtype, agentd::ServiceOptions options = {},
-                                                       std::int64_t pool_pages = 0) {
-  std::unique_ptr<runtime::Model> model = LoadTinyModel(dtype);
+                                                       std::int64_t pool_pages = 0, int layers = 2) {
+  std::unique_ptr<runtime::Model> model = LoadTinyModel(dtype, 1024, 1, layers);
   if (model == nullptr) return nullptr;
   const auto page_bytes = static_cast<std::int64_t>(model->kv_layout().page_bytes());
   options.kv_pool_bytes = page_bytes * (pool_pages == 0 ? 4000 : pool_pages);

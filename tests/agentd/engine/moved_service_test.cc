@@ -1,0 +1,285 @@
+// Approximate modes on a real tiny model: what is labelled exact is exact to the bit whatever ran before and beside it,
+// what is labelled approximate is counted and explained, and nothing of it stays behind.
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "agentd/service.h"
+#include "gtest/gtest.h"
+#include "tests/agentd/service_harness.h"
+#include "tests/agentd/tiny_service.h"
+#include "tests/testing/fixtures.h"
+#include "tests/testing/status_matchers.h"
+
+namespace kvshare::testing {
+namespace {
+
+using Ids = std::vector<TokenId>;
+
+constexpr ReuseMode kApproximate[] = {ReuseMode::kRotate, ReuseMode::kEpic,   ReuseMode::kCacheBlend,
+                                      ReuseMode::kDhd,    ReuseMode::kKvcomm, ReuseMode::kAuto};
+
+std::uint32_t Seed() {
+  const char* given = std::getenv("KVSHARE_TEST_SEED");
+  return given == nullptr ? 7u : static_cast<std::uint32_t>(std::strtoul(given, nullptr, 10));
+}
+
+Ids RandomIds(std::mt19937& rng, int count) {
+  Ids ids(static_cast<std::size_t>(count));
+  for (TokenId& id : ids) id = std::uniform_int_distribution<int>(0, 255)(rng);
+  return ids;
+}
+
+Ids Join(std::initializer_list<Ids> parts) {
+  Ids all;
+  for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
+GenerateReply Ask(agentd::Service& service, const GenerateRequest& request) {
+  const auto recorder = std::make_shared<Recorder>();
+  const Result<std::uint64_t> id = service.Generate(request, recorder);
+  EXPECT_TRUE(id.ok()) << id.status().message();
+  if (!id.ok()) return {};
+  const Recorder::Outcome& outcome = recorder->Wait();
+  EXPECT_TRUE(outcome.reply.has_value()) << outcome.error.message();
+  return outcome.reply.value_or(GenerateReply{});
+}
+
+GenerateRequest Request(Ids prompt, ReuseMode mode, const std::string& agent, const std::string& session,
+                        int max_tokens = 6) {
+  GenerateRequest request = IdsRequest(std::move(prompt), max_tokens, agent);
+  request.reuse = mode;
+  request.session = session;
+  request.ignore_eos = true;
+  return request;
+}
+
+void ExpectSums(const GenerateReply& reply) {
+  const ReuseReport& r = reply.reuse;
+  EXPECT_EQ(r.prefix_tokens + r.moved_tokens + r.recomputed_tokens + r.fresh_tokens, reply.prompt_tokens);
+  std::int64_t reasons = 0;
+  for (const MissReason& miss : r.miss_reasons) reasons += miss.tokens;
+  EXPECT_EQ(reasons, r.recomputed_tokens + r.fresh_tokens);
+  EXPECT_TRUE(r.approximate || r.moved_tokens == 0);
+}
+
+std::int64_t TokensOfKind(const Explanation& explanation, const std::string& kind) {
+  std::int64_t tokens = 0, at = 0;
+  for (const ExplainSpan& span : explanation.spans) {
+    EXPECT_EQ(span.start, at);
+    EXPECT_GT(span.length, 0);
+    at += span.length;
+    if (span.kind == kind) tokens += span.length;
+  }
+  return tokens;
+}
+
+class MovedServiceTest : public ::testing::TestWithParam<kernels::DType> {
+ protected:
+  std::mt19937 rng_{Seed()};
+  const Ids note_ = RandomIds(rng_, 200);
+  const Ids planner_ = Join({RandomIds(rng_, 30), note_, RandomIds(rng_, 20)});
+  const Ids critic_ = Join({RandomIds(rng_, 45), note_, RandomIds(rng_, 25)});
+};
+
+TEST_P(MovedServiceTest, ANoteIsFoundUnderOtherFirstWords) {
+  for (const ReuseMode mode : kApproximate) {
+    SCOPED_TRACE(std::string(ReuseModeName(mode)));
+    // Enough layers for the two that CacheBlend looks at in full to be a small part.
+    const auto service = NewTinyService(GetParam(), {}, 0, 8);
+    ASSERT_NE(service, nullptr);
+    ExpectSums(Ask(*service, Request(planner_, mode, "planner", "s")));
+    ExplainRequest explain;
+    explain.prompt = TokenPrompt{critic_};
+    explain.agent = "critic";
+    explain.session = "s";
+    explain.reuse = mode;
+    const Result<Explanation> before = service->Explain(explain);
+    KVS_ASSERT_OK(before);
+    EXPECT_GE(TokensOfKind(*before, "moved"), 190);
+    for (const ExplainSpan& span : before->spans) {
+      if (span.kind != "moved") continue;
+      EXPECT_EQ(span.repair, ReuseModeName(mode));
+      EXPECT_EQ(span.source, "planner");
+    }
+    const GenerateReply reply = Ask(*service, Request(critic_, mode, "critic", "s"));
+    ExpectSums(reply);
+    EXPECT_GE(reply.reuse.moved_tokens + reply.reuse.recomputed_tokens, 190);
+    if (mode == ReuseMode::kRotate) {
+      EXPECT_EQ(reply.reuse.recomputed_tokens, 0);
+    }
+    ExplainRequest served;
+    served.request_id = reply.request_id;
+    const Result<Explanation> after = service->Explain(served);
+    KVS_ASSERT_OK(after);
+    EXPECT_EQ(TokensOfKind(*after, "moved") > 0, reply.reuse.moved_tokens > 0);
+    // Nothing of an approximate request can be found by others, and nothing of it is held.
+    const GenerateReply again = Ask(*service, Request(critic_, ReuseMode::kExact, "critic", "s"));
+    if (reply.reuse.approximate && reply.reuse.moved_tokens > 0) {
+      EXPECT_EQ(again.reuse.prefix_tokens, 0);
+    }
+    EXPECT_EQ(service->GetStats().pool.leases, 0);
+    KVS_EXPECT_OK(service->CheckIntegrity());
+  }
+}
+
+TEST_P(MovedServiceTest, AStrangersSessionGivesNothing) {
+  const auto service = NewTinyService(GetParam());
+  ASSERT_NE(service, nullptr);
+  Ask(*service, Request(planner_, ReuseMode::kRotate, "planner", "s"));
+  for (const std::string session : {"", "t"}) {
+    const GenerateReply reply = Ask(*service, Request(critic_, ReuseMode::kRotate, "critic", session));
+    EXPECT_EQ(reply.reuse.moved_tokens, 0) << session;
+    EXPECT_FALSE(reply.reuse.approximate) << session;
+  }
+}
+
+TEST_P(MovedServiceTest, RatioOneIsTheExactAnswer) {
+  const auto off = NewTinyService(GetParam(), {.reuse = ReuseMode::kOff});
+  const auto blend = NewTinyService(GetParam(), {.reuse = ReuseMode::kCacheBlend, .blend_recompute = 1.0});
+  ASSERT_NE(off, nullptr);
+  ASSERT_NE(blend, nullptr);
+  const GenerateReply want = Ask(*off, Request(critic_, ReuseMode::kOff, "c", "s", 24));
+  Ask(*blend, Request(planner_, ReuseMode::kCacheBlend, "p", "s"));
+  const GenerateReply got = Ask(*blend, Request(critic_, ReuseMode::kCacheBlend, "c", "s", 24));
+  EXPECT_EQ(got.ids, want.ids);
+  EXPECT_EQ(got.reuse.moved_tokens, 0);
+  EXPECT_FALSE(got.reuse.approximate);
+  ExpectSums(got);
+}
+
+TEST_P(MovedServiceTest, KvcommLearnsAnchorsAndThenUsesThem) {
+  // A trained model: random weights give values too small for the entropy gate to tell contents apart.
+  KVS_FIXTURE_OR_SKIP(dir, RefModelPath());
+  runtime::LoadOptions load;
+  load.dtype = GetParam();
+  Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(dir.string(), load);
+  KVS_ASSERT_OK(model);
+  Result<std::unique_ptr<agentd::Service>> made =
+      agentd::NewService(*std::move(model), {.kv_pool_bytes = std::int64_t{256} << 20});
+  KVS_ASSERT_OK(made);
+  const std::unique_ptr<agentd::Service>& service = *made;
+  const Ids head = RandomIds(rng_, 30), other = RandomIds(rng_, 40), tail = RandomIds(rng_, 12);
+  std::int64_t moved = 0, dense = 0;
+  for (int round = 0; round < 6; ++round) {
+    const Ids note = RandomIds(rng_, 150);
+    Ask(*service, Request(Join({head, note, tail}), ReuseMode::kKvcomm, "a", "s", 1));
+    const GenerateReply reply = Ask(*service, Request(Join({other, note, tail}), ReuseMode::kKvcomm, "b", "s", 1));
+    ExpectSums(reply);
+    moved += reply.reuse.moved_tokens > 0;
+    for (const MissReason& miss : reply.reuse.miss_reasons) dense += miss.reason == "no_anchor";
+  }
+  EXPECT_GE(dense, 2);  // two anchors at least before one is used
+  EXPECT_GT(moved, 0);
+}
+
+// In any order, mode, session and company, under eviction and cancellation: whoever is told that a reply is exact got
+// what the request gets alone with reuse off.
+TEST_P(MovedServiceTest, NothingApproximateReachesAnExactReply) {
+  SCOPED_TRACE("KVSHARE_TEST_SEED=" + std::to_string(Seed()));
+  const auto uniform = [this](int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng_); };
+  std::vector<Ids> blocks;
+  for (int i = 0; i < 6; ++i) blocks.push_back(RandomIds(rng_, uniform(40, 150)));
+  struct Case {
+    GenerateRequest request;
+    Ids alone;
+  };
+  std::vector<Case> cases;
+  const auto off = NewTinyService(GetParam(), {.reuse = ReuseMode::kOff});
+  ASSERT_NE(off, nullptr);
+  for (int i = 0; i < 80; ++i) {
+    Ids prompt = RandomIds(rng_, uniform(1, 60));
+    for (int n = uniform(1, 4); n > 0; --n) {
+      prompt = Join({prompt, blocks[static_cast<std::size_t>(uniform(0, 5))], RandomIds(rng_, uniform(0, 9))});
+    }
+    prompt.push_back(7);
+    Case made;
+    made.request = Request(std::move(prompt), ReuseMode::kOff, "a" + std::to_string(i % 3),
+                           "s" + std::to_string(uniform(0, 1)), uniform(1, 12));
+    made.alone = Ask(*off, made.request).ids;
+    const int mode = uniform(0, 8);
+    made.request.reuse = mode < 6 ? kApproximate[mode] : mode == 6 ? ReuseMode::kOff : ReuseMode::kExact;
+    cases.push_back(std::move(made));
+  }
+  for (const std::int64_t pool_pages : {0, 24, 60}) {
+    for (const std::size_t in_flight : {std::size_t{1}, std::size_t{8}}) {
+      SCOPED_TRACE(std::to_string(pool_pages) + " pages, " + std::to_string(in_flight) + " in flight");
+      const auto service = NewTinyService(GetParam(), {.prefill_chunk_tokens = 100}, pool_pages);
+      ASSERT_NE(service, nullptr);
+      std::int64_t moved = 0, approximate = 0;
+      std::deque<std::pair<const Case*, std::shared_ptr<Recorder>>> flights;
+      const auto land = [&] {
+        const auto [made, recorder] = flights.front();
+        flights.pop_front();
+        const Recorder::Outcome& outcome = recorder->Wait();
+        if (!outcome.reply.has_value()) return;  // cancelled
+        ExpectSums(*outcome.reply);
+        const ReuseMode mode = *made->request.reuse;
+        approximate += outcome.reply->reuse.approximate;
+        moved += outcome.reply->reuse.moved_tokens;
+        if (mode == ReuseMode::kOff || mode == ReuseMode::kExact) {
+          EXPECT_FALSE(outcome.reply->reuse.approximate);
+        }
+        if (!outcome.reply->reuse.approximate) {
+          EXPECT_EQ(outcome.reply->ids, made->alone);
+        }
+        EXPECT_EQ(outcome.reply->ids.size(), made->alone.size());
+      };
+      for (int round = 0; round < 2; ++round) {
+        for (const Case& made : cases) {
+          auto recorder = std::make_shared<Recorder>();
+          const Result<std::uint64_t> id = service->Generate(made.request, recorder);
+          ASSERT_TRUE(id.ok()) << id.status().message();
+          if (uniform(0, 15) == 0) service->Cancel(*id);
+          flights.emplace_back(&made, std::move(recorder));
+          if (flights.size() == in_flight) land();
+        }
+      }
+      while (!flights.empty()) land();
+      EXPECT_GT(moved, 100);
+      EXPECT_GT(approximate, 0);
+      KVS_EXPECT_OK(service->CheckIntegrity());
+      EXPECT_EQ(service->GetStats().pool.leases, 0);
+      service->ClearPool();
+      EXPECT_EQ(service->GetStats().pool.pages, 0);
+    }
+  }
+}
+
+// A reply's bits do not depend on who shares its steps, for approximate replies too.
+TEST_P(MovedServiceTest, CompanyChangesNoToken) {
+  for (const ReuseMode mode : {ReuseMode::kRotate, ReuseMode::kCacheBlend, ReuseMode::kAuto}) {
+    SCOPED_TRACE(std::string(ReuseModeName(mode)));
+    Ids alone;
+    for (const int company : {0, 5}) {
+      const auto service = NewTinyService(GetParam());
+      ASSERT_NE(service, nullptr);
+      Ask(*service, Request(planner_, ReuseMode::kExact, "planner", "s"));
+      std::vector<std::shared_ptr<Recorder>> others;
+      for (int i = 0; i < company; ++i) {
+        others.push_back(std::make_shared<Recorder>());
+        KVS_ASSERT_OK(service->Generate(
+            Request(RandomIds(rng_, 50 + i), ReuseMode::kExact, "x", "s" + std::to_string(i), 60), others.back()));
+      }
+      const GenerateReply reply = Ask(*service, Request(critic_, mode, "critic", "s", 40));
+      if (company == 0) {
+        alone = reply.ids;
+      } else {
+        EXPECT_EQ(reply.ids, alone);
+      }
+      for (const auto& other : others) other->Wait();
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, MovedServiceTest, ::testing::Values(kernels::DType::kF32, kernels::DType::kBf16),
+                         [](const auto& dtype) { return std::string(kernels::DTypeName(dtype.param)); });
+
+}  // namespace
+}  // namespace kvshare::testing
