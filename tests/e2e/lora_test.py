@@ -48,8 +48,8 @@ class LoraTest(ProgramTest):
     def test_every_command_takes_it(self):
         plain, adapted = self.generate()["ids"], self.generate("--lora", self.lora)["ids"]
         self.assertNotEqual(plain, adapted, "the adapter changes nothing")
-        space = [self.json("model", "--model", MODEL, *x, "--format", "json")["space"] for x in ((), ("--lora", self.lora))]
-        self.assertNotEqual(*space)
+        told = [self.json("model", "--model", MODEL, *x, "--format", "json") for x in ((), ("--lora", self.lora))]
+        self.assertNotEqual(told[0]["space"], told[1]["space"])
         with self.daemon("--lora", self.lora, name="adapted") as (endpoint, _):
             reply = self.ask(endpoint, json.loads(self.read(self.prompt)), tokens=12)
             self.assertEqual(reply["ids"], adapted)
