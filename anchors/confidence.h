@@ -19,6 +19,26 @@ double KlDivergence(std::span<const float> exact, std::span<const float> other);
 // < 1.
 double ClopperPearsonUpper(std::int64_t failures, std::int64_t trials, double confidence);
 
+// The margin that an answer must have to be trusted. How peaked distributions are differs from model to model and from
+// task to task, so no fixed number serves: this one moves until a given share of requests is sent back, the least sure
+// ones. It starts strict and loosens, by stochastic approximation of the quantile (Robbins and Monro 1951).
+class GuardMargin {
+ public:
+  double value() const { return value_; }
+  void Answered(bool doubted) {
+    value_ += kStep * (doubted ? kDoubtedShare - 1 : kDoubtedShare);
+    value_ = value_ < kLeast ? kLeast : value_ > kMost ? kMost : value_;
+  }
+
+  static constexpr double kDoubtedShare = 0.2;
+  static constexpr double kLeast = 0.3;  // nats: what rounding and position alone do to a margin is well below
+  static constexpr double kMost = 4.0;   // 55 : 1
+
+ private:
+  static constexpr double kStep = 0.2;
+  double value_ = 2.0;
+};
+
 struct AuditLimits {
   double kl = 0.05;            // nats: an answer further from exact than this is a failure
   double failure_rate = 0.02;  // what is tolerated among accepted answers

@@ -138,7 +138,7 @@ void Engine::EndSequence(Sequence& sequence) {
     return;
   }
   if (sequence.moved.prompt != nullptr) {
-    if (sequence.request.reuse == ReuseMode::kAuto) moved_.Answered(sequence.request.agent, /*doubted=*/false);
+    if (sequence.generated() > 0) moved_.Answered(sequence.request, *sequence.moved.prompt, /*doubted=*/false);
     sequence.moved = {};
     sequence.kv = KvHandle();
     return;

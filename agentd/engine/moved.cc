@@ -112,7 +112,9 @@ void Engine::BecomeExact(Sequence& sequence) {
   const RepairCounts& counts = sequence.moved.prompt->counts();
   KVS_CHECK(counts.exact);
   const MissKind why = KindOf(counts.reason);
-  if (why == MissKind::kQualityGuard) moved_.Answered(sequence.request.agent, /*doubted=*/true);
+  if (why == MissKind::kQualityGuard) {
+    moved_.Answered(sequence.request, *sequence.moved.prompt, /*doubted=*/true);
+  }
   MarkDeclined(why, &sequence.plan);
   // What was read of another's last page was computed too.
   std::int64_t prefix = 0;

@@ -92,6 +92,7 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   KVS_CHECK(request.session != nullptr && !found.chunks.empty());
   RepairOptions options;
   options.mode = request.reuse;
+  options.min_margin = guard_.value();
   if (request.reuse == ReuseMode::kCacheBlend || request.reuse == ReuseMode::kDhd) {
     options.recompute_ratio = blend_recompute_;
   }
@@ -119,8 +120,10 @@ bool MovedReuse::Pays(const EngineRequest& request, const MovedPrompt& prompt, s
   return moved < all && ++doubts.declined % kTryEvery == 0;
 }
 
-void MovedReuse::Answered(AgentId agent, bool doubted) {
-  double& rate = doubts_[agent].rate;
+void MovedReuse::Answered(const EngineRequest& request, const MovedPrompt& prompt, bool doubted) {
+  if (request.reuse != ReuseMode::kAuto) return;
+  if (prompt.OneThread()) guard_.Answered(doubted);
+  double& rate = doubts_[request.agent].rate;
   rate += kDoubtStep * ((doubted ? 1.0 : 0.0) - rate);
 }
 

@@ -17,6 +17,7 @@
 #include "agentd/repair/moved_prompt.h"
 #include "agentd/repair/session_book.h"
 #include "anchors/anchor_pool.h"
+#include "anchors/confidence.h"
 #include "kernels/paged_kv.h"
 #include "runtime/model.h"
 
@@ -66,8 +67,8 @@ class MovedReuse {
   // Whether `prompt` can be expected to compute fewer rows than `plain`, which doing without it takes: how often the
   // guard has had this agent's prompts computed after all is part of it.
   bool Pays(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain);
-  // A request of mode auto has ended that reused chunks, doubted or not.
-  void Answered(AgentId agent, bool doubted);
+  // A request has ended that reused chunks, or the guard has just had it computed.
+  void Answered(const EngineRequest& request, const MovedPrompt& prompt, bool doubted);
 
   void Clear();
 
@@ -86,6 +87,7 @@ class MovedReuse {
   const double blend_recompute_;
   SessionBook book_;
   std::map<AgentId, Doubts> doubts_;
+  anchors::GuardMargin guard_;
   // KVCOMM's, which are made of a session's KV and so are the session's own. Most recently used first.
   std::list<std::pair<std::string, std::shared_ptr<anchors::AnchorPool>>> anchors_;
 };

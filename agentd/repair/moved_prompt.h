@@ -42,8 +42,9 @@ struct RepairOptions {
   // comes on top. At 1 nothing is reused: the prompt is computed as if nothing were stored.
   double recompute_ratio = -1;
   // kAuto: where the likeliest next token is not ahead by this margin, in nats, the answer is not trusted and the
-  // prompt is computed. The first where all chunks are one thread (MovedPrompt::OneThread), the second elsewhere.
-  double min_margin = 0.3;
+  // prompt is computed. The first where all chunks are one thread (MovedPrompt::OneThread): anchors::GuardMargin's. The
+  // second elsewhere.
+  double min_margin = 2.0;
   double min_margin_elsewhere = 3.0;
 };
 

@@ -132,6 +132,10 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
     stored_.clear();
     session_ = c.session;
   }
+  if (prompt_ != nullptr && policy_.mode == ReuseMode::kAuto && prompt_->OneThread()) {
+    guard_.Answered(prompt_->counts().exact || escalated_);
+  }
+  escalated_ = false;
   case_ = c;
   if (!c.chunks.empty()) {
     beginnings_.try_emplace(c.agent, c.prompt.begin(), c.prompt.begin() + c.chunks.front().begin);
@@ -171,6 +175,7 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
 Result<std::vector<float>> MovedPrefill::Compute() {
   agentd::RepairOptions repair;
   repair.mode = policy_.mode;
+  repair.min_margin = guard_.value();
   if (policy_.budget.has_value()) repair.recompute_ratio = *policy_.budget;
   free_.insert(free_.end(), used_.begin(), used_.end());
   const std::int64_t new_tokens = max_tokens_ - static_cast<std::int64_t>(case_.prompt.size());
@@ -207,6 +212,7 @@ void MovedPrefill::Rewind() {
     return;
   }
   peak_ = Costs();
+  escalated_ = true;
   const Result<std::vector<float>> again = Compute();
   KVS_CHECK(again.ok());  // the very computation that succeeded before
 }

@@ -11,6 +11,7 @@
 
 #include "agentd/repair/moved_prompt.h"
 #include "anchors/anchor_pool.h"
+#include "anchors/confidence.h"
 #include "bench/quality/judge.h"
 
 namespace kvshare::quality {
@@ -64,12 +65,14 @@ class MovedPrefill final : public PrefillUnderTest {
   std::map<std::string, std::vector<TokenId>> beginnings_;
   std::map<std::vector<TokenId>, Run> stored_;  // by the tokens that were encoded
   anchors::AnchorPool anchors_;
+  anchors::GuardMargin guard_;
 
   Case case_;
   std::vector<agentd::MovedChunk> moved_;  // of case_
   std::vector<std::size_t> chunk_of_;      // moved_[i] is case_.chunks[chunk_of_[i]]
   std::unique_ptr<agentd::MovedPrompt> prompt_;
   bool escalated_by_prefill_ = false;
+  bool escalated_ = false;       // by any attempt
   std::vector<ChunkCost> peak_;  // the dearest of the attempts that Rewind undid
 };
 

@@ -65,5 +65,30 @@ TEST(AuditBookTest, OldAuditsAreForgottenAndNotANumberIsAFailure) {
   EXPECT_EQ(book.Threshold(2.0), 0.95);
 }
 
+// Whatever the scale of a model's margins, about a fifth of its requests is sent back, the least sure ones; where all
+// margins are wide, fewer.
+TEST(ConfidenceTest, TheGuardMarginFindsTheQuantileOfAnyScale) {
+  std::mt19937 rng(5);
+  for (const double scale : {3.0, 6.0, 30.0}) {
+    std::exponential_distribution<double> margin(1 / scale);
+    GuardMargin guard;
+    int doubted = 0;
+    constexpr int kWarmUp = 200, kRequests = 4000;
+    for (int i = 0; i < kWarmUp + kRequests; ++i) {
+      const bool doubt = margin(rng) < guard.value();
+      guard.Answered(doubt);
+      doubted += i >= kWarmUp && doubt;
+      ASSERT_GE(guard.value(), GuardMargin::kLeast);
+      ASSERT_LE(guard.value(), GuardMargin::kMost);
+    }
+    const double share = static_cast<double>(doubted) / kRequests;
+    if (scale < 30) {
+      EXPECT_NEAR(share, GuardMargin::kDoubtedShare, 0.04) << scale;
+    } else {
+      EXPECT_NEAR(share, 1 - std::exp(-GuardMargin::kMost / scale), 0.03);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvshare::anchors
