@@ -120,4 +120,25 @@ std::vector<double> LlamaLogits(const runtime::ModelConfig& c, const Weights& we
   return logits;
 }
 
+Qkv FirstLayerQkv(const runtime::ModelConfig& c, const Weights& weights, std::span<const TokenId> ids) {
+  const std::string p = "model.layers.0.";
+  const auto hidden = static_cast<std::size_t>(c.hidden_size);
+  // Frequencies of zero rotate nothing.
+  const std::vector<double> still(static_cast<std::size_t>(c.head_dim / 2), 0.0);
+  Qkv out;
+  for (const TokenId id : ids) {
+    const float* row = weights.at("model.embed_tokens.weight").values.data() + static_cast<std::size_t>(id) * hidden;
+    const Row n =
+        RmsNorm(weights, p + "input_layernorm.weight", Row(row, row + hidden), static_cast<double>(c.rms_norm_eps));
+    Row q = Linear(weights, p + "self_attn.q_proj", n), k = Linear(weights, p + "self_attn.k_proj", n);
+    NormAndRotate(c, weights, p + "self_attn.q_norm.weight", 0, still, 1.0, &q);
+    NormAndRotate(c, weights, p + "self_attn.k_norm.weight", 0, still, 1.0, &k);
+    const Row v = Linear(weights, p + "self_attn.v_proj", n);
+    out.q.insert(out.q.end(), q.begin(), q.end());
+    out.k.insert(out.k.end(), k.begin(), k.end());
+    out.v.insert(out.v.end(), v.begin(), v.end());
+  }
+  return out;
+}
+
 }  // namespace kvshare::reference

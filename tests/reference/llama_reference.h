@@ -23,4 +23,12 @@ std::vector<double> LlamaLogits(const runtime::ModelConfig& config,
                                 const std::map<std::string, testing::TinyTensor>& weights,
                                 std::span<const double> inv_freq, double rope_factor, std::span<const TokenId> ids);
 
+// Row by row, what the first layer computes before RoPE: after the norms of QK-norm models, un-rotated.
+struct Qkv {
+  std::vector<double> q;     // [ids, num_heads * head_dim]
+  std::vector<double> k, v;  // [ids, num_kv_heads * head_dim]
+};
+Qkv FirstLayerQkv(const runtime::ModelConfig& config, const std::map<std::string, testing::TinyTensor>& weights,
+                  std::span<const TokenId> ids);
+
 }  // namespace kvshare::reference
