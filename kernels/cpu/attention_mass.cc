@@ -140,8 +140,8 @@ class MassCall {
 
 }  // namespace
 
-void AttentionMass(const AttentionParams& p, std::span<const std::int64_t> rows,
-                   std::span<const std::span<float>> mass) {
+void AttentionMass(const AttentionParams& p, std::span<const std::int64_t> rows, std::span<const std::span<float>> mass,
+                   CpuIsa isa) {
   KVS_CHECK(mass.size() == p.segments.size() && p.q.dtype == DType::kF32);
   for (std::size_t s = 0; s < mass.size(); ++s) {
     const KvSegment& segment = p.segments[s];
@@ -149,7 +149,7 @@ void AttentionMass(const AttentionParams& p, std::span<const std::int64_t> rows,
     KVS_CHECK(segment.first + segment.length <= static_cast<std::int64_t>(segment.pages.size()) * kPageTokens);
   }
   // The fp32 kernels, whatever the backend computes with: here a weight of its own matters, not a sum of many.
-  CpuIsa isa = AvailableIsas().front();
+  if (isa == CpuIsa::kAuto) isa = AvailableIsas().front();
   if (isa == CpuIsa::kAvx512Bf16) isa = CpuIsa::kAvx512;
   const AttentionKernel& kernel = AttentionKernelFor(isa, p.pages.layout.dtype);
   for (std::size_t begin = 0; begin < rows.size(); begin += kRowsAtATime) {

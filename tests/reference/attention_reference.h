@@ -19,4 +19,13 @@ struct AttentionResult {
 // `inv_freq` [rope half] replaces p.rope, whose table is rounded to fp32. Rows without keys get zeros.
 AttentionResult Attention(const kernels::AttentionParams& p, const std::vector<double>& inv_freq);
 
+struct MassResult {
+  std::vector<std::vector<double>> mass;  // [segment][its length]: sum of the weights that the rows' heads give the key
+  double score_bound = 0;                 // as above, over all rows and heads
+};
+
+// Of the query rows `rows` alone.
+MassResult AttentionMass(const kernels::AttentionParams& p, const std::vector<double>& inv_freq,
+                         const std::vector<std::int64_t>& rows);
+
 }  // namespace kvshare::reference
