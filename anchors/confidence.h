@@ -36,7 +36,7 @@ class GuardMargin {
 
  private:
   static constexpr double kStep = 0.2;
-  double value_ = 2.0;
+  double value_ = 1.0;
 };
 
 struct AuditLimits {

@@ -86,6 +86,8 @@ double MovedPrompt::Ratio() const {
   return kBlendRatio;
 }
 
+int MovedPrompt::CheckLayer() const { return std::min(kCheckLayer, model_->config().num_layers - 1); }
+
 bool MovedPrompt::OneThread() const {
   for (std::size_t c = 0; c < chunks_.size(); ++c) {
     const MovedChunk& chunk = chunks_[c];
@@ -119,7 +121,7 @@ std::int64_t MovedPrompt::RowsToCompute() const {
     case ReuseMode::kKvcomm: return fresh;
     case ReuseMode::kCacheBlend:
     case ReuseMode::kDhd: {
-      const std::int64_t choosing = (fresh + MovedTokens()) * (kCheckLayer + 1) / model_->config().num_layers;
+      const std::int64_t choosing = (fresh + MovedTokens()) * (CheckLayer() + 1) / model_->config().num_layers;
       return fresh + SelectedAtMost() + choosing;
     }
     case ReuseMode::kAuto: return fresh + (Ratio() == 0 ? 0 : SelectedAtMost() + (prompt_tokens_ - SuffixBegin()));
@@ -317,10 +319,11 @@ Status MovedPrompt::PrefillSelected(float* logits) {
 Result<std::vector<std::int64_t>> MovedPrompt::ChooseByDeviation(bool attention_weighted) {
   std::vector<std::int64_t> rows(static_cast<std::size_t>(prompt_tokens_ - prefix_.tokens));
   for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = prefix_.tokens + static_cast<std::int64_t>(i);
-  Probe probe(this, attention_weighted ? SuffixBegin() : prompt_tokens_, kCheckLayer, kCheckLayer + 1, true);
-  KVS_RETURN_IF_ERROR(Compute(rows, &probe, kCheckLayer, nullptr, nullptr));
+  const int check = CheckLayer();
+  Probe probe(this, attention_weighted ? SuffixBegin() : prompt_tokens_, check, check + 1, true);
+  KVS_RETURN_IF_ERROR(Compute(rows, &probe, check, nullptr, nullptr));
   const std::vector<std::int64_t> moved = MovedPositions();
-  Charge(moved, kCheckLayer + 1);
+  Charge(moved, check + 1);
   std::vector<float> score;
   for (const std::int64_t position : moved) {
     const float deviation = std::sqrt(probe.deviation(position));

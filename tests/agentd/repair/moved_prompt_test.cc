@@ -1,0 +1,344 @@
+// MovedPrompt against plain prefill of the same tokens. The oracle for moving: in a model of one layer K and V depend
+// on token and position alone, so a chunk computed in any company, at any place, is right once it is rotated.
+#include "agentd/repair/moved_prompt.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/paged_kv.h"
+#include "tests/agentd/tiny_service.h"
+#include "tests/testing/status_matchers.h"
+
+namespace kvshare::agentd {
+namespace {
+
+using kernels::kPageTokens;
+using kernels::PageIndex;
+using Ids = std::vector<TokenId>;
+
+constexpr std::int64_t kNewTokens = 16;
+
+std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
+// A model and pages for whatever a test puts there.
+class Bed {
+ public:
+  explicit Bed(kernels::DType dtype, int layers) : model_(testing::LoadTinyModel(dtype, 1024, 1, layers)) {
+    constexpr PageIndex kPages = 128;
+    auto memory = model_->backend().Allocate(kPages * model_->kv_layout().page_bytes());
+    EXPECT_TRUE(memory.ok());
+    memory_ = std::move(*memory);
+    pages_ = {.base = memory_->data(), .num_pages = kPages, .layout = model_->kv_layout()};
+  }
+
+  runtime::Model& model() { return *model_; }
+  const kernels::KvPages& pages() const { return pages_; }
+
+  std::vector<PageIndex> Take(std::int64_t count) {
+    std::vector<PageIndex> taken(static_cast<std::size_t>(count));
+    std::iota(taken.begin(), taken.end(), next_);
+    next_ += static_cast<PageIndex>(count);
+    EXPECT_LE(next_, pages_.num_pages);
+    return taken;
+  }
+
+  // Plain prefill in steps of `rows`; the last row's logits.
+  std::vector<float> Plain(const Ids& ids, std::vector<PageIndex>* where, std::size_t rows = 100) {
+    const std::vector<PageIndex> own = Take(PagesFor(static_cast<std::int64_t>(ids.size())));
+    std::vector<float> logits(static_cast<std::size_t>(model_->config().vocab_size));
+    for (std::size_t done = 0; done < ids.size();) {
+      const std::size_t count = std::min(rows, ids.size() - done);
+      runtime::ForwardBatch batch;
+      for (std::size_t p = done; p < done + count; ++p) {
+        batch.ids.push_back(ids[p]);
+        batch.positions.push_back(static_cast<std::int64_t>(p));
+        batch.slots.push_back({own[p / kPageTokens], static_cast<int>(p % kPageTokens)});
+      }
+      done += count;
+      batch.segments.push_back(
+          {.pages = own, .length = static_cast<std::int64_t>(done), .row_end = static_cast<std::int64_t>(count)});
+      if (done == ids.size()) batch.logit_rows.push_back(static_cast<std::int64_t>(count) - 1);
+      EXPECT_TRUE(model_->Forward(batch, pages_, logits.data()).ok());
+    }
+    if (where != nullptr) *where = own;
+    return logits;
+  }
+
+  std::vector<float> Plain(const Ids& ids) { return Plain(ids, nullptr); }
+
+  // tokens [base, base + length) of a run whose pages are `run`, as they stand at `start` in a prompt.
+  static MovedChunk Chunk(const std::vector<PageIndex>& run, std::int64_t base, std::int64_t length, std::int64_t start,
+                          std::uint64_t name = 1) {
+    MovedChunk chunk{.start = start, .length = length, .base = base, .run = name};
+    chunk.pages.assign(run.begin() + base / kPageTokens, run.begin() + PagesFor(base + length));
+    chunk.first = static_cast<int>(base % kPageTokens);
+    chunk.placeholder = "p";
+    chunk.content = "c" + std::to_string(name);
+    return chunk;
+  }
+
+  std::unique_ptr<MovedPrompt> Moved(const Ids& prompt, std::vector<MovedChunk> chunks, const RepairOptions& options,
+                                     anchors::AnchorPool* anchors = nullptr) {
+    auto moved = std::make_unique<MovedPrompt>(model_.get(), pages_, prompt, MovedPrompt::Prefix{}, std::move(chunks),
+                                               options, anchors, "reader");
+    moved->GivePages(Take(moved->PagesNeeded(kNewTokens)), kNewTokens);
+    return moved;
+  }
+
+  std::vector<float> Logits() const {
+    return std::vector<float>(static_cast<std::size_t>(model_->config().vocab_size));
+  }
+
+ private:
+  std::unique_ptr<runtime::Model> model_;
+  std::unique_ptr<kernels::Buffer> memory_;
+  kernels::KvPages pages_;
+  PageIndex next_ = 0;
+};
+
+double WorstDifference(const std::vector<float>& a, const std::vector<float>& b) {
+  double worst = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) worst = std::max(worst, static_cast<double>(std::abs(a[i] - b[i])));
+  return worst;
+}
+
+double Scale(const std::vector<float>& a) {
+  double largest = 0;
+  for (const float value : a) largest = std::max(largest, static_cast<double>(std::abs(value)));
+  return largest;
+}
+
+class MovedPromptTest : public ::testing::TestWithParam<kernels::DType> {
+ protected:
+  Ids Random(int count) {
+    Ids ids(static_cast<std::size_t>(count));
+    for (TokenId& id : ids) id = std::uniform_int_distribution<int>(0, 255)(rng_);
+    return ids;
+  }
+  static Ids Join(std::initializer_list<Ids> parts) {
+    Ids all;
+    for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
+    return all;
+  }
+  // Of rounding: keys are kept in the dtype, and rotated once more.
+  double Tolerance() const { return GetParam() == kernels::DType::kF32 ? 2e-5 : 3e-2; }
+
+  std::mt19937 rng_{17};
+};
+
+TEST_P(MovedPromptTest, MovingIsExactWhereCompanyDoesNotMatter) {
+  for (const int before : {0, 40, 70, 200}) {
+    SCOPED_TRACE("the run has " + std::to_string(before) + " tokens before the chunk");
+    Bed bed(GetParam(), 1);
+    const Ids chunk = Random(130), other = Random(50);
+    std::vector<PageIndex> run;
+    bed.Plain(Join({Random(before), chunk, Random(9)}), &run);
+    std::vector<PageIndex> second;
+    bed.Plain(Join({Random(20), other}), &second);
+    const Ids prompt = Join({Random(65), chunk, Random(3), other, Random(30)});
+    const std::vector<float> want = bed.Plain(prompt);
+    for (const ReuseMode mode :
+         {ReuseMode::kRotate, ReuseMode::kEpic, ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kAuto}) {
+      SCOPED_TRACE(std::string(ReuseModeName(mode)));
+      RepairOptions options;
+      options.mode = mode;
+      const auto moved =
+          bed.Moved(prompt, {Bed::Chunk(run, before, 130, 65), Bed::Chunk(second, 20, 50, 198, 2)}, options);
+      std::vector<float> got = bed.Logits();
+      KVS_ASSERT_OK(moved->Prefill(got.data()));
+      EXPECT_LE(WorstDifference(got, want), Tolerance() * Scale(want));
+      EXPECT_EQ(moved->counts().moved + moved->counts().recomputed, 180);
+      EXPECT_FALSE(moved->counts().exact);
+    }
+  }
+}
+
+TEST_P(MovedPromptTest, WhatPoliciesComputeIsCounted) {
+  constexpr int kLayers = 6;
+  Bed bed(GetParam(), kLayers);
+  const Ids chunk = Random(200);
+  std::vector<PageIndex> run;
+  bed.Plain(Join({Random(10), chunk}), &run);
+  const Ids prompt = Join({Random(140), chunk, Random(30)});  // far from 10: not one thread
+  const auto counts = [&](ReuseMode mode, double ratio) {
+    RepairOptions options;
+    options.mode = mode;
+    options.recompute_ratio = ratio;
+    const auto moved = bed.Moved(prompt, {Bed::Chunk(run, 10, 200, 140)}, options);
+    std::vector<float> logits = bed.Logits();
+    EXPECT_TRUE(moved->Prefill(logits.data()).ok());
+    return moved->counts();
+  };
+  EXPECT_EQ(counts(ReuseMode::kRotate, -1).computed_pairs, 0);
+  EXPECT_EQ(counts(ReuseMode::kEpic, -1).computed_pairs, 16 * kLayers);
+  EXPECT_EQ(counts(ReuseMode::kEpic, 0.5).recomputed, 100);
+  const RepairCounts blend = counts(ReuseMode::kCacheBlend, 0.1);
+  EXPECT_EQ(blend.recomputed, 20);
+  EXPECT_EQ(blend.computed_pairs, 200 * 2 + 20 * kLayers);  // two layers to choose
+  EXPECT_EQ(counts(ReuseMode::kDhd, 0.1).computed_pairs, blend.computed_pairs);
+  EXPECT_EQ(counts(ReuseMode::kAuto, 0.1).computed_pairs, 20 * kLayers);
+  const RepairCounts all = counts(ReuseMode::kCacheBlend, 1.0);
+  EXPECT_TRUE(all.exact);
+  EXPECT_EQ(all.recomputed, 200);
+  EXPECT_EQ(all.computed_pairs, 200 * kLayers);
+}
+
+// The more is computed, the nearer; and all of it is exact, to the bit.
+TEST_P(MovedPromptTest, RecomputingAllIsPlainPrefillToTheBit) {
+  Bed bed(GetParam(), 4);
+  const Ids chunk = Random(150);
+  std::vector<PageIndex> run;
+  bed.Plain(Join({Random(90), chunk}), &run);
+  const Ids prompt = Join({Random(33), chunk, Random(40)});
+  const std::vector<float> want = bed.Plain(prompt);
+  for (const ReuseMode mode : {ReuseMode::kEpic, ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kAuto}) {
+    RepairOptions options;
+    options.mode = mode;
+    options.recompute_ratio = 1;
+    const auto moved = bed.Moved(prompt, {Bed::Chunk(run, 90, 150, 33)}, options);
+    std::vector<float> got = bed.Logits();
+    KVS_ASSERT_OK(moved->Prefill(got.data()));
+    EXPECT_EQ(got, want) << ReuseModeName(mode);
+  }
+}
+
+// The guard's way: approximate, some tokens on, then exact as if it had never been otherwise.
+TEST_P(MovedPromptTest, RecomputeForgetsWhatWasApproximate) {
+  Bed bed(GetParam(), 4);
+  const Ids chunk = Random(150), answer = Random(8);
+  std::vector<PageIndex> run;
+  bed.Plain(Join({Random(90), chunk}), &run);
+  const Ids prompt = Join({Random(33), chunk, Random(40)});
+  const auto moved = bed.Moved(prompt, {Bed::Chunk(run, 90, 150, 33)}, {.mode = ReuseMode::kAuto});
+  std::vector<float> logits = bed.Logits();
+  KVS_ASSERT_OK(moved->Prefill(logits.data()));
+  const std::size_t vocab = logits.size();
+  std::vector<float> rows(answer.size() * vocab), again(answer.size() * vocab);
+  KVS_ASSERT_OK(moved->Append(answer, rows.data()));
+  EXPECT_NE(logits, bed.Plain(prompt)) << "four layers of another company's KV, and nothing differs";
+
+  // Taking tokens back and appending them again changes nothing.
+  moved->KeepAppended(3);
+  KVS_ASSERT_OK(moved->Append(std::span(answer).subspan(3), again.data() + 3 * vocab));
+  EXPECT_TRUE(std::equal(rows.begin() + static_cast<std::ptrdiff_t>(3 * vocab), rows.end(),
+                         again.begin() + static_cast<std::ptrdiff_t>(3 * vocab)));
+
+  KVS_ASSERT_OK(moved->Recompute(logits.data()));
+  EXPECT_EQ(logits, bed.Plain(Join({prompt, answer})));
+  EXPECT_TRUE(moved->counts().exact);
+  EXPECT_EQ(moved->counts().reason, "quality_guard");
+  EXPECT_EQ(moved->counts().moved, 0);
+  EXPECT_FALSE(moved->Doubtful(logits));
+}
+
+TEST_P(MovedPromptTest, ARowInCompanyIsTheRowAlone) {
+  Bed bed(GetParam(), 3);
+  const Ids chunk = Random(100), other = Random(77);
+  std::vector<PageIndex> run, beside;
+  bed.Plain(Join({Random(90), chunk}), &run);
+  const Ids prompt = Join({Random(33), chunk, Random(40)});
+  bed.Plain(other, &beside);
+  const std::vector<PageIndex> more = bed.Take(1);
+  std::vector<float> alone = bed.Logits(), logits = bed.Logits();
+  for (const bool company : {false, true}) {
+    const auto moved = bed.Moved(prompt, {Bed::Chunk(run, 90, 100, 33)}, {.mode = ReuseMode::kRotate});
+    KVS_ASSERT_OK(moved->Prefill(logits.data()));
+    runtime::ForwardBatch batch;
+    if (company) {  // a sequence of 77 tokens goes on
+      batch.ids.push_back(5);
+      batch.positions.push_back(77);
+      batch.slots.push_back({beside[1], 13});
+      batch.segments.push_back({.pages = beside, .length = 78, .row_end = 1});
+    }
+    moved->AddRow(9, &batch);
+    batch.logit_rows.push_back(static_cast<std::int64_t>(batch.ids.size()) - 1);
+    std::vector<float> got = bed.Logits();
+    KVS_ASSERT_OK(bed.model().Forward(batch, bed.pages(), got.data()));
+    if (company) {
+      EXPECT_EQ(got, alone);
+    }
+    alone = got;
+  }
+}
+
+TEST_P(MovedPromptTest, AnExactPrefixMayEndInsideAPage) {
+  Bed bed(GetParam(), 3);
+  const Ids head = Random(100), chunk = Random(90);
+  const Ids prompt = Join({head, chunk, Random(20)});
+  std::vector<PageIndex> prefix, run;
+  bed.Plain(head, &prefix);
+  bed.Plain(Join({Random(30), chunk}), &run);
+  const std::vector<float> want = bed.Plain(prompt);
+  MovedPrompt moved(&bed.model(), bed.pages(), prompt, {.pages = prefix, .tokens = 100}, {Bed::Chunk(run, 30, 90, 100)},
+                    {.mode = ReuseMode::kRotate}, nullptr, "reader");
+  EXPECT_EQ(moved.RowsToCompute(), 20);
+  moved.GivePages(bed.Take(moved.PagesNeeded(kNewTokens)), kNewTokens);
+  std::vector<float> logits = bed.Logits();
+  KVS_ASSERT_OK(moved.Prefill(logits.data()));
+  KVS_ASSERT_OK(moved.Recompute(logits.data()));
+  EXPECT_EQ(logits, want);
+}
+
+TEST_P(MovedPromptTest, OneThreadIsOneRunInOrderWithLittleBetween) {
+  Bed bed(GetParam(), 1);
+  std::vector<PageIndex> run;
+  bed.Plain(Random(400), &run);
+  const Ids prompt = Random(500);
+  const auto one_thread = [&](std::vector<MovedChunk> chunks) {
+    return MovedPrompt(&bed.model(), bed.pages(), prompt, {}, std::move(chunks), {}, nullptr, "r").OneThread();
+  };
+  EXPECT_TRUE(one_thread({Bed::Chunk(run, 20, 100, 60)}));
+  EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 160)}));
+  EXPECT_TRUE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 130, 100, 150)}));
+  EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 130, 100, 150, 2)})) << "two runs";
+  EXPECT_FALSE(one_thread({Bed::Chunk(run, 130, 100, 130), Bed::Chunk(run, 20, 100, 240)})) << "the other order";
+  EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 220, 100, 150)})) << "something left out";
+  EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 130, 100, 250)})) << "something put in";
+}
+
+// KVCOMM: dense runs register anchors; content that is much alike is then corrected towards what a dense run computes.
+TEST_P(MovedPromptTest, ContentLikeTheAnchorsIsCorrectedTowardsTheTruth) {
+  Bed bed(GetParam(), 4);
+  anchors::AnchorPool anchors({.entropy_gate = 1.0});
+  const Ids before = Random(20), head = Random(50), tail = Random(20), alike = Random(60);
+  std::vector<Ids> contents;
+  std::vector<std::vector<PageIndex>> runs(3);
+  std::vector<float> logits = bed.Logits();
+  for (int i = 0; i < 3; ++i) {
+    contents.push_back(Join({alike, Random(4)}));
+    bed.Plain(Join({before, contents.back()}), &runs[static_cast<std::size_t>(i)]);
+  }
+  const auto serve = [&](std::size_t i) {
+    const auto moved = bed.Moved(Join({head, contents[i], tail}), {Bed::Chunk(runs[i], 20, 64, 50, i + 1)},
+                                 {.mode = ReuseMode::kKvcomm}, &anchors);
+    EXPECT_TRUE(moved->Prefill(logits.data()).ok());
+    return moved->counts();
+  };
+  EXPECT_TRUE(serve(0).exact);
+  EXPECT_TRUE(serve(1).exact);  // one anchor is not enough
+  EXPECT_EQ(anchors.anchors(), 2u);
+  const RepairCounts third = serve(2);
+  EXPECT_FALSE(third.exact);
+  EXPECT_EQ(third.moved, 64);
+  EXPECT_EQ(third.computed_pairs, 0);
+  // As stored, and corrected: the latter is nearer to the truth.
+  const Ids prompt = Join({head, contents[2], tail});
+  const std::vector<float> want = bed.Plain(prompt);
+  std::vector<float> corrected = logits, stored = bed.Logits();
+  const auto rotated = bed.Moved(prompt, {Bed::Chunk(runs[2], 20, 64, 50, 3)}, {.mode = ReuseMode::kRotate});
+  KVS_ASSERT_OK(rotated->Prefill(stored.data()));
+  EXPECT_LT(WorstDifference(corrected, want), WorstDifference(stored, want));
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, MovedPromptTest, ::testing::Values(kernels::DType::kF32, kernels::DType::kBf16),
+                         [](const auto& dtype) { return std::string(kernels::DTypeName(dtype.param)); });
+
+}  // namespace
+}  // namespace kvshare::agentd
