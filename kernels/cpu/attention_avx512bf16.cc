@@ -216,35 +216,39 @@ template <int N>
   }
 }
 
+// N vectors of keys from vector `c0` on.
 template <int M, int N>
-void AddKeys(const AttentionTile& a, int r0) {
+void AddKeys(const AttentionTile& a, int r0, int c0) {
   alignas(64) float s[M * kPageTokens];
   alignas(64) std::uint32_t w[M * kPairs];
   const int pairs = a.head_dim / 2;
-  Scores<M, N>(static_cast<const std::uint32_t*>(a.q) + r0 * pairs, pairs, static_cast<const std::uint32_t*>(a.k), s);
+  Scores<M, N>(static_cast<const std::uint32_t*>(a.q) + r0 * pairs, pairs,
+               static_cast<const std::uint32_t*>(a.k) + 16 * c0, s);
   for (int r = 0; r < M; ++r) {
     const int row = r0 + r;
-    SoftmaxRow<N>(s + r * kPageTokens, a.masks[row], a.padded, a.state.out + row * a.padded,
+    SoftmaxRow<N>(s + r * kPageTokens, a.masks[row] >> (16 * c0), a.padded, a.state.out + row * a.padded,
                   a.state.sum + row * kSumLanes, a.state.max + row, w + r * kPairs);
   }
-  const std::uint32_t* v = static_cast<const std::uint32_t*>(a.v);
+  const std::uint32_t* v = static_cast<const std::uint32_t*>(a.v) + 8 * c0 * a.padded;
   float* out = a.state.out + r0 * a.padded;
   int j = 0;
   for (; j + 64 <= a.padded; j += 64) Values<M, 4>(w, v + j, 8 * N, a.padded, out + j);
   for (; j < a.padded; j += 16) Values<M, 1>(w, v + j, 8 * N, a.padded, out + j);
 }
 
-// M rows; of the keys only as many vectors as any of them sees.
+// M rows; of the keys only the vectors between the first and the last that any of them sees: a chunk may begin and end
+// anywhere in a page.
 template <int M>
 void AddGroup(const AttentionTile& a, int r0) {
   std::uint64_t any = 0;
   for (int r = 0; r < M; ++r) any |= a.masks[r0 + r];
   if (any == 0) return;
-  switch ((63 - __builtin_clzll(any)) / 16) {
-    case 0: return AddKeys<M, 1>(a, r0);
-    case 1: return AddKeys<M, 2>(a, r0);
-    case 2: return AddKeys<M, 3>(a, r0);
-    default: return AddKeys<M, 4>(a, r0);
+  const int begin = __builtin_ctzll(any) / 16, last = (63 - __builtin_clzll(any)) / 16;
+  switch (last - begin) {
+    case 0: return AddKeys<M, 1>(a, r0, begin);
+    case 1: return AddKeys<M, 2>(a, r0, begin);
+    case 2: return AddKeys<M, 3>(a, r0, begin);
+    default: return AddKeys<M, 4>(a, r0, begin);
   }
 }
 
