@@ -90,6 +90,7 @@ void Engine::Complete(Sequence& sequence, FinishReason reason, TokenChunk last_c
 
   // All is stored and counted before the caller can know: its next call finds both.
   stats_->Completed(request.agent, reply);
+  if (sequence.moved.prompt != nullptr) HealLater(sequence);
   EndSequence(sequence);
   PublishLoad();
   if (!last_chunk.ids.empty() || !last_chunk.text.empty()) request.sink->OnChunk(std::move(last_chunk));
@@ -167,7 +168,7 @@ void Engine::PublishLoad() {
   load.pool.capacity_bytes = usage.total * page_bytes;
   load.pool.pages = usage.total - usage.free;
   load.pool.used_bytes = load.pool.pages * page_bytes;
-  load.pool.leases = usage.pinned;
+  load.pool.leases = std::max<std::int64_t>(0, usage.pinned - healer_.pages());
   load.pool.evictions = usage.evictions;
   load.pinned_bytes = usage.retained * page_bytes;
   load.client_leases = leases_.leases();

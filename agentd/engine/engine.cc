@@ -21,6 +21,9 @@ constexpr std::size_t kDemotedBytesPerStep = std::size_t{8} << 20;
 // When the cold tier takes no more for the moment, and nothing else is to be done.
 constexpr std::chrono::milliseconds kDemotionRetry{5};
 
+// Agents ask again within milliseconds of an answer; only when they do not is there time for other things.
+constexpr std::chrono::milliseconds kQuietBeforeHealing{50};
+
 // Nothing waits longer than this without looking around.
 constexpr std::chrono::hours kLongSleep{1};
 
@@ -37,7 +40,8 @@ Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* 
       planner_(pool, cold, stats),
       demoter_(cold, pool, arena->pages(), stats),
       leases_(pool, options.leases),
-      moved_(model, pool, arena->pages(), stats, options.blend_recompute) {
+      moved_(model, pool, arena->pages(), stats, options.blend_recompute),
+      healer_(model, pool, arena, HealerEvents()) {
   KVS_CHECK(options.max_running >= 1 && options.max_waiting >= 1 && options.prefill_chunk_tokens >= 1);
   KVS_CHECK(options.max_running <= model->max_batch_rows());
   GrowLogits(std::min(options.max_running, kFirstLogitRows));  // touched here, not in a request
@@ -141,6 +145,7 @@ void Engine::ClearPool() {
   OnEngineThread([&] {
     pool_->Clear();
     moved_.Clear();
+    healer_.Clear();
     replan_ = true;
     PublishLoad();
   });
@@ -225,7 +230,14 @@ bool Engine::Step() {
     Commit(forward);
   }
   const bool demoted = demoter_.Work(kDemotedBytesPerStep);
-  may_sleep_ = work_.empty() && !demoted && !replan_;
+  bool healed = false;
+  if (!work_.empty()) {
+    last_work_ = std::chrono::steady_clock::now();
+  } else if (!healer_.idle() && std::chrono::steady_clock::now() >= last_work_ + kQuietBeforeHealing) {
+    healed = healer_.Work();
+    PublishLoad();
+  }
+  may_sleep_ = work_.empty() && !demoted && !replan_ && !healed;
   return true;
 }
 
@@ -262,6 +274,7 @@ SteadyTime Engine::NextWakeUp() const {
   const SteadyTime now = std::chrono::steady_clock::now();
   SteadyTime next = now + kLongSleep;
   if (demoter_.backlog() > 0) next = now + kDemotionRetry;
+  if (!healer_.idle()) next = std::min(next, last_work_ + kQuietBeforeHealing);
   if (const auto deadline = leases_.NextDeadline(); deadline.has_value()) next = std::min(next, *deadline);
   for (const auto& sequence : running_) next = std::min(next, sequence->request.deadline);
   waiting_.ForEach([&next](const EngineRequest& request) { next = std::min(next, request.deadline); });

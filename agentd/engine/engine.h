@@ -18,6 +18,7 @@
 #include "agentd/engine/batch.h"
 #include "agentd/engine/cost_meter.h"
 #include "agentd/engine/demoter.h"
+#include "agentd/engine/healer.h"
 #include "agentd/engine/leases.h"
 #include "agentd/engine/moved_reuse.h"
 #include "agentd/engine/planner.h"
@@ -113,6 +114,8 @@ class Engine {
   Status Recompute(Sequence& sequence, float* logits);
   void BecomeExact(Sequence& sequence);
   void Record(const Sequence& sequence);
+  void HealLater(const Sequence& sequence);
+  Healer::Events HealerEvents();
 
   void Materialize();
   Status Forward();
@@ -175,9 +178,11 @@ class Engine {
   CostMeter costs_;
   WaitingQueue waiting_;
   MovedReuse moved_;
+  Healer healer_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
   std::vector<Work> work_;
   bool replan_ = false;    // something has changed since no waiting request could be admitted
+  SteadyTime last_work_;   // when a request was last computed
   bool may_sleep_ = true;  // nothing to do until somebody or a deadline says so
   runtime::ForwardBatch batch_;
   std::vector<float> logits_;  // [rows whose logits are wanted, vocab]

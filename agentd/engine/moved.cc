@@ -93,6 +93,9 @@ void Engine::ComputeMoved() {
     sequence.plan.approximate = sequence.moved.prompt != nullptr;
     RememberPlan(sequence);
     replan_ = true;
+    if (sequence.moved.prompt != nullptr && sequence.request.reuse == ReuseMode::kAuto && prompt.OneThread()) {
+      sequence.first_logits.assign(row.begin(), row.end());
+    }
     AcceptToken(sequence, runtime::SampleToken(row, sequence.request.sampling, sequence.generated()));
   }
   DropEnded();
@@ -127,6 +130,27 @@ void Engine::BecomeExact(Sequence& sequence) {
   sequence.moved = {};
   Publish(sequence);
   Record(sequence);
+}
+
+// An approximate answer is given: what it stands on is computed exactly when there is time.
+void Engine::HealLater(const Sequence& sequence) {
+  HealJob job;
+  job.tokens = sequence.tokens;
+  job.prompt_tokens = sequence.prompt_tokens;
+  job.agent = sequence.request.agent;
+  job.session = sequence.request.session;
+  job.logits = sequence.first_logits;
+  healer_.Add(std::move(job));
+}
+
+Healer::Events Engine::HealerEvents() {
+  Healer::Events events;
+  events.on_stored = [this](const KvHandle& kv, std::size_t begin, std::size_t end, const HealJob& job) {
+    for (std::size_t page = begin; page < end; ++page) demoter_.Computed(kv.pages()[page], job.session);
+  };
+  events.on_healed = [this](const HealJob& job) { moved_.Record(*job.session, job.tokens, job.agent); };
+  events.on_audit = [this](const HealJob& job, double kl) { moved_.Audited(anchors::Margin(job.logits), kl); };
+  return events;
 }
 
 // What is computed of it can be found by its session from now on.

@@ -92,7 +92,8 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   KVS_CHECK(request.session != nullptr && !found.chunks.empty());
   RepairOptions options;
   options.mode = request.reuse;
-  options.min_margin = guard_.value();
+  // Audits may ask for more than the guard's own margin, never for less.
+  options.min_margin = std::max(guard_.value(), std::min(audits_.Threshold(0), anchors::GuardMargin::kMost));
   if (request.reuse == ReuseMode::kCacheBlend || request.reuse == ReuseMode::kDhd) {
     options.recompute_ratio = blend_recompute_;
   }

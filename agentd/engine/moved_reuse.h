@@ -70,6 +70,9 @@ class MovedReuse {
   // A request has ended that reused chunks, or the guard has just had it computed.
   void Answered(const EngineRequest& request, const MovedPrompt& prompt, bool doubted);
 
+  // An answer of mode auto, of one thread, had this margin at its first token and was this far from exact, in nats.
+  void Audited(double margin, double kl) { audits_.Record(margin, kl); }
+
   void Clear();
 
  private:
@@ -88,6 +91,7 @@ class MovedReuse {
   SessionBook book_;
   std::map<AgentId, Doubts> doubts_;
   anchors::GuardMargin guard_;
+  anchors::AuditBook audits_;
   // KVCOMM's, which are made of a session's KV and so are the session's own. Most recently used first.
   std::list<std::pair<std::string, std::shared_ptr<anchors::AnchorPool>>> anchors_;
 };

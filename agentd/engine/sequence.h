@@ -26,7 +26,8 @@ struct Sequence {
   ReusePlan plan;
   KvHandle kv;
   MovedWork moved;
-  std::vector<TokenId> tokens;  // prompt, then what was generated
+  std::vector<float> first_logits;  // of an approximate answer of mode auto, for its audit
+  std::vector<TokenId> tokens;      // prompt, then what was generated
   std::int64_t computed = 0;
   std::int64_t prompt_tokens = 0;
   std::size_t published = 0;                // the first so many pages are in the index
