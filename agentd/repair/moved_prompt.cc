@@ -30,10 +30,10 @@ constexpr int kCheckLayer = 1;
 constexpr std::int64_t kEpicTokens = 16;
 constexpr double kBlendRatio = 0.15;  // CacheBlend's default
 // Of a prompt whose chunks are not one thread; of one that is, recomputing some changes next to nothing.
-constexpr double kAutoRatio = 0.10;
+constexpr double kAutoRatio = 0.20;
 // What may differ around the chunks of one thread: message headers between them, an agent's first words before them.
 constexpr std::int64_t kThreadGap = 32;
-constexpr std::int64_t kThreadShift = 64;
+constexpr std::int64_t kThreadShift = 32;
 
 std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 

@@ -294,7 +294,7 @@ TEST_P(MovedPromptTest, OneThreadIsOneRunInOrderWithLittleBetween) {
   const auto one_thread = [&](std::vector<MovedChunk> chunks) {
     return MovedPrompt(&bed.model(), bed.pages(), prompt, {}, std::move(chunks), {}, nullptr, "r").OneThread();
   };
-  EXPECT_TRUE(one_thread({Bed::Chunk(run, 20, 100, 60)}));
+  EXPECT_TRUE(one_thread({Bed::Chunk(run, 20, 100, 50)}));
   EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 160)}));
   EXPECT_TRUE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 130, 100, 150)}));
   EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 130, 100, 150, 2)})) << "two runs";
