@@ -12,9 +12,6 @@
 namespace kvshare::agentd {
 namespace {
 
-// What the index may take of the quota: RocksDB's log and buffers, and an entry per slot, twice while it compacts.
-constexpr std::int64_t kIndexBaseBytes = std::int64_t{6} << 20;
-constexpr std::int64_t kIndexBytesPerSlot = 1024;
 constexpr std::int64_t kMinSlots = 4;
 constexpr std::size_t kMaxPageBytes = std::size_t{256} << 20;
 

@@ -37,6 +37,11 @@
 
 namespace kvshare::agentd {
 
+// What the index may take of the quota and of the disk: RocksDB's log and buffers, and an entry per slot, twice while
+// it compacts.
+inline constexpr std::int64_t kIndexBaseBytes = std::int64_t{6} << 20;
+inline constexpr std::int64_t kIndexBytesPerSlot = 1024;
+
 class ColdTierImpl final : public ColdTier {
  public:
   ColdTierImpl(const ColdTierOptions& options, std::string space_path, std::unique_ptr<DirectoryLock> lock,

@@ -157,7 +157,13 @@ bool ColdTierImpl::Grow() {
     const std::int64_t others = foreign_->bytes() + damaged_bytes;
     const std::int64_t by_quota =
         static_cast<std::int64_t>(max_slots_ - slabs_->slots()) - (others + slot_bytes - 1) / slot_bytes;
-    const std::int64_t by_disk = FreeBytesBeyondReserve(options_.directory) / slot_bytes;
+    // Slots must leave the index the room it may come to need: it is written even when nothing grows any more.
+    const std::int64_t index_growth = kIndexBaseBytes +
+                                      static_cast<std::int64_t>(slabs_->slots()) * kIndexBytesPerSlot -
+                                      DirectoryBytes(space_path_ + kIndexName);
+    const std::int64_t by_disk =
+        (FreeBytesBeyondReserve(options_.directory) - std::max<std::int64_t>(0, index_growth)) /
+        (slot_bytes + kIndexBytesPerSlot);
     const std::int64_t step = std::max<std::int64_t>(1, std::min(kGrowBytes, options_.max_bytes / 8) / slot_bytes);
     const std::int64_t room = std::min({by_quota, by_disk, step});
     if (room > 0) {
