@@ -17,6 +17,10 @@ inline constexpr std::uint16_t kHandoverVersion = 1;
 inline constexpr std::size_t kClaimHeaderBytes = 8;
 inline constexpr std::size_t kMaxClaimBytes = kClaimHeaderBytes + kMaxTicketBytes;
 inline constexpr std::size_t kGrantBytes = 32;
+// After its grant a connection carries frames (frame.h), one a datagram: requests of the client's, then their replies.
+// What is larger goes by ZeroMQ. Both limits leave room in the buffer that Linux gives such a socket (208 KiB).
+inline constexpr std::size_t kMaxLinkFrameBytes = std::size_t{64} << 10;
+inline constexpr std::size_t kMaxLinkReplyBytes = std::size_t{128} << 10;
 inline constexpr int kGrantDescriptors = 2;  // the pages, then their generations
 
 // The memory that comes with a grant: `num_pages` pages of `page_bytes`, and as many generations of 8 bytes.

@@ -1,17 +1,20 @@
 #include "agentd/server/memory_link.h"
 
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "agentd/server/listener.h"
@@ -26,8 +29,9 @@ constexpr std::size_t kTagBytes = 16;
 constexpr std::size_t kSecretBytes = 32;
 constexpr std::size_t kConnectionsMax = 1024;
 constexpr std::chrono::milliseconds kClaimTimeout{1000};
-constexpr int kEventsPerStep = 64;
 constexpr int kAcceptsPerStep = 16;
+// Some of them may wait for the engine's step, or the disk.
+constexpr int kThreads = 8;
 
 class Fd {
  public:
@@ -49,26 +53,43 @@ class Fd {
 
 struct Connection {
   Fd fd;
-  std::string peer;  // empty until it has claimed
+  std::string name;                // empty until it has claimed
+  std::unique_ptr<LinkPeer> peer;  // null until then
   MemoryLink::Clock::time_point claim_by;
+  bool busy = false;  // a thread is at it, which alone may end it
 };
 
+// Each event is one thread's: descriptors are watched once (EPOLLONESHOT), and again when they have been served.
 class SeqpacketLink final : public MemoryLink {
  public:
-  SeqpacketLink(UnixListener listener, std::string path, const SharedPages& pages,
-                std::function<void(const std::string&)> on_gone)
-      : listener_(std::move(listener)), path_(std::move(path)), pages_(pages), on_gone_(std::move(on_gone)) {}
+  SeqpacketLink(UnixListener listener, std::string path, const SharedPages& pages, PeerFactory new_peer)
+      : listener_(std::move(listener)), path_(std::move(path)), pages_(pages), new_peer_(std::move(new_peer)) {}
+
+  ~SeqpacketLink() override { Stop(); }
 
   Status Init() {
     if (::getrandom(secret_.data(), secret_.size(), 0) != static_cast<ssize_t>(secret_.size())) {
       return Unavailable(std::string("no randomness: ") + std::strerror(errno));
     }
-    accept_fd_ = Fd(listener_.ReleaseFd());
+    accept_fd_ = Fd(listener_->ReleaseFd());
+    stop_fd_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     epoll_ = Fd(::epoll_create1(EPOLL_CLOEXEC));
-    if (epoll_.get() < 0 || !Watch(accept_fd_.get())) {
+    if (epoll_.get() < 0 || stop_fd_.get() < 0 || !Watch(EPOLL_CTL_ADD, accept_fd_.get()) ||
+        !Watch(EPOLL_CTL_ADD, stop_fd_.get(), /*every_time=*/true)) {
       return Unavailable(std::string("no event descriptor: ") + std::strerror(errno));
     }
     return OkStatus();
+  }
+
+  void Start() override {
+    for (int i = 0; i < kThreads; ++i) {
+      threads_.emplace_back([this] {
+        while (!stopping_) {
+          HandleOne(unclaimed_ > 0 ? kClaimTimeout : std::chrono::milliseconds(-1));
+          if (unclaimed_ > 0) CloseIdle(Clock::now());
+        }
+      });
+    }
   }
 
   const std::string& path() const override { return path_; }
@@ -80,44 +101,63 @@ class SeqpacketLink final : public MemoryLink {
     return ticket;
   }
 
-  int poll_fd() const override { return epoll_.get(); }
-
-  void Handle() override {
-    std::array<epoll_event, kEventsPerStep> events{};
-    const int count = ::epoll_wait(epoll_.get(), events.data(), kEventsPerStep, 0);
-    for (int i = 0; i < count; ++i) {
-      const int fd = events[static_cast<std::size_t>(i)].data.fd;
-      if (fd == accept_fd_.get()) {
-        Accept();
-      } else if (const auto found = connections_.find(fd); found != connections_.end()) {
-        OnReadable(found->second);
-      }
-    }
+  void Stop() override {
+    stopping_ = true;
+    const std::uint64_t one = 1;
+    // Never taken out again: every thread sees it.
+    [[maybe_unused]] const ssize_t written = ::write(stop_fd_.get(), &one, sizeof one);
+    for (std::thread& thread : std::exchange(threads_, {})) thread.join();
+    const std::lock_guard lock(mu_);
+    connections_.clear();
+    listener_.reset();
+    accept_fd_ = Fd();
   }
 
-  Clock::time_point CloseIdle(Clock::time_point now) override {
-    Clock::time_point next = Clock::time_point::max();
+  bool HandleOne(std::chrono::milliseconds timeout) override {
+    epoll_event event{};
+    if (::epoll_wait(epoll_.get(), &event, 1, static_cast<int>(timeout.count())) != 1) return false;
+    const int fd = event.data.fd;
+    if (fd == stop_fd_.get()) return false;
+    if (fd == accept_fd_.get()) {
+      Accept();
+      Watch(EPOLL_CTL_MOD, fd);
+      return true;
+    }
+    Connection* connection = nullptr;
+    {
+      const std::lock_guard lock(mu_);
+      const auto found = connections_.find(fd);
+      // Ended since the event came, and perhaps another's by now.
+      if (found == connections_.end() || found->second.busy) return true;
+      connection = &found->second;
+      connection->busy = true;
+    }
+    const bool stays = OnReadable(*connection);
+    const std::lock_guard lock(mu_);
+    connection->busy = false;
+    if (!stays || !Watch(EPOLL_CTL_MOD, fd)) Close(fd);
+    return true;
+  }
+
+  void CloseIdle(Clock::time_point now) override {
+    const std::lock_guard lock(mu_);
     for (auto it = connections_.begin(); it != connections_.end();) {
-      Connection& connection = (it++)->second;
-      if (!connection.peer.empty()) continue;
-      if (now >= connection.claim_by) {
-        ++counters_.refused;
-        Close(connection);
-      } else {
-        next = std::min(next, connection.claim_by);
-      }
+      const auto& [fd, connection] = *it++;
+      if (connection.busy || connection.peer != nullptr || now < connection.claim_by) continue;
+      ++refused_;
+      Close(fd);
     }
-    return next;
   }
 
-  MemoryLinkCounters counters() const override { return counters_; }
+  MemoryLinkCounters counters() const override { return {.granted = granted_, .refused = refused_}; }
 
  private:
-  bool Watch(int fd) {
+  bool Watch(int operation, int fd, bool every_time = false) {
     epoll_event event{};
     event.events = EPOLLIN;
+    if (!every_time) event.events |= EPOLLONESHOT;
     event.data.fd = fd;
-    return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
+    return ::epoll_ctl(epoll_.get(), operation, fd, &event) == 0;
   }
 
   std::array<std::uint8_t, kTagBytes> TagOf(const std::string& peer) const {
@@ -149,33 +189,61 @@ class SeqpacketLink final : public MemoryLink {
       socklen_t size = sizeof peer;
       const bool known = ::getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0;
       const int number = fd.get();
-      if (!known || peer.uid != ::geteuid() || connections_.size() >= kConnectionsMax || !Watch(number)) {
-        ++counters_.refused;
+      const std::lock_guard lock(mu_);
+      if (!known || peer.uid != ::geteuid() || connections_.size() >= kConnectionsMax) {
+        ++refused_;
         continue;
       }
+      ++unclaimed_;
       connections_.emplace(number, Connection{.fd = std::move(fd), .claim_by = Clock::now() + kClaimTimeout});
+      // After it is there to be found.
+      if (!Watch(EPOLL_CTL_ADD, number)) Close(number);
     }
   }
 
-  // A client says one thing, its claim. Anything more, and its end, end the connection.
-  void OnReadable(Connection& connection) {
-    // One byte more than a claim may have: a longer datagram is cut, and shows.
-    std::array<std::uint8_t, wire::kMaxClaimBytes + 1> buffer{};
+  // False: the connection ends.
+  bool OnReadable(Connection& connection) {
+    // One byte more than there may be: a longer datagram is cut, and shows.
+    thread_local std::vector<std::uint8_t> buffer(wire::kMaxLinkFrameBytes + 1);
     const ssize_t got = ::recv(connection.fd.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
-    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
-    if (got <= 0 || !connection.peer.empty()) return Close(connection);
-    const auto ticket = wire::DecodeClaim({buffer.data(), static_cast<std::size_t>(got)});
-    std::optional<std::string> peer = ticket.has_value() ? PeerOf(*ticket) : std::nullopt;
-    if (!peer.has_value() || claimed_.count(*peer) != 0 || !SendGrant(connection.fd.get())) {
-      ++counters_.refused;
-      const auto refusal = wire::EncodeGrant({});
-      // Only a courtesy: whoever does not read it sees the end.
-      (void)::send(connection.fd.get(), refusal.data(), refusal.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-      return Close(connection);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return true;
+    if (got <= 0) return false;
+    const std::span<const std::uint8_t> datagram(buffer.data(), static_cast<std::size_t>(got));
+    if (connection.peer == nullptr) return OnClaim(connection, datagram);
+    codec::Frame answer;
+    if (datagram.size() > wire::kMaxLinkFrameBytes || !connection.peer->OnFrame(datagram, &answer)) return false;
+    // A client that does not read what it asked for loses its connection: nothing is kept for it.
+    return answer.empty() || Send(connection, answer);
+  }
+
+  bool OnClaim(Connection& connection, std::span<const std::uint8_t> datagram) {
+    const auto ticket = wire::DecodeClaim(datagram);
+    std::optional<std::string> name = ticket.has_value() ? PeerOf(*ticket) : std::nullopt;
+    if (name.has_value()) {
+      const std::lock_guard lock(mu_);
+      if (!claimed_.insert(*name).second) name.reset();
     }
-    ++counters_.granted;
-    claimed_.insert(*peer);
-    connection.peer = *std::move(peer);
+    if (!name.has_value()) {
+      ++refused_;
+      // Only a courtesy: whoever does not read it sees the end.
+      Send(connection, wire::EncodeGrant({}));
+      return false;
+    }
+    // Before the client may speak.
+    std::unique_ptr<LinkPeer> peer = new_peer_(*name);
+    {
+      const std::lock_guard lock(mu_);
+      connection.name = *std::move(name);
+      connection.peer = std::move(peer);
+      --unclaimed_;
+    }
+    ++granted_;
+    return SendGrant(connection.fd.get());
+  }
+
+  static bool Send(const Connection& connection, std::span<const std::uint8_t> bytes) {
+    return ::send(connection.fd.get(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL) ==
+           static_cast<ssize_t>(bytes.size());
   }
 
   bool SendGrant(int fd) const {
@@ -198,30 +266,39 @@ class SeqpacketLink final : public MemoryLink {
     return ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size());
   }
 
-  void Close(Connection& connection) {
-    const std::string peer = std::move(connection.peer);
-    connections_.erase(connection.fd.get());
-    if (peer.empty()) return;
-    claimed_.erase(peer);
-    on_gone_(peer);
+  // Requires: mu_ held.
+  void Close(int fd) {
+    const auto found = connections_.find(fd);
+    if (found->second.peer == nullptr) {
+      --unclaimed_;
+    } else {
+      claimed_.erase(found->second.name);
+    }
+    connections_.erase(found);
   }
 
-  UnixListener listener_;
+  std::optional<UnixListener> listener_;
   const std::string path_;
   const SharedPages pages_;
-  const std::function<void(const std::string&)> on_gone_;
+  const PeerFactory new_peer_;
   std::array<std::uint8_t, kSecretBytes> secret_{};
   Fd accept_fd_;
+  Fd stop_fd_;
   Fd epoll_;
-  std::map<int, Connection> connections_;  // by descriptor
+  std::atomic<bool> stopping_ = false;
+  std::atomic<std::int64_t> granted_ = 0;
+  std::atomic<std::int64_t> refused_ = 0;
+  std::atomic<int> unclaimed_ = 0;  // connections
+  std::mutex mu_;
+  std::map<int, Connection> connections_;  // by descriptor; a busy one's own thread reads it without mu_
   std::set<std::string> claimed_;
-  MemoryLinkCounters counters_;
+  std::vector<std::thread> threads_;
 };
 
 }  // namespace
 
 Result<std::unique_ptr<MemoryLink>> MemoryLink::Open(const std::string& ipc_path, const SharedPages& pages,
-                                                     std::function<void(const std::string&)> on_gone) {
+                                                     PeerFactory new_peer) {
   if (pages.memory_fd < 0 || pages.generations_fd < 0 || pages.num_pages <= 0 || pages.layout.page_bytes <= 0) {
     return InvalidArgument("the daemon's KV memory is not of a kind that can be shared");
   }
@@ -230,7 +307,7 @@ Result<std::unique_ptr<MemoryLink>> MemoryLink::Open(const std::string& ipc_path
     return InvalidArgument("the path " + path + " is longer than a socket's may be");
   }
   KVS_ASSIGN_OR_RETURN(UnixListener listener, UnixListener::Listen(path, UnixSocketKind::kDatagrams));
-  auto link = std::make_unique<SeqpacketLink>(std::move(listener), std::move(path), pages, std::move(on_gone));
+  auto link = std::make_unique<SeqpacketLink>(std::move(listener), std::move(path), pages, std::move(new_peer));
   KVS_RETURN_IF_ERROR(link->Init());
   return std::unique_ptr<MemoryLink>(std::move(link));
 }

@@ -16,7 +16,9 @@
 #include <variant>
 #include <zmq.hpp>
 
+#include "agentd/server/client_leases.h"
 #include "agentd/server/fault_limiter.h"
+#include "agentd/server/link_requests.h"
 #include "agentd/server/mailbox.h"
 #include "agentd/server/memory_link.h"
 #include "agentd/server/router_socket.h"
@@ -35,7 +37,6 @@ using std::chrono::milliseconds;
 // What a client that does not read may make us hold besides.
 constexpr std::size_t kPendingBytesMax = std::size_t{32} << 20;
 constexpr std::size_t kStreamsPerClientMax = 1024;
-constexpr std::size_t kLeasesPerClientMax = 1024;
 // Frames taken before the outcomes get their turn.
 constexpr int kFramesPerStep = 128;
 // Below this the io thread answers by itself: some 0.3 ms of tokenising, against two wake-ups.
@@ -53,11 +54,10 @@ struct Stream {
   Clock::time_point deadline;
 };
 
-// A client we owe something.
+// A client we owe something, or who has a lease by this way.
 struct Peer {
-  std::map<std::uint64_t, Stream> streams;            // by correlation id
-  std::map<std::uint64_t, Clock::time_point> leases;  // by id, until when
-  std::deque<codec::Frame> pending;                   // its pipe was full
+  std::map<std::uint64_t, Stream> streams;  // by correlation id
+  std::deque<codec::Frame> pending;         // its pipe was full
   std::size_t pending_bytes = 0;
   Clock::time_point last_sent = Clock::now();
 };
@@ -77,13 +77,14 @@ class ZmqRouterServer final : public RouterServer {
     KVS_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseEndpoint(text, EndpointUse::kListen));
     if (!mailbox_->ok()) return Unavailable("this process has no descriptor left");
     KVS_RETURN_IF_ERROR(socket_.Bind(endpoint, text));
+    worker_ = std::make_unique<UnaryWorker>(service_, mailbox_);
+    link_requests_ = std::make_unique<LinkRequests>(service_, &leases_, worker_.get(), &draining_);
     if (endpoint.transport == Transport::kIpc) {
       local_ = true;
       OpenMemoryLink(endpoint.path);
     } else {
       memory_error_ = FailedPrecondition("KV memory is shared with clients of an ipc endpoint only");
     }
-    worker_ = std::make_unique<UnaryWorker>(service_, mailbox_);
     io_thread_ = std::thread([this] { IoThread(); });
     return OkStatus();
   }
@@ -99,14 +100,15 @@ class ZmqRouterServer final : public RouterServer {
   Status memory_error() const override { return memory_error_; }
 
   RouterServerCounters counters() const override {
-    return {.frames = frames_,
-            .malformed_frames = malformed_,
+    const MemoryLinkCounters memory = link_ == nullptr ? MemoryLinkCounters{} : link_->counters();
+    return {.frames = frames_ + link_requests_->frames(),
+            .malformed_frames = malformed_ + link_requests_->malformed(),
             .replies_dropped = dropped_,
             .clients_lost = lost_,
-            .client_leases = leases_,
-            .leases_dropped = leases_dropped_,
-            .memory_granted = memory_granted_,
-            .memory_refused = memory_refused_};
+            .client_leases = leases_.held(),
+            .leases_dropped = leases_.dropped(),
+            .memory_granted = memory.granted,
+            .memory_refused = memory.refused};
   }
 
  private:
@@ -114,21 +116,26 @@ class ZmqRouterServer final : public RouterServer {
   void OpenMemoryLink(const std::string& ipc_path) {
     shared_ = service_->Shared();
     Result<std::unique_ptr<MemoryLink>> link =
-        MemoryLink::Open(ipc_path, shared_, [this](const std::string& peer) { DropLeases(peer); });
+        MemoryLink::Open(ipc_path, shared_, [this](const std::string& peer) { return link_requests_->NewPeer(peer); });
     if (!link.ok()) {
       memory_error_ = link.status();
       return;
     }
     link_ = *std::move(link);
     memory_socket_ = link_->path();
+    link_->Start();
   }
 
   void Join() {
     if (!io_thread_.joinable()) return;
     mailbox_->Wake();
     io_thread_.join();
+    if (link_ != nullptr) link_->Stop();
     worker_.reset();
-    link_.reset();
+    // Given away meanwhile, to nobody.
+    for (const Answer& answer : mailbox_->TakeAll().answers) {
+      if (answer.lease.has_value()) (void)service_->Release(answer.lease->id);
+    }
   }
 
   // ---- below: io thread only ----
@@ -140,10 +147,8 @@ class ZmqRouterServer final : public RouterServer {
     } catch (const std::exception& error) {
       std::fprintf(stderr, "agentd: the server's socket failed: %s; restart the daemon\n", error.what());
     }
-    for (auto& [id, peer] : peers_) {
-      EndStreams(peer);
-      ReleaseAll(id, peer);
-    }
+    for (auto& [id, peer] : peers_) EndStreams(peer);
+    for (const std::string& id : leases_.Peers()) ReleaseAll(id);
     try {
       socket_.Close(draining_ && !stopping_ ? kDrainLinger : milliseconds(0));
     } catch (const std::exception&) {
@@ -152,20 +157,22 @@ class ZmqRouterServer final : public RouterServer {
   }
 
   bool Step() {
-    std::array<zmq::pollitem_t, 3> items{{
-        {socket_.handle(), 0, ZMQ_POLLIN, 0},
-        {nullptr, mailbox_->wake_fd(), ZMQ_POLLIN, 0},
-        {nullptr, link_ == nullptr ? -1 : link_->poll_fd(), ZMQ_POLLIN, 0},
-    }};
-    zmq::poll(items.data(), link_ == nullptr ? 2 : 3, PollTimeout());
-    if (items[2].revents != 0) HandleLink();
-    bool more = true;
-    for (int i = 0; i < kFramesPerStep && more; ++i) more = ReceiveOne();
+    std::array<zmq::pollitem_t, 2> items{
+        {{socket_.handle(), 0, ZMQ_POLLIN, 0}, {nullptr, mailbox_->wake_fd(), ZMQ_POLLIN, 0}}};
+    if (const std::chrono::nanoseconds pause = brake_.HoldsFor(Clock::now()); pause.count() > 0) {
+      const auto rounded = std::chrono::ceil<milliseconds>(pause);
+      const milliseconds timeout = PollTimeout();
+      zmq::poll(&items[1], 1, timeout < milliseconds(0) ? rounded : std::min(timeout, rounded));
+    } else {
+      zmq::poll(items.data(), items.size(), PollTimeout());
+      bool more = true;
+      for (int i = 0; i < kFramesPerStep && more && !brake_.holds(); ++i) more = ReceiveOne();
+    }
     const Mailbox::Contents contents = mailbox_->TakeAll();
     for (const Answer& answer : contents.answers) SendAnswer(answer);
     for (const std::shared_ptr<StreamSink>& sink : contents.ready) FlushSink(*sink);
     if (pending_peers_ > 0) RetryPending();
-    if (Ticking() && Clock::now() >= next_tick_) Tick();
+    if (!peers_.empty() && Clock::now() >= next_tick_) Tick();
     // After TakeAll, which may have taken the wake-up that came with it.
     const bool drained = draining_ && Drained();
     return !stopping_ && !drained;
@@ -173,30 +180,9 @@ class ZmqRouterServer final : public RouterServer {
 
   milliseconds PollTimeout() const {
     if (pending_peers_ > 0) return kRetry;
-    if (!Ticking()) return milliseconds(-1);
+    if (peers_.empty()) return milliseconds(-1);
     const auto until_tick = std::chrono::duration_cast<milliseconds>(next_tick_ - Clock::now()) + milliseconds(1);
     return std::clamp(until_tick, milliseconds(0), kTick);
-  }
-
-  bool Ticking() const { return !peers_.empty() || unclaimed_; }
-
-  // So that the next tick comes in time where none was due.
-  void StartTicking() {
-    if (!Ticking()) next_tick_ = Clock::now() + kTick;
-  }
-
-  void HandleLink() {
-    link_->Handle();
-    StartTicking();
-    CloseUnclaimed();
-  }
-
-  void CloseUnclaimed() {
-    if (link_ == nullptr) return;
-    unclaimed_ = link_->CloseIdle(Clock::now()) != Clock::time_point::max();
-    const MemoryLinkCounters counters = link_->counters();
-    memory_granted_ = counters.granted;
-    memory_refused_ = counters.refused;
   }
 
   // The last answers of the worker are posted before it calls itself idle.
@@ -211,10 +197,11 @@ class ZmqRouterServer final : public RouterServer {
       for (const auto& sink : sinks) FlushSink(*sink);
     }
     // Leases end with the daemon; a client finds so at its next call.
+    for (const std::string& id : leases_.Peers()) ReleaseAll(id);
     std::vector<std::string> ids;
     for (const auto& [id, peer] : peers_) ids.push_back(id);
-    for (const std::string& id : ids) DropLeases(id);
-    if (!peers_.empty() || !worker_->idle()) return false;
+    for (const std::string& id : ids) ForgetIfSettled(id);
+    if (!peers_.empty() || !worker_->IdleOrWake()) return false;
     for (const Answer& answer : mailbox_->TakeAll().answers) SendAnswer(answer);
     return peers_.empty();
   }
@@ -227,7 +214,7 @@ class ZmqRouterServer final : public RouterServer {
     if (!socket_.Receive(message)) return false;
     ++frames_;
     if (!message.whole) {
-      ++malformed_;
+      CountMalformed();
     } else {
       OnFrame(message.peer, {message.frame.data<std::uint8_t>(), message.frame.size()});
     }
@@ -238,13 +225,13 @@ class ZmqRouterServer final : public RouterServer {
     const wire::FrameFault fault = received_.Load(bytes, wire::FrameKind::kRequest);
     const std::uint64_t correlation = received_.header().correlation;
     if (fault != wire::FrameFault::kNone) {
-      ++malformed_;
+      CountMalformed();
       if (!wire::CorrelationReadable(fault) || !faults_.MayAnswer(peer, Clock::now())) return;
       return SendError(peer, correlation, codec::FaultStatus(fault, received_.header(), "client"));
     }
     Result<codec::Request> request = codec::DecodeRequest(*received_.request());
     if (!request.ok()) {
-      ++malformed_;
+      CountMalformed();
       if (!faults_.MayAnswer(peer, Clock::now())) return;
       return SendError(peer, correlation, request.status());
     }
@@ -255,6 +242,11 @@ class ZmqRouterServer final : public RouterServer {
     if (std::holds_alternative<codec::Drain>(*request)) return OnDrain(peer, correlation);
     if (const auto* release = std::get_if<codec::Release>(&*request)) return OnRelease(peer, correlation, *release);
     OnUnary(peer, correlation, *std::move(request), bytes.size());
+  }
+
+  void CountMalformed() {
+    ++malformed_;
+    brake_.OnMalformed(Clock::now());
   }
 
   void OnHello(const std::string& peer, std::uint64_t correlation) {
@@ -297,19 +289,13 @@ class ZmqRouterServer final : public RouterServer {
       return Send(peer, AnswerUnary(*service_, correlation, request).frame);
     }
     if (std::holds_alternative<AcquireRequest>(request)) {
-      const auto found = peers_.find(peer);
-      if (found != peers_.end() && found->second.leases.size() >= kLeasesPerClientMax) {
-        return SendError(peer, correlation,
-                         ResourceExhausted("this client holds " + std::to_string(kLeasesPerClientMax) +
-                                           " leases already, the most a client may; release some"));
-      }
+      const Status may = leases_.MayLease(peer);
+      if (!may.ok()) return SendError(peer, correlation, may);
     }
     if (!worker_->Submit(peer, correlation, std::move(request))) {
       SendError(peer, correlation, ResourceExhausted("too many requests wait for an answer; ask again later"));
     }
   }
-
-  static Status DrainingStatus() { return Unavailable("the daemon is draining and takes no new requests"); }
 
   void OnGenerate(const std::string& id, std::uint64_t correlation, const codec::Generate& generate) {
     if (draining_) return SendError(id, correlation, DrainingStatus());
@@ -354,7 +340,8 @@ class ZmqRouterServer final : public RouterServer {
   }
 
   Peer& OwedPeer(const std::string& id) {
-    StartTicking();
+    // So that the next tick comes in time where none was due.
+    if (peers_.empty()) next_tick_ = Clock::now() + kTick;
     return peers_[id];
   }
 
@@ -362,37 +349,23 @@ class ZmqRouterServer final : public RouterServer {
 
   void SendAnswer(const Answer& answer) {
     if (answer.lease.has_value()) {
-      Peer& peer = OwedPeer(answer.peer);
-      peer.leases[answer.lease->id] = Clock::now() + answer.lease->ttl;
-      ++leases_;
+      OwedPeer(answer.peer);
+      leases_.Add(answer.peer, *answer.lease);
     }
     Send(answer.peer, answer.frame);  // which finds out when the peer has gone, and then releases
   }
 
   void OnRelease(const std::string& id, std::uint64_t correlation, const codec::Release& release) {
-    const auto found = peers_.find(id);
-    // Another client's lease is as good as none.
-    if (found == peers_.end() || found->second.leases.erase(release.lease) == 0) {
-      if (correlation == 0) return;
-      return SendError(id, correlation, NotFound("lease " + std::to_string(release.lease) + " is not held"));
+    if (!leases_.Remove(id, release.lease)) {
+      if (correlation != 0) SendError(id, correlation, NotHeldStatus(release.lease));
+      return;
     }
-    --leases_;
     worker_->Release(id, correlation, release.lease);
     ForgetIfSettled(id);
   }
 
-  void ReleaseAll(const std::string& id, Peer& peer) {
-    for (const auto& [lease, until] : peer.leases) worker_->Release(id, /*correlation=*/0, lease);
-    leases_ -= static_cast<std::int64_t>(peer.leases.size());
-    leases_dropped_ += static_cast<std::int64_t>(peer.leases.size());
-    peer.leases.clear();
-  }
-
-  void DropLeases(const std::string& id) {
-    const auto found = peers_.find(id);
-    if (found == peers_.end()) return;
-    ReleaseAll(id, found->second);
-    ForgetIfSettled(id);
+  void ReleaseAll(const std::string& id) {
+    for (const std::uint64_t lease : leases_.TakeAll(id)) worker_->Release(id, /*correlation=*/0, lease);
   }
 
   // ---- sending ----
@@ -500,7 +473,7 @@ class ZmqRouterServer final : public RouterServer {
     dropped_ += static_cast<std::int64_t>(found->second.pending.size());
     if (!found->second.pending.empty()) --pending_peers_;
     EndStreams(found->second);
-    ReleaseAll(id, found->second);
+    ReleaseAll(id);
     peers_.erase(found);
   }
 
@@ -508,14 +481,13 @@ class ZmqRouterServer final : public RouterServer {
     const auto found = peers_.find(id);
     if (found == peers_.end()) return;
     const Peer& peer = found->second;
-    if (peer.streams.empty() && peer.pending.empty() && peer.leases.empty()) peers_.erase(found);
+    if (peer.streams.empty() && peer.pending.empty() && !leases_.HoldsAny(id)) peers_.erase(found);
   }
 
   // Signs of life, which also find clients that are gone; and requests that outlived their timeout.
   void Tick() {
     const Clock::time_point now = Clock::now();
     next_tick_ = now + kTick;
-    CloseUnclaimed();
     std::vector<std::string> ids;
     for (const auto& [id, peer] : peers_) ids.push_back(id);
     for (const std::string& id : ids) {
@@ -529,13 +501,10 @@ class ZmqRouterServer final : public RouterServer {
         service_->Cancel(it->second.request_id);
         it = peer.streams.erase(it);
       }
-      // The service has ended these by itself.
-      leases_ -= static_cast<std::int64_t>(
-          std::erase_if(peer.leases, [now](const auto& lease) { return now >= lease.second; }));
       if (draining_ && !peer.pending.empty() && now - peer.last_sent > kDrainStuckMax) {
         LosePeer(id);
-      } else if ((!peer.streams.empty() || !peer.leases.empty()) && peer.pending.empty() &&
-                 now - peer.last_sent >= kTick) {
+      } else if (peer.pending.empty() && now - peer.last_sent >= kTick &&
+                 (!peer.streams.empty() || leases_.HoldsAny(id))) {
         SendReply(id, 0, codec::Pong{});
       } else {
         ForgetIfSettled(id);
@@ -556,10 +525,6 @@ class ZmqRouterServer final : public RouterServer {
   std::atomic<std::int64_t> malformed_ = 0;
   std::atomic<std::int64_t> dropped_ = 0;
   std::atomic<std::int64_t> lost_ = 0;
-  std::atomic<std::int64_t> leases_ = 0;
-  std::atomic<std::int64_t> leases_dropped_ = 0;
-  std::atomic<std::int64_t> memory_granted_ = 0;
-  std::atomic<std::int64_t> memory_refused_ = 0;
 
   // Io thread.
   RouterSocket socket_;
@@ -569,11 +534,13 @@ class ZmqRouterServer final : public RouterServer {
   Clock::time_point next_tick_;
   bool drain_flushed_ = false;
   bool drain_asked_ = false;
-  bool unclaimed_ = false;  // connections of the link that have not claimed yet
   FaultLimiter faults_;
-  std::unique_ptr<MemoryLink> link_;
+  FloodBrake brake_;
 
+  ClientLeases leases_;
   std::unique_ptr<UnaryWorker> worker_;
+  std::unique_ptr<LinkRequests> link_requests_;
+  std::unique_ptr<MemoryLink> link_;
   std::thread io_thread_;
 };
 

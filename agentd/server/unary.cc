@@ -87,6 +87,10 @@ UnaryAnswer AnswerUnary(Service& service, std::uint64_t correlation, const codec
   }
 }
 
+Status DrainingStatus() { return Unavailable("the daemon is draining and takes no new requests"); }
+
+Status NotHeldStatus(std::uint64_t lease) { return NotFound("lease " + std::to_string(lease) + " is not held"); }
+
 struct UnaryWorker::State {
   struct Job {
     std::string peer;
@@ -99,6 +103,7 @@ struct UnaryWorker::State {
   mutable std::mutex mu;
   std::condition_variable changed;
   bool stopping = false;
+  bool wake_when_idle = false;
   std::size_t running = 0;
   std::deque<Job> jobs;
   std::vector<std::thread> threads;
@@ -120,8 +125,7 @@ struct UnaryWorker::State {
       }
       lock.lock();
       --running;
-      // A draining io thread waits for idle(), which the answer's own wake-up came too early for.
-      mailbox->Wake();
+      if (wake_when_idle && jobs.empty() && running == 0) mailbox->Wake();
     }
   }
 };
@@ -163,8 +167,9 @@ void UnaryWorker::Release(std::string peer, std::uint64_t correlation, std::uint
   state_->changed.notify_one();
 }
 
-bool UnaryWorker::idle() const {
+bool UnaryWorker::IdleOrWake() {
   const std::lock_guard lock(state_->mu);
+  state_->wake_when_idle = true;
   return state_->jobs.empty() && state_->running == 0;
 }
 

@@ -22,6 +22,10 @@ struct UnaryAnswer {
 // own to answer (Hello, Drain). Catches everything.
 UnaryAnswer AnswerUnary(Service& service, std::uint64_t correlation, const codec::Request& request);
 
+// In whichever way a client asks.
+Status DrainingStatus();
+Status NotHeldStatus(std::uint64_t lease);
+
 // Answers requests away from the io thread, into the mailbox. A few at a time, since some wait for the disk.
 // Thread-safe.
 class UnaryWorker {
@@ -36,7 +40,9 @@ class UnaryWorker {
   // Gives a lease back, in the name of a connection that has gone (correlation 0), or that asks and waits for an
   // answer. Never refused: there are no more of these than there were leases.
   void Release(std::string peer, std::uint64_t correlation, std::uint64_t lease);
-  bool idle() const;  // nothing waits, runs, or is still to be posted
+  // Whether nothing waits, runs, or is still to be posted. From the first call on, the mailbox is woken when that
+  // comes.
+  bool IdleOrWake();
 
  private:
   struct State;

@@ -6,12 +6,14 @@
 //   PingRoundTrip                    kvshare::Client::Ping over ipc; the caller's own wake-up comes on top
 //   StreamedToken                    a reply of 3,000 tokens, one chunk a token where the reader keeps up
 //   LookupRoundTrip, AcquireRoundTrip  of a stored prompt of 2,048 tokens, from a service that runs a model; Acquire
-//   finds
-//                                      and leases in one round trip, and its release goes along with the next
+//                                      finds and leases; its release is not timed
+//   AcquireAndRelease                  with the release, which is not waited for but delays the next
+//   LookupInProcess, AcquireInProcess  the same asked of the service itself, with the release
 //   Handover/MiB                     a lease of so much KV, until its last page is at hand to be read
 //   HandoverCopied/MiB               and copied out of it
 #include <benchmark/benchmark.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -201,14 +203,50 @@ void BM_LookupRoundTrip(benchmark::State& state) {
 }
 BENCHMARK(BM_LookupRoundTrip)->UseRealTime();
 
+Lease AcquireWhole(const ModelDaemon& daemon) {
+  Lease lease = OrFail(daemon.client->Acquire({.prompt = daemon.prompt}));
+  if (!lease.Valid() || lease.tokens() < ModelDaemon::kStored - 64) Fail(Internal("nothing leased"));
+  return lease;
+}
+
 void BM_AcquireRoundTrip(benchmark::State& state) {
   const ModelDaemon daemon;
   for (auto _ : state) {
-    const Lease lease = OrFail(daemon.client->Acquire({.prompt = daemon.prompt}));
-    if (!lease.Valid() || lease.tokens() < ModelDaemon::kStored - 64) Fail(Internal("nothing leased"));
+    const auto start = std::chrono::steady_clock::now();
+    Lease lease = AcquireWhole(daemon);
+    state.SetIterationTime(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    const Status released = lease.Release();
+    if (!released.ok()) Fail(released);
   }
 }
-BENCHMARK(BM_AcquireRoundTrip)->UseRealTime();
+BENCHMARK(BM_AcquireRoundTrip)->UseManualTime();
+
+void BM_AcquireAndRelease(benchmark::State& state) {
+  const ModelDaemon daemon;
+  for (auto _ : state) {
+    AcquireWhole(daemon);
+  }
+}
+BENCHMARK(BM_AcquireAndRelease)->UseRealTime();
+
+// The same of the service, in one's own process: what is left of the round trips is the wire's.
+void BM_LookupInProcess(benchmark::State& state) {
+  const ModelDaemon daemon;
+  for (auto _ : state) {
+    if (OrFail(daemon.service->Lookup({.prompt = daemon.prompt})).prefix_tokens == 0) Fail(Internal("nothing stored"));
+  }
+}
+BENCHMARK(BM_LookupInProcess)->UseRealTime();
+
+void BM_AcquireInProcess(benchmark::State& state) {
+  const ModelDaemon daemon;
+  for (auto _ : state) {
+    const LeaseInfo lease = OrFail(daemon.service->Acquire({.prompt = daemon.prompt}));
+    const Status released = daemon.service->Release(lease.id);
+    if (!released.ok()) Fail(released);
+  }
+}
+BENCHMARK(BM_AcquireInProcess)->UseRealTime();
 
 constexpr std::int64_t kHandoverPageBytes = 1 << 20;
 

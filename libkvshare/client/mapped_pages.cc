@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstring>
 #include <utility>
+#include <variant>
 
 #include "libkvshare/core/status_macros.h"
 #include "protocol/handover.h"
@@ -160,6 +161,63 @@ std::uint64_t MappedPages::Generation(std::int64_t offset) const {
   std::atomic_thread_fence(std::memory_order_acquire);
   const auto* generation = reinterpret_cast<const std::atomic<std::uint64_t>*>(generations_) + offset / page_bytes_;
   return generation->load(std::memory_order_acquire);
+}
+
+bool MappedPages::Send(const codec::Frame& frame) {
+  if (broken_ || frame.size() > wire::kMaxLinkFrameBytes) return false;
+  const ssize_t sent = ::send(link_, frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent < 0 && errno != EAGAIN && errno != EMSGSIZE && errno != ENOBUFS && errno != EINTR) broken_ = true;
+  return sent == static_cast<ssize_t>(frame.size());
+}
+
+bool MappedPages::Post(const codec::Request& request) {
+  const Result<codec::Frame> frame = codec::EncodeRequest(0, request);
+  return frame.ok() && Send(*frame);
+}
+
+std::optional<Result<codec::Reply>> MappedPages::Ask(const codec::Request& request, Clock::time_point deadline) {
+  const std::unique_lock lock(asking_, std::try_to_lock);
+  if (!lock.owns_lock() || broken_) return std::nullopt;
+  reply_.resize(wire::kMaxLinkReplyBytes + 1);
+  if (late_) {
+    // A daemon that cannot be rid of its answers closes the link.
+    ssize_t got = 0;
+    while ((got = ::recv(link_, reply_.data(), reply_.size(), MSG_DONTWAIT)) > 0) {
+    }
+  }
+  const std::uint64_t correlation = ++last_correlation_;
+  const Result<codec::Frame> frame = codec::EncodeRequest(correlation, request);
+  if (!frame.ok()) return Result<codec::Reply>(frame.status());
+  if (!Send(*frame)) return std::nullopt;
+  std::optional<Result<codec::Reply>> reply = WaitReply(correlation, deadline);
+  // The request is there already: the daemon reads these in order.
+  if (!reply.has_value() || !reply->ok()) Post(codec::Cancel{.target = correlation});
+  if (!reply.has_value()) {
+    late_ = true;
+    return Result<codec::Reply>(DeadlineExceeded("the daemon did not answer in time"));
+  }
+  const Status* error = reply->ok() ? std::get_if<Status>(&**reply) : nullptr;
+  if (error != nullptr && error->code() == StatusCode::kUnimplemented) return std::nullopt;
+  return reply;
+}
+
+std::optional<Result<codec::Reply>> MappedPages::WaitReply(std::uint64_t correlation, Clock::time_point deadline) {
+  wire::ReceivedFrame received;
+  while (WaitReadable(link_, deadline).ok()) {
+    const ssize_t got = ::recv(link_, reply_.data(), reply_.size(), MSG_DONTWAIT);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+    if (got <= 0) {
+      broken_ = true;
+      return Result<codec::Reply>(Unavailable("the daemon went away"));
+    }
+    const auto fault = received.Load({reply_.data(), static_cast<std::size_t>(got)}, wire::FrameKind::kReply);
+    if (fault != wire::FrameFault::kNone) {
+      broken_ = true;
+      return Result<codec::Reply>(codec::FaultStatus(fault, received.header(), "daemon"));
+    }
+    if (received.header().correlation == correlation) return codec::DecodeReply(*received.reply());
+  }
+  return std::nullopt;
 }
 
 void MappedPages::CloseLink() { (void)::shutdown(link_, SHUT_RDWR); }

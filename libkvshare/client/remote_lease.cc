@@ -19,6 +19,7 @@ class RemoteLease final : public Lease::Backing {
     // A child of fork() has a copy of the object and none of the lease.
     if (released_ || owner_ != ::getpid()) return;
     if (const std::shared_ptr<Connection> connection = parts_.connection.lock()) {
+      if (parts_.pages != nullptr && parts_.pages->Post(codec::Release{.lease = parts_.info.id})) return;
       connection->Post(codec::Release{.lease = parts_.info.id}, parts_.link);
     }
   }

@@ -138,7 +138,12 @@ class ZmqClient final : public Client {
   }
 
   Result<RenderReply> Render(const RenderRequest& request) override { return Ask<RenderReply>(request); }
-  Result<Match> Lookup(const LookupRequest& request) override { return Ask<Match>(request); }
+  Result<Match> Lookup(const LookupRequest& request) override {
+    const Clock::time_point deadline = Clock::now() + timeout_;
+    KVS_ASSIGN_OR_RETURN(const std::shared_ptr<Connection> connection, Link());
+    KVS_ASSIGN_OR_RETURN(const Mapped mapped, MappedFor(*connection, deadline));
+    return AskBoth<Match>(*connection, mapped, request, deadline, nullptr);
+  }
   Result<PinInfo> Pin(const PinRequest& request) override { return Ask<PinInfo>(request); }
   Status Unpin(const std::string& key) override { return Ask<codec::Ack>(codec::Unpin{.key = key}).status(); }
   Status Drain() override { return Ask<codec::Ack>(codec::Drain{}).status(); }
@@ -164,8 +169,8 @@ class ZmqClient final : public Client {
       // Before the lease is: then it is this process's from its first moment, and ends with it.
       KVS_ASSIGN_OR_RETURN(const std::shared_ptr<Connection> connection, Link());
       KVS_ASSIGN_OR_RETURN(const Mapped mapped, MappedFor(*connection, deadline));
-      std::uint64_t link = 0;
-      KVS_ASSIGN_OR_RETURN(LeaseInfo info, AskOn<LeaseInfo>(*connection, request, deadline, &link));
+      std::uint64_t link = mapped.link;
+      KVS_ASSIGN_OR_RETURN(LeaseInfo info, AskBoth<LeaseInfo>(*connection, mapped, request, deadline, &link));
       if (info.tokens <= 0) return Lease();
       if (link == mapped.link) {
         return Lease(client_internal::NewRemoteLease({.info = std::move(info),
@@ -225,11 +230,35 @@ class ZmqClient final : public Client {
                          connection.Start(request, CallKind::kUnary, /*inbox_max=*/1));
     Result<codec::Reply> reply = connection.Next(*call, deadline);
     connection.Forget(*call);
+    if (link != nullptr) *link = call->link;
+    return AnswerOf<T>(std::move(reply));
+  }
+
+  template <typename T>
+  static Result<T> AnswerOf(Result<codec::Reply> reply) {
     if (!reply.ok()) return reply.status();
+    if (const Status* error = std::get_if<Status>(&*reply)) return *error;
     T* answer = std::get_if<T>(&*reply);
     if (answer == nullptr) return UnexpectedReply();
-    if (link != nullptr) *link = call->link;
     return std::move(*answer);
+  }
+
+  struct Mapped {
+    std::uint64_t link = 0;
+    std::shared_ptr<MappedPages> pages;  // null: see error
+    Status error;
+  };
+
+  // On the mapped memory's own socket where that is free, else by ZeroMQ.
+  template <typename T>
+  static Result<T> AskBoth(Connection& connection, const Mapped& mapped, const codec::Request& request,
+                           Clock::time_point deadline, std::uint64_t* link) {
+    if (mapped.pages != nullptr) {
+      if (std::optional<Result<codec::Reply>> reply = mapped.pages->Ask(request, deadline)) {
+        return AnswerOf<T>(*std::move(reply));
+      }
+    }
+    return AskOn<T>(connection, request, deadline, link);
   }
 
   // After fork() the parent's connection is of no use here, not even to be closed: its thread is not in this process.
@@ -248,12 +277,6 @@ class ZmqClient final : public Client {
     static_cast<void>(new std::shared_ptr<Connection>(std::move(connection_)));
     mapped_ = {};  // only memory and a descriptor, and both are this process's own
   }
-
-  struct Mapped {
-    std::uint64_t link = 0;
-    std::shared_ptr<MappedPages> pages;  // null: see error
-    Status error;
-  };
 
   // The memory of the daemon that is there now; claimed once for each link, also where that fails.
   Result<Mapped> MappedFor(Connection& connection, Clock::time_point deadline) {

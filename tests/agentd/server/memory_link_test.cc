@@ -2,12 +2,9 @@
 #include "agentd/server/memory_link.h"
 
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
-#include <unistd.h>
 
-#include <cstring>
+#include <chrono>
 #include <random>
 #include <string>
 #include <vector>
@@ -15,6 +12,7 @@
 #include "agentd/server/router_server.h"
 #include "kvshare/client.h"
 #include "protocol/handover.h"
+#include "tests/agentd/server/raw_link.h"
 #include "tests/testing/echo_service.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
@@ -22,54 +20,19 @@
 namespace kvshare::agentd {
 namespace {
 
-using Bytes = std::vector<std::uint8_t>;
+using testing_link::Bytes;
+using testing_link::RawLink;
 
-// A client of the link by hand.
-class RawLink {
+// Tells when it goes, and answers nothing.
+class MutePeer final : public LinkPeer {
  public:
-  explicit RawLink(const std::string& path) : fd_(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    std::memcpy(address.sun_path, path.data(), path.size());
-    connected_ = ::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
-    const timeval timeout{.tv_sec = 20, .tv_usec = 0};
-    ::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
-  }
-  ~RawLink() { ::close(fd_); }
-
-  bool connected() const { return connected_; }
-  void Send(const Bytes& bytes) { (void)::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL); }
-  struct Answer {
-    std::optional<wire::Grant> grant;  // nullopt: the connection ended
-    bool descriptors = false;
-  };
-  Answer Receive() {
-    Bytes bytes(64);
-    std::array<char, 64> control{};
-    iovec data{.iov_base = bytes.data(), .iov_len = bytes.size()};
-    msghdr message{};
-    message.msg_iov = &data;
-    message.msg_iovlen = 1;
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    const ssize_t got = ::recvmsg(fd_, &message, MSG_CMSG_CLOEXEC);
-    if (got <= 0) return {};
-    bytes.resize(static_cast<std::size_t>(got));
-    Answer answer{.grant = wire::DecodeGrant(bytes)};
-    if (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr) {
-      answer.descriptors = true;
-      for (std::size_t i = 0; i < (header->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
-        int fd = -1;
-        std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof fd);
-        ::close(fd);
-      }
-    }
-    return answer;
-  }
+  MutePeer(std::vector<std::string>* gone, std::string name) : gone_(*gone), name_(std::move(name)) {}
+  ~MutePeer() override { gone_.push_back(name_); }
+  bool OnFrame(std::span<const std::uint8_t> bytes, codec::Frame*) override { return bytes.size() > 3; }
 
  private:
-  int fd_ = -1;
-  bool connected_ = false;
+  std::vector<std::string>& gone_;
+  const std::string name_;
 };
 
 class MemoryLinkTest : public ::testing::Test {
@@ -77,12 +40,16 @@ class MemoryLinkTest : public ::testing::Test {
   void SetUp() override {
     const Status shared = service_.ShareMemory(4);
     ASSERT_TRUE(shared.ok()) << shared.message();
-    auto link = MemoryLink::Open(path_, service_.Shared(), [this](const std::string& peer) { gone_.push_back(peer); });
+    auto link = MemoryLink::Open(path_, service_.Shared(),
+                                 [this](const std::string& peer) { return std::make_unique<MutePeer>(&gone_, peer); });
     ASSERT_TRUE(link.ok()) << link.status().message();
     link_ = *std::move(link);
   }
-  // One turn of the thread that owns it; local sockets deliver at once.
-  void Turn() { link_->Handle(); }
+  // What its threads would do; local sockets deliver at once.
+  void Turn() {
+    while (link_->HandleOne(std::chrono::milliseconds(0))) {
+    }
+  }
   RawLink::Answer AnswerTo(const Bytes& datagram) {
     RawLink client(link_->path());
     EXPECT_TRUE(client.connected());
@@ -140,7 +107,7 @@ TEST_F(MemoryLinkTest, AGuessedTicketIsRefused) {
   EXPECT_TRUE(gone_.empty());
   // Another daemon's ticket for a connection of the same name.
   kvshare::testing::TempDir other_dir;
-  const auto other = MemoryLink::Open(other_dir.File("d.sock"), service_.Shared(), [](const std::string&) {});
+  const auto other = MemoryLink::Open(other_dir.File("d.sock"), service_.Shared(), nullptr);
   ASSERT_TRUE(other.ok());
   EXPECT_FALSE(AnswerTo(wire::EncodeClaim((*other)->TicketFor("peer one"))).descriptors);
 }
@@ -168,7 +135,29 @@ TEST_F(MemoryLinkTest, NoDatagramDoesWorseThanARefusal) {
   EXPECT_TRUE(AnswerTo(good).grant->granted) << "and it serves on";
 }
 
-TEST_F(MemoryLinkTest, SayingMoreThanAClaimEndsTheConnection) {
+TEST_F(MemoryLinkTest, ThreadsShowOutWhoeverDoesNotClaim) {
+  link_->Start();
+  RawLink client(link_->path());
+  EXPECT_FALSE(client.Receive().grant.has_value()) << "ended, without a claim, by the clock";
+  EXPECT_EQ(link_->counters().refused, 1);
+  link_->Stop();
+  EXPECT_FALSE(RawLink(link_->path()).connected());
+}
+
+TEST_F(MemoryLinkTest, ADatagramAboveTheLimitEndsTheConnection) {
+  RawLink client(link_->path());
+  client.Send(wire::EncodeClaim(link_->TicketFor("talker")));
+  Turn();
+  ASSERT_TRUE(client.Receive().grant->granted);
+  client.Send(Bytes(wire::kMaxLinkFrameBytes));
+  Turn();
+  EXPECT_TRUE(gone_.empty());
+  client.Send(Bytes(wire::kMaxLinkFrameBytes + 1));
+  Turn();
+  EXPECT_EQ(gone_, std::vector<std::string>{"talker"});
+}
+
+TEST_F(MemoryLinkTest, SayingNoFrameAfterTheClaimEndsTheConnection) {
   RawLink client(link_->path());
   client.Send(wire::EncodeClaim(link_->TicketFor("talker")));
   Turn();
@@ -184,10 +173,9 @@ TEST_F(MemoryLinkTest, WhoeverDoesNotClaimIsShownOut) {
   const RawLink client(link_->path());
   Turn();
   const auto now = MemoryLink::Clock::now();
-  const auto next = link_->CloseIdle(now);
-  EXPECT_NE(next, MemoryLink::Clock::time_point::max());
+  link_->CloseIdle(now);
   EXPECT_EQ(link_->counters().refused, 0);
-  EXPECT_EQ(link_->CloseIdle(next), MemoryLink::Clock::time_point::max());
+  link_->CloseIdle(now + std::chrono::seconds(2));
   EXPECT_EQ(link_->counters().refused, 1);
   EXPECT_TRUE(gone_.empty());
 }

@@ -18,6 +18,7 @@
 #include <thread>
 #include <zmq.hpp>
 
+#include "agentd/server/fault_limiter.h"
 #include "kvshare/client.h"
 #include "libkvshare/codec/codec.h"
 #include "tests/testing/echo_service.h"
@@ -246,6 +247,47 @@ TEST_F(RouterServerTest, AFloodOfRubbishDoesNotStopAnHonestClient) {
   flood.request_stop();
   flood.join();
   EXPECT_GT(server_->counters().malformed_frames, 0);
+}
+
+TEST(FloodBrakeTest, AFewAreReadAtOnceAndManyInTheirTime) {
+  FloodBrake brake;
+  FloodBrake::Clock::time_point now{std::chrono::hours(1)};
+  const auto holds = [&] { return brake.HoldsFor(now).count() > 0; };
+  // Now and then one, for ever.
+  for (int i = 0; i < 100; ++i) {
+    brake.OnMalformed(now);
+    EXPECT_FALSE(holds());
+    now += FloodBrake::kWindow;
+  }
+  // As many as there are: no more than so many in a window.
+  const auto start = now;
+  int read = 0;
+  while (now < start + milliseconds(100)) {
+    if (holds()) {
+      now += brake.HoldsFor(now);
+      EXPECT_FALSE(holds());
+      continue;
+    }
+    brake.OnMalformed(now);
+    ++read;
+    now += std::chrono::microseconds(1);
+  }
+  EXPECT_LE(read, (100 / FloodBrake::kWindow.count() + 1) * FloodBrake::kFramesMax);
+  EXPECT_GE(read, 100 / FloodBrake::kWindow.count() * FloodBrake::kFramesMax - FloodBrake::kFramesMax);
+}
+
+TEST_F(RouterServerTest, AFloodIsReadSlowlyAndWholly) {
+  StartHere();
+  constexpr int kFrames = 500;
+  RawPeer peer(endpoint_);
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < kFrames; ++i) peer.Send(codec::Frame{1, 2, 3});
+  peer.Send(9, codec::Ping{});
+  const auto pong = peer.ReceiveAny();
+  ASSERT_TRUE(pong.has_value());
+  EXPECT_EQ(pong->correlation, 9u);
+  EXPECT_EQ(server_->counters().malformed_frames, kFrames);
+  EXPECT_GE(std::chrono::steady_clock::now() - start, (kFrames / FloodBrake::kFramesMax - 1) * FloodBrake::kWindow);
 }
 
 // ---- clients that do not read, or go ----

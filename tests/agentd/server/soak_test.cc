@@ -2,9 +2,11 @@
 // held, nothing runs, and the pool's invariants stand. KVSHARE_SOAK_REQUESTS sets how many requests (default 1,000).
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
@@ -110,6 +112,15 @@ TEST(SoakTest, NothingIsHeldWhenTheClientsHaveGone) {
   KVS_ASSERT_OK(server);
 
   Tally tally;
+  Stats peak;
+  std::mutex mu;
+  const auto watch = [&] {
+    const Stats now = (*service)->GetStats();
+    const std::lock_guard lock(mu);
+    peak.requests_waiting = std::max(peak.requests_waiting, now.requests_waiting);
+    peak.requests_running = std::max(peak.requests_running, now.requests_running);
+    peak.client_leases = std::max(peak.client_leases, now.client_leases);
+  };
   std::atomic<int> budget = Requests();
   std::vector<std::thread> clients;
   for (int c = 0; c < kClients; ++c) {
@@ -121,12 +132,15 @@ TEST(SoakTest, NothingIsHeldWhenTheClientsHaveGone) {
           ++tally.wrong;
           return;
         }
-        while (budget-- > 0 && OneRequest(**client, rng, tally)) {
-        }
+        while (budget-- > 0 && OneRequest(**client, rng, tally)) watch();
       }
     });
   }
   for (std::thread& client : clients) client.join();
+  // Each client has one request or lease at a time, and may have gone from one that the daemon has not ended yet.
+  EXPECT_LE(peak.requests_running, 64);
+  EXPECT_LE(peak.requests_waiting, 4 * kClients);
+  EXPECT_LE(peak.client_leases, 4 * kClients);
 
   const auto deadline = steady_clock::now() + std::chrono::seconds(30);
   Stats stats = (*service)->GetStats();
@@ -142,8 +156,11 @@ TEST(SoakTest, NothingIsHeldWhenTheClientsHaveGone) {
   EXPECT_EQ(tally.invalid, 0);
   const Status whole = (*service)->CheckIntegrity();
   EXPECT_TRUE(whole.ok()) << whole.message();
-  std::printf("%d done, %d cancelled, %d left in the middle, %d leases\n", tally.done.load(), tally.cancelled.load(),
-              tally.left.load(), tally.leased.load());
+  std::printf(
+      "%d done, %d cancelled, %d left in the middle, %d leases; at most %lld running, %lld waiting, %lld leased\n",
+      tally.done.load(), tally.cancelled.load(), tally.left.load(), tally.leased.load(),
+      static_cast<long long>(peak.requests_running), static_cast<long long>(peak.requests_waiting),
+      static_cast<long long>(peak.client_leases));
   (*server)->DrainAndStop();
 }
 

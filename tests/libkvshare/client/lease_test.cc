@@ -283,6 +283,8 @@ TEST_F(LeaseTest, ANewDaemonsMemoryIsNotMistakenForTheOldOnes) {
   KVS_EXPECT_OK(lease->PageBytes(0));
   // The old lease's number may be another's now: nothing is released in its name.
   EXPECT_EQ(old->Release().code(), StatusCode::kNotFound);
+  // One that came before the new daemon's memory was mapped is on its way back.
+  EXPECT_TRUE(service_.WaitForLeases(1));
   EXPECT_EQ(service_.leases(), 1);
 }
 
