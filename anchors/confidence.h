@@ -30,13 +30,13 @@ class GuardMargin {
     value_ = value_ < kLeast ? kLeast : value_ > kMost ? kMost : value_;
   }
 
-  static constexpr double kDoubtedShare = 0.2;
-  static constexpr double kLeast = 0.3;  // nats: what rounding and position alone do to a margin is well below
-  static constexpr double kMost = 4.0;   // 55 : 1
+  static constexpr double kDoubtedShare = 0.22;
+  static constexpr double kLeast = 0.02;  // nats: a tie, in which either token is as good
+  static constexpr double kMost = 4.0;    // 55 : 1
 
  private:
-  static constexpr double kStep = 0.2;
-  double value_ = 1.0;
+  static constexpr double kStep = 0.1;
+  double value_ = 0.7;
 };
 
 struct AuditLimits {

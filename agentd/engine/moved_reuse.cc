@@ -1,6 +1,7 @@
 #include "agentd/engine/moved_reuse.h"
 
 #include <algorithm>
+#include <map>
 
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/hash.h"
@@ -16,9 +17,9 @@ constexpr std::int64_t kMinChunkTokens = 32;
 // Sessions that may have anchors: each may take as much memory as AnchorOptions says.
 constexpr std::size_t kAnchoredSessions = 4;
 
-// How far one request moves an agent's rate of doubts.
-constexpr double kDoubtStep = 0.1;
-constexpr std::int64_t kTryEvery = 16;
+// How far one request moves the rate of doubts.
+constexpr double kDoubtStep = 0.15;
+constexpr std::int64_t kTryEvery = 8;
 
 // Chunks of one prompt at most: attention pays for every one of them.
 constexpr std::size_t kMaxChunks = 256;
@@ -115,7 +116,7 @@ bool MovedReuse::Pays(const EngineRequest& request, const MovedPrompt& prompt, s
   const auto moved = static_cast<double>(prompt.RowsToCompute());
   const auto all = static_cast<double>(plain);
   if (request.reuse != ReuseMode::kAuto) return moved < all;
-  Doubts& doubts = doubts_[request.agent];
+  Doubts& doubts = DoubtsOf(prompt);
   if (moved + doubts.rate * all < all) return true;
   // Now and then it is tried all the same, so that a rate from a bad moment does not last.
   return moved < all && ++doubts.declined % kTryEvery == 0;
@@ -124,7 +125,7 @@ bool MovedReuse::Pays(const EngineRequest& request, const MovedPrompt& prompt, s
 void MovedReuse::Answered(const EngineRequest& request, const MovedPrompt& prompt, bool doubted) {
   if (request.reuse != ReuseMode::kAuto) return;
   if (prompt.OneThread()) guard_.Answered(doubted);
-  double& rate = doubts_[request.agent].rate;
+  double& rate = DoubtsOf(prompt).rate;
   rate += kDoubtStep * ((doubted ? 1.0 : 0.0) - rate);
 }
 

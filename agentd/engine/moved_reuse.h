@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <list>
-#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -65,7 +64,7 @@ class MovedReuse {
   MovedWork Prepare(const EngineRequest& request, const PrefixMatch& prefix, FoundChunks& found);
 
   // Whether `prompt` can be expected to compute fewer rows than `plain`, which doing without it takes: how often the
-  // guard has had this agent's prompts computed after all is part of it.
+  // guard has had such prompts computed after all is part of it.
   bool Pays(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain);
   // A request has ended that reused chunks, or the guard has just had it computed.
   void Answered(const EngineRequest& request, const MovedPrompt& prompt, bool doubted);
@@ -77,9 +76,10 @@ class MovedReuse {
 
  private:
   struct Doubts {
-    double rate = 0.2;  // of requests that reuse chunks; before any has been seen, what the judge has seen
+    double rate = 0;  // of requests that reuse chunks
     std::int64_t declined = 0;
   };
+  Doubts& DoubtsOf(const MovedPrompt& prompt) { return prompt.OneThread() ? thread_ : elsewhere_; }
 
   std::shared_ptr<anchors::AnchorPool> AnchorsOf(const std::string& session);
 
@@ -89,7 +89,9 @@ class MovedReuse {
   StatsBook* const names_;
   const double blend_recompute_;
   SessionBook book_;
-  std::map<AgentId, Doubts> doubts_;
+  // Before any has been seen, what the judge has seen.
+  Doubts thread_{.rate = 0.2};
+  Doubts elsewhere_{.rate = 0.6};
   anchors::GuardMargin guard_;
   anchors::AuditBook audits_;
   // KVCOMM's, which are made of a session's KV and so are the session's own. Most recently used first.

@@ -44,7 +44,7 @@ struct RepairOptions {
   // kAuto: where the likeliest next token is not ahead by this margin, in nats, the answer is not trusted and the
   // prompt is computed. The first where all chunks are one thread (MovedPrompt::OneThread): anchors::GuardMargin's. The
   // second elsewhere.
-  double min_margin = 1.0;
+  double min_margin = 0.7;
   double min_margin_elsewhere = 3.0;
 };
 
