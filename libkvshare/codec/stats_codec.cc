@@ -47,10 +47,12 @@ Status ReadHistogram(const wire::Histogram* in, Histogram* out) {
   if (in == nullptr) return OkStatus();
   if (in->bounds() != nullptr) {
     KVS_RETURN_IF_ERROR(CheckSize("number of a histogram's bounds", in->bounds()->size(), wire::kMaxBounds));
+    KVS_RETURN_IF_ERROR(CheckAligned("a histogram's bounds", in->bounds()));
     out->bounds.assign(in->bounds()->begin(), in->bounds()->end());
   }
   if (in->counts() != nullptr) {
     KVS_RETURN_IF_ERROR(CheckSize("number of a histogram's counts", in->counts()->size(), wire::kMaxBounds + 1));
+    KVS_RETURN_IF_ERROR(CheckAligned("a histogram's counts", in->counts()));
     out->counts.assign(in->counts()->begin(), in->counts()->end());
   }
   out->sum = in->sum();

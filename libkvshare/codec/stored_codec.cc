@@ -77,6 +77,7 @@ Result<LeaseInfo> ReadLease(const wire::Leased& in) {
   KVS_RETURN_IF_ERROR(CheckLease(lease.tokens, lease.ttl, in.pages() == nullptr ? 0 : in.pages()->size()));
   KVS_RETURN_IF_ERROR(ReadLayout(in.layout(), &lease.layout));
   if (in.pages() == nullptr) return lease;
+  KVS_RETURN_IF_ERROR(CheckAligned("a lease's pages", in.pages()));
   lease.pages.reserve(in.pages()->size());
   for (const wire::LeasePage* page : *in.pages()) {
     lease.pages.push_back({.offset = page->offset(),

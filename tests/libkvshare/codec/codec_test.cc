@@ -178,6 +178,27 @@ TEST(CodecLimitsTest, ReadersRefuseByThemselves) {
   EXPECT_EQ(request.status().code(), StatusCode::kInvalidArgument);
 }
 
+TEST(CodecTest, NumbersOfEightBytesThatAreNotAlignedAreRefused) {
+  // A 4-byte number and what lies behind it passed off as a page: 4 bytes further on with one number more behind it.
+  int refused = 0;
+  for (const std::size_t behind : {8, 9}) {
+    flatbuffers::FlatBufferBuilder builder;
+    static_cast<void>(builder.CreateVector(std::vector<std::uint32_t>(behind)));
+    const auto pages = builder.CreateVector(std::vector<std::uint32_t>{0});
+    const flatbuffers::Offset<flatbuffers::Vector<const wire::LeasePage*>> as_pages(pages.o);
+    const auto body = wire::CreateLeased(builder, 1, 64, 1000, 0, as_pages);
+    builder.Finish(wire::CreateReply(builder, wire::ReplyBody::Leased, body.Union()));
+    Frame frame(wire::kHeaderBytes + builder.GetSize());
+    wire::WriteHeader({.kind = wire::FrameKind::kReply, .body_bytes = builder.GetSize()}, frame.data());
+    std::memcpy(frame.data() + wire::kHeaderBytes, builder.GetBufferPointer(), builder.GetSize());
+    wire::ReceivedFrame received;
+    ASSERT_EQ(received.Load(frame, wire::FrameKind::kReply), wire::FrameFault::kNone);
+    const Status status = DecodeReply(*received.reply()).status();
+    refused += status.message().find("lie where") != std::string::npos;
+  }
+  EXPECT_EQ(refused, 1);
+}
+
 TEST(CodecLimitsTest, LongErrorsAreCutBetweenCharacters) {
   // "a", then two-byte characters: the limit falls within one.
   std::string text = "a";
