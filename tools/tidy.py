@@ -5,7 +5,7 @@ Checks of one file:
   form        clang-format 14 leaves every C++ file as it is (skipped, saying so, where that version is absent)
   words       no FIXME, XXX, HACK; a TODO names its issue
   lines       120 columns; files over 500 lines are mentioned, over 700 refused
-  headers     #pragma once; a .cc file includes its own header first
+  headers     #pragma once (a C header: the guard that standard C knows); a .cc file includes its own header first
   tests       no sleeping: a test waits for an event, never for time
   paths       no absolute path of one machine, no package-registry host
 Checks of the tree:
@@ -41,6 +41,7 @@ REGISTRY_HOSTS = (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", ""), ("cra
                   ("archive", "ubuntu", "com"))
 REGISTRY = re.compile("|".join(re.escape(".".join(host)) for host in REGISTRY_HOSTS))
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+C_GUARD = re.compile(r'^#ifndef (\w+_H_)\n#define \1\n(?=.*^extern "C" \{$)', re.MULTILINE | re.DOTALL)
 CMAKE_SOURCE = re.compile(r"[\w./${}-]+\.(?:cc|fbs)(?![\w.])")
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 DOC_REFERENCE = re.compile(r"\bdocs/[\w./-]+\.md\b")
@@ -66,7 +67,9 @@ def check_lines(path, text):
 
 
 def check_headers(path, text):
-    if path.endswith((".h", ".cuh")) and "#pragma once" not in text:
+    if not path.endswith((".h", ".cuh")) or "#pragma once" in text:
+        return
+    if C_GUARD.search(text) is None:
         yield 1, "no #pragma once"
 
 
@@ -230,6 +233,9 @@ def self_test():
         ({"a/x.h": "#pragma once\n//" + "x" * 119}, "121 columns"),
         ({"a/x.h": "#pragma once\n" + "\n" * 700}, "701 lines"),
         ({"a/x.h": "int x;\n"}, "#pragma once"),
+        ({"a/x.h": "#ifndef X_H_\n#define X_H_\nint x;\n#endif\n"}, "#pragma once"),
+        ({"a/x.h": "#ifndef X_H_\n#define Y_H_\n#ifdef __cplusplus\nextern \"C\" {\n"}, "#pragma once"),
+        ({"a/x.h": "#ifndef X_H_\n#define X_H_\n#ifdef __cplusplus\nextern \"C\" {\n"}, None),
         ({"a/x.cc": '#include <vector>\n#include "a/x.h"\n'}, "first include"),
         ({"tests/a/x_test.cc": "std::this_thread::sleep_for(1s);\n"}, "sleep_for"),
         ({"a/x.h": '#pragma once\n// "/' + 'work/model"\n'}, "/" + "work/"),
