@@ -202,7 +202,7 @@ class Conversations {
 };
 
 TEST(ContinuationPolicyTest, AConversationThatWentOnOutlivesOlderAndNewerOnesThatDidNot) {
-  const auto policy = New("default", 40);
+  const auto policy = New("default", 4000);
   Conversations conversations(*policy);
   conversations.Request({0, 1, 2}, 0);  // never continued
   conversations.Request({10, 11}, 0);
@@ -219,7 +219,7 @@ TEST(ContinuationPolicyTest, AConversationThatWentOnOutlivesOlderAndNewerOnesTha
 }
 
 TEST(ContinuationPolicyTest, ABlockThatOnlyTheSamePromptCanUseGoesFirst) {
-  const auto policy = New("default", 40);
+  const auto policy = New("default", 4000);
   Conversations conversations(*policy);
   conversations.Request({0, 1, 2}, 0);
   const BlockId open = 5;
@@ -230,7 +230,7 @@ TEST(ContinuationPolicyTest, ABlockThatOnlyTheSamePromptCanUseGoesFirst) {
 }
 
 TEST(ContinuationPolicyTest, AConversationThatComesBackIsStillOne) {
-  const auto policy = New("default", 40);
+  const auto policy = New("default", 4000);
   Conversations conversations(*policy);
   conversations.Request({0, 1, 2}, 0);
   for (const BlockId block : {2u, 1u, 0u}) policy->OnRemove(block, true);
