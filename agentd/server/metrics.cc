@@ -10,9 +10,12 @@
 namespace kvshare::agentd {
 namespace {
 
-constexpr std::array<std::string_view, 11> kMissReasons = {
-    "last_token",    "never_stored", "messages_changed",           "evicted",      "disabled",       "pool_full",
-    "model_changed", "cold_evicted", "load_slower_than_recompute", "cold_damaged", "cold_unreadable"};
+// clang-format off
+constexpr std::string_view kMissReasons[] = {
+    "last_token", "never_stored", "messages_changed", "evicted", "disabled", "pool_full", "model_changed",  // exact
+    "cold_evicted", "load_slower_than_recompute", "cold_damaged", "cold_unreadable",                        // cold tier
+    "partial_page", "repaired", "move_slower_than_recompute", "quality_guard", "no_anchor"};                // moved
+// clang-format on
 
 // Of a daemon that has none yet: as the engine has them, so that a series does not change when the model is loaded.
 const std::vector<double> kRequestSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
