@@ -111,8 +111,9 @@ bool Engine::TryAdmit(std::size_t i, std::span<const Prospect> prospects, Stored
     plan = planner_.Plan(waiting.prompt, waiting.reuse, std::move(plan.stored), tail);
     kv = pool_->Acquire(plan.stored.host, waiting.tokens_to_hold());
   }
-  if (!kv.ok() && healer_.Yield())
+  if (!kv.ok() && (healer_.Yield() || moved_.Yield())) {
     return TryAdmit(i, prospects, planner_.FindReusable(waiting.prompt, waiting.reuse), row_budget);
+  }
   if (!kv.ok()) {
     // An idle pool holds one full context beside what leases and pins may hold: NewService saw to it.
     KVS_CHECK(!running_.empty() || !promotions_.empty());

@@ -90,8 +90,9 @@ void Engine::Complete(Sequence& sequence, FinishReason reason, TokenChunk last_c
 
   // All is stored and counted before the caller can know: its next call finds both.
   stats_->Completed(request.agent, reply);
-  if (sequence.moved.prompt != nullptr) HealLater(sequence);
+  const bool approximate = sequence.moved.prompt != nullptr;
   EndSequence(sequence);
+  if (approximate) HealLater(sequence);
   PublishLoad();
   if (!last_chunk.ids.empty() || !last_chunk.text.empty()) request.sink->OnChunk(std::move(last_chunk));
   request.sink->OnDone(std::move(reply));
@@ -139,12 +140,10 @@ void Engine::EndSequence(Sequence& sequence) {
     return;
   }
   if (sequence.moved.prompt != nullptr) {
-    if (sequence.generated() > 0) moved_.Answered(sequence.request, *sequence.moved.prompt, /*doubted=*/false);
+    if (sequence.generated() > 0) KeepMoved(sequence);
     sequence.moved = {};
-    sequence.kv = KvHandle();
-    return;
   }
-  if (sequence.request.reuse == ReuseMode::kOff) {
+  if (sequence.request.reuse == ReuseMode::kOff || sequence.computed == 0) {
     sequence.kv = KvHandle();
     return;
   }
@@ -168,7 +167,7 @@ void Engine::PublishLoad() {
   load.pool.capacity_bytes = usage.total * page_bytes;
   load.pool.pages = usage.total - usage.free;
   load.pool.used_bytes = load.pool.pages * page_bytes;
-  load.pool.leases = std::max<std::int64_t>(0, usage.pinned - healer_.pages());
+  load.pool.leases = std::max<std::int64_t>(0, usage.pinned - healer_.pages() - moved_.kept_pages());
   load.pool.evictions = usage.evictions;
   load.pinned_bytes = usage.retained * page_bytes;
   load.client_leases = leases_.leases();

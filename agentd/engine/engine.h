@@ -112,8 +112,10 @@ class Engine {
   bool TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, MovedPlan& moved, std::int64_t* row_budget);
   void ComputeMoved();
   Status Recompute(Sequence& sequence, float* logits);
+  Status ComputeExactly(Sequence& sequence, float* logits);
   void BecomeExact(Sequence& sequence);
   void Record(const Sequence& sequence);
+  void KeepMoved(Sequence& sequence);
   void HealLater(const Sequence& sequence);
   Healer::Events HealerEvents();
 

@@ -26,6 +26,7 @@ struct HealJob {
   AgentId agent = 0;
   std::shared_ptr<const std::string> session;
   std::vector<float> logits;  // that the answer's first token was chosen by; empty: not audited
+  std::uint64_t kept = 0;     // MovedReuse::Keep's name for what the answer stood on
 };
 
 // The engine's thread. It holds pages only while it is at a job, and gives them back on demand.

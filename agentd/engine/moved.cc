@@ -29,7 +29,7 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   MovedPlan moved;
   if (request.reuse == ReuseMode::kOff || request.reuse == ReuseMode::kExact) return moved;
   if (request.session == nullptr || request.max_tokens == 0 || !stored.cold.pages.empty()) return moved;
-  FoundChunks found = moved_.Find(*request.session, request.prompt, stored.tokens(), NewTokens(request));
+  FoundChunks found = moved_.Find(request, stored.tokens(), NewTokens(request));
   if (found.chunks.empty()) return moved;
   ReusePlan& plan = moved.plan.emplace(planner_.Plan(request.prompt, request.reuse, stored));
   plan.repair = request.reuse;
@@ -50,20 +50,14 @@ bool Engine::TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, M
   MovedPrompt& prompt = *moved.work.prompt;
   const EngineRequest& waiting = waiting_.at(i);
   const std::int64_t new_tokens = NewTokens(waiting);
-  // The prefix's last page, where it is a part of one, is read where it lies.
-  PrefixMatch& prefix = moved.plan->stored.host;
-  if (prefix.tail != kNoPage) {
-    Result<KvHandle> tail = pool_->Lease(prefix);
-    if (!tail.ok()) return false;
-    moved.work.leases.push_back(std::move(*tail));
-    prefix.DropTail();
-  }
-  const std::int64_t hold = prefix.full_tokens() + prompt.PagesNeeded(new_tokens) * kPageTokens;
-  Result<KvHandle> kv = pool_->Acquire(prefix, hold);
+  const PrefixMatch& prefix = moved.plan->stored.host;
+  Result<KvHandle> kv = pool_->Acquire(prefix, prefix.full_tokens() + prompt.PagesNeeded(new_tokens) * kPageTokens);
   if (!kv.ok()) return false;
-  pool_->Extend(*kv, hold);
+  pool_->Extend(*kv, prefix.full_tokens() + prompt.PagesToBegin(new_tokens) * kPageTokens);
+  arena_->ExpectUse(pool_->high_water());
   const auto own = kv->pages().subspan(prefix.pages.size());
   prompt.GivePages({own.begin(), own.end()}, new_tokens);
+  pool_->ReleaseTail(*kv);  // copied
   *row_budget = std::max<std::int64_t>(0, *row_budget - prompt.RowsToCompute());
   Sequence* sequence = Admit(i, prospects, *std::move(moved.plan), std::move(*kv));
   sequence->moved = std::move(moved.work);
@@ -82,7 +76,7 @@ void Engine::ComputeMoved() {
     Status status = prompt.Prefill(logits_.data());
     const auto row = std::span(logits_).first(static_cast<std::size_t>(model_->config().vocab_size));
     // Whatever was wrong with reusing, computing may still work.
-    if (!status.ok() || prompt.Doubtful(row)) status = prompt.Recompute(logits_.data());
+    if (!status.ok() || prompt.Doubtful(row)) status = ComputeExactly(sequence, logits_.data());
     if (!status.ok()) {
       Fail(sequence, status.WithContext("computing the prompt"));
       continue;
@@ -104,11 +98,20 @@ void Engine::ComputeMoved() {
 // The guard does not trust an answer's next token: all up to it is computed, and the sequence goes on as an exact one.
 Status Engine::Recompute(Sequence& sequence, float* logits) {
   KVS_CHECK(sequence.moved.prompt->tokens() == sequence.computed);
-  const Status status = sequence.moved.prompt->Recompute(logits);
+  const Status status = ComputeExactly(sequence, logits);
   if (!status.ok()) return status;
   BecomeExact(sequence);
   RememberPlan(sequence);
   return status;
+}
+
+// With the pages that were promised for it.
+Status Engine::ComputeExactly(Sequence& sequence, float* logits) {
+  const std::size_t given = sequence.kv.pages().size();
+  pool_->Extend(sequence.kv, sequence.request.tokens_to_hold());
+  arena_->ExpectUse(pool_->high_water());
+  sequence.moved.prompt->GiveMorePages(sequence.kv.pages().subspan(given));
+  return sequence.moved.prompt->Recompute(logits);
 }
 
 void Engine::BecomeExact(Sequence& sequence) {
@@ -119,20 +122,22 @@ void Engine::BecomeExact(Sequence& sequence) {
     moved_.Answered(sequence.request, *sequence.moved.prompt, /*doubted=*/true);
   }
   MarkDeclined(why, &sequence.plan);
-  // What was read of another's last page was computed too.
-  std::int64_t prefix = 0;
-  for (const PlanSpan& span : sequence.plan.spans) prefix += span.fate == Fate::kExact ? span.length : 0;
-  const std::int64_t full = sequence.plan.stored.host.full_tokens();
-  if (prefix > full) {
-    Mark({.fate = Fate::kDeclined, .start = full, .length = prefix - full, .miss = MissKind::kPartialPage},
-         &sequence.plan);
-  }
   sequence.moved = {};
   Publish(sequence);
   Record(sequence);
 }
 
-// An approximate answer is given: what it stands on is computed exactly when there is time.
+// An approximate answer is given: what it stands on stays for the session's next; what of it is exact, its lead, is
+// left to be stored like any other.
+void Engine::KeepMoved(Sequence& sequence) {
+  const MovedPrompt& prompt = *sequence.moved.prompt;
+  const auto done = std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed));
+  moved_.Answered(sequence.request, prompt, /*doubted=*/false);
+  sequence.kept = moved_.Keep(sequence.request, done, prompt, sequence.kv);
+  sequence.computed = prompt.lead_tokens();
+}
+
+// And what it stands on is computed exactly when there is time.
 void Engine::HealLater(const Sequence& sequence) {
   HealJob job;
   job.tokens = sequence.tokens;
@@ -140,6 +145,7 @@ void Engine::HealLater(const Sequence& sequence) {
   job.agent = sequence.request.agent;
   job.session = sequence.request.session;
   job.logits = sequence.first_logits;
+  job.kept = sequence.kept;
   healer_.Add(std::move(job));
 }
 
@@ -148,7 +154,10 @@ Healer::Events Engine::HealerEvents() {
   events.on_stored = [this](const KvHandle& kv, std::size_t begin, std::size_t end, const HealJob& job) {
     for (std::size_t page = begin; page < end; ++page) demoter_.Computed(kv.pages()[page], job.session);
   };
-  events.on_healed = [this](const HealJob& job) { moved_.Record(*job.session, job.tokens, job.agent); };
+  events.on_healed = [this](const HealJob& job) {
+    moved_.Healed(*job.session, job.tokens, job.agent, job.kept);
+    PublishLoad();
+  };
   events.on_audit = [this](const HealJob& job, double kl) { moved_.Audited(anchors::Margin(job.logits), kl); };
   return events;
 }
@@ -157,7 +166,8 @@ Healer::Events Engine::HealerEvents() {
 void Engine::Record(const Sequence& sequence) {
   if (sequence.request.session == nullptr || sequence.request.reuse == ReuseMode::kOff) return;
   moved_.Record(*sequence.request.session,
-                std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.request.agent);
+                std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.request.agent,
+                sequence.kept);
 }
 
 }  // namespace kvshare::agentd

@@ -24,18 +24,39 @@ constexpr std::int64_t kTryEvery = 8;
 // Chunks of one prompt at most: attention pays for every one of them.
 constexpr std::size_t kMaxChunks = 256;
 
+// Approximate requests that one may stand on, one upon the other.
+constexpr int kMaxDepth = 4;
+// What is kept of them takes one page of so many.
+constexpr PageIndex kKeptShare = 4;
+
+// Pages that are kept until nobody needs them.
+struct KeptPages {
+  KeptPages(KvHandle handle, std::int64_t* total) : kv(std::move(handle)), count(total) {
+    *count += static_cast<std::int64_t>(kv.pages().size());
+  }
+  ~KeptPages() { *count -= static_cast<std::int64_t>(kv.pages().size()); }
+  KeptPages(const KeptPages&) = delete;
+  KeptPages& operator=(const KeptPages&) = delete;
+
+  KvHandle kv;
+  std::int64_t* count;
+};
+
 }  // namespace
 
-FoundChunks MovedReuse::Find(const std::string& session, std::span<const TokenId> prompt, std::int64_t from,
-                             std::int64_t new_tokens) const {
+FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens) const {
   FoundChunks found;
+  const std::string& session = *request.session;
+  const std::span<const TokenId> prompt = request.prompt;
   const auto last = static_cast<std::int64_t>(prompt.size()) - 1;
   const std::int64_t window = model_->config().max_positions;
   if (last - from < kMinChunkTokens + 2 * kEdgeTokens) return found;
-  const auto recurrences = book_.Find(session, prompt, from, last, kMinChunkTokens + 2 * kEdgeTokens);
-  // Each run is looked up and leased once, as far as any of its chunks reaches.
+  const auto recurrences = book_.Find(session, prompt, from, last, kMinChunkTokens + 2 * kEdgeTokens, request.reuse);
+  // Each run that is stored under its key is looked up and leased once, as far as any of its chunks reaches.
   std::map<std::uint64_t, std::int64_t> reach;
-  for (const Recurrence& r : recurrences) reach[r.run] = std::max(reach[r.run], r.base + r.length);
+  for (const Recurrence& r : recurrences) {
+    if (book_.kept(session, r.run) == nullptr) reach[r.run] = std::max(reach[r.run], r.base + r.length);
+  }
   struct Stored {
     std::vector<PageIndex> pages;
     std::int64_t tokens = 0;
@@ -52,22 +73,34 @@ FoundChunks MovedReuse::Find(const std::string& session, std::span<const TokenId
     found.leases.push_back(std::move(*lease));
   }
   for (const Recurrence& r : recurrences) {
-    const auto run = stored.find(r.run);
-    if (run == stored.end() || found.chunks.size() == kMaxChunks) continue;
+    if (found.chunks.size() == kMaxChunks) break;
     FoundChunk out;
     MovedChunk& chunk = out.chunk;
     chunk.start = r.start + kEdgeTokens;
-    chunk.base = r.base + kEdgeTokens;
-    chunk.run = r.run;
-    // What of the run is still in memory.
-    chunk.length = std::min(r.length - 2 * kEdgeTokens, run->second.tokens - chunk.base);
+    chunk.length = r.length - 2 * kEdgeTokens;
+    chunk.run = book_.prompt(session, r.run);
+    std::int64_t row = r.base + kEdgeTokens;  // in the run's pages
+    const std::vector<PageIndex>* pages = nullptr;
+    const KeptKv* kept = book_.kept(session, r.run);
+    if (kept != nullptr) {
+      chunk.base = kept->position + row;
+      chunk.sees = kept->sees;
+      chunk.depth = kept->depth;
+      row += kept->first;
+      pages = &kept->pages;
+    } else if (const auto run = stored.find(r.run); run != stored.end()) {
+      chunk.base = row;
+      chunk.length = std::min(chunk.length, run->second.tokens - row);  // what of the run is still in memory
+      pages = &run->second.pages;
+    }
     // Rows that see the chunk are rotated back by its shift: all of those positions must exist.
     const std::int64_t shift = chunk.start - chunk.base;
-    if (chunk.length < kMinChunkTokens || last + new_tokens - shift >= window) continue;
-    const std::int64_t first_page = chunk.base / kPageTokens;
-    const std::int64_t end_page = (chunk.base + chunk.length + kPageTokens - 1) / kPageTokens;
-    chunk.pages.assign(run->second.pages.begin() + first_page, run->second.pages.begin() + end_page);
-    chunk.first = static_cast<int>(chunk.base % kPageTokens);
+    if (pages == nullptr || chunk.length < kMinChunkTokens || last + new_tokens - shift >= window) continue;
+    const std::int64_t first_page = row / kPageTokens;
+    const std::int64_t end_page = (row + chunk.length + kPageTokens - 1) / kPageTokens;
+    chunk.pages.assign(pages->begin() + first_page, pages->begin() + end_page);
+    chunk.first = static_cast<int>(row % kPageTokens);
+    if (kept != nullptr) found.kept.push_back(kept->lease);
     out.source = book_.source(session, r.run);
     chunk.placeholder = "slot" + std::to_string(found.chunks.size()) + "/" + names_->AgentName(out.source);
     const auto tokens = prompt.subspan(static_cast<std::size_t>(chunk.start), static_cast<std::size_t>(chunk.length));
@@ -75,6 +108,56 @@ FoundChunks MovedReuse::Find(const std::string& session, std::span<const TokenId
     found.chunks.push_back(std::move(out));
   }
   return found;
+}
+
+std::uint64_t MovedReuse::Keep(const EngineRequest& request, std::span<const TokenId> tokens, const MovedPrompt& prompt,
+                               KvHandle& kv) {
+  const std::uint64_t name = book_.NewPrompt();
+  KeptKv kept{.mode = request.reuse};
+  for (const MovedChunk& chunk : prompt.chunks()) {
+    kept.depth = std::max(kept.depth, chunk.depth + 1);
+    if (std::find(kept.sees.begin(), kept.sees.end(), chunk.run) == kept.sees.end()) kept.sees.push_back(chunk.run);
+  }
+  const std::int64_t lead = prompt.lead_tokens();
+  const std::vector<MovedPrompt::FreshRows> fresh = prompt.fresh();
+  std::int64_t rows = 0;
+  for (const MovedPrompt::FreshRows& run : fresh) rows += run.length;
+  const auto begin = static_cast<std::size_t>((lead + kPageTokens - 1) / kPageTokens);
+  KvHandle pages = pool_->Split(kv, begin, begin + static_cast<std::size_t>((rows + kPageTokens - 1) / kPageTokens));
+  if (kept.depth > kMaxDepth) return name;
+  kept.lease = std::make_shared<KeptPages>(std::move(pages), &kept_pages_);
+  for (const MovedPrompt::FreshRows& run : fresh) {
+    // A row whose step failed has a place and no KV.
+    const std::int64_t length = std::min(run.length, static_cast<std::int64_t>(tokens.size()) - run.start);
+    if (length < kMinChunkTokens + 2 * kEdgeTokens) continue;
+    kept.position = run.start;
+    kept.pages = run.pages;
+    kept.first = run.first;
+    const auto part = tokens.subspan(static_cast<std::size_t>(run.start), static_cast<std::size_t>(length));
+    book_.RecordKept(*request.session, part, request.agent, name, kept);
+  }
+  kept.lease.reset();
+  kept_.emplace_back(*request.session, name);
+  while (kept_pages_ > static_cast<std::int64_t>(pool_->usage().total / kKeptShare) && Yield()) {
+  }
+  return name;
+}
+
+void MovedReuse::Healed(const std::string& session, std::span<const TokenId> tokens, AgentId source,
+                        std::uint64_t kept) {
+  book_.ForgetKept(session, kept);
+  book_.Record(session, tokens, source, kept);
+}
+
+bool MovedReuse::Yield() {
+  while (!kept_.empty()) {
+    const std::int64_t before = kept_pages_;
+    const auto [session, prompt] = kept_.front();
+    kept_.pop_front();
+    book_.ForgetKept(session, prompt);
+    if (kept_pages_ < before) return true;
+  }
+  return false;
 }
 
 std::shared_ptr<anchors::AnchorPool> MovedReuse::AnchorsOf(const std::string& session) {
@@ -105,6 +188,7 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   exact.tokens = prefix.tokens();
   MovedWork work;
   work.leases = std::move(found.leases);
+  work.kept = std::move(found.kept);
   if (prefix.tail != kNoPage) exact.pages.push_back(prefix.tail);
   if (request.reuse == ReuseMode::kKvcomm) work.anchors = AnchorsOf(*request.session);
   work.prompt = std::make_unique<MovedPrompt>(model_, pages_, request.prompt, std::move(exact), std::move(chunks),
@@ -131,6 +215,7 @@ void MovedReuse::Answered(const EngineRequest& request, const MovedPrompt& promp
 
 void MovedReuse::Clear() {
   book_.Clear();
+  kept_.clear();
   anchors_.clear();
 }
 

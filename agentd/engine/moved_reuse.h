@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <list>
 #include <memory>
 #include <span>
@@ -30,12 +31,15 @@ struct FoundChunk {
 
 struct FoundChunks {
   std::vector<FoundChunk> chunks;  // ascending, disjoint
-  std::vector<KvHandle> leases;    // while they live, the chunks' pages stay as they are
+  // While these live, the chunks' pages stay as they are.
+  std::vector<KvHandle> leases;
+  std::vector<std::shared_ptr<const void>> kept;
 };
 
 // A prompt computed over found chunks, and all it needs to stay as it is while it runs.
 struct MovedWork {
   std::vector<KvHandle> leases;
+  std::vector<std::shared_ptr<const void>> kept;
   std::shared_ptr<anchors::AnchorPool> anchors;
   std::unique_ptr<MovedPrompt> prompt;  // null: nothing is moved
 };
@@ -49,15 +53,27 @@ class MovedReuse {
              double blend_recompute)
       : model_(model), pool_(pool), pages_(pages), names_(names), blend_recompute_(blend_recompute) {}
 
-  // These tokens stood from position 0 in a prompt of `session`, and their KV is in the pool, exact.
-  void Record(const std::string& session, std::span<const TokenId> tokens, AgentId source) {
-    book_.Record(session, tokens, source);
+  // These tokens stood from position 0 in a prompt of `session`, and their KV is in the pool, exact. `kept`: Keep's
+  // name for the request that they are of, if it had one.
+  void Record(const std::string& session, std::span<const TokenId> tokens, AgentId source, std::uint64_t kept) {
+    book_.Record(session, tokens, source, kept);
   }
 
-  // What of prompt[from, n - 1) can be taken from elsewhere; `new_tokens` may follow the prompt. Empty when the session
-  // has seen nothing of it.
-  FoundChunks Find(const std::string& session, std::span<const TokenId> prompt, std::int64_t from,
-                   std::int64_t new_tokens) const;
+  // An approximate request has ended, whose pages are `kv` and whose tokens with KV are `tokens`. What it computed
+  // after its lead is kept for later requests of the session and mode; the lead's pages alone stay in `kv`. Returns the
+  // name for Record and Healed.
+  std::uint64_t Keep(const EngineRequest& request, std::span<const TokenId> tokens, const MovedPrompt& prompt,
+                     KvHandle& kv);
+  // All of it is in the pool now, exact: what Keep kept is not needed any more.
+  void Healed(const std::string& session, std::span<const TokenId> tokens, AgentId source, std::uint64_t kept);
+  // Gives the pages back that were kept longest. False when none are.
+  bool Yield();
+  // Pages that Keep keeps at the moment.
+  std::int64_t kept_pages() const { return kept_pages_; }
+
+  // What of the request's prompt[from, n - 1) can be taken from elsewhere; `new_tokens` may follow the prompt. Empty
+  // when its session has seen nothing of it.
+  FoundChunks Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens) const;
 
   // The computation of the request's prompt after `prefix`, over `found`, whose leases it takes; pages of its own are
   // still to be given. Requires a session and at least one chunk.
@@ -88,6 +104,8 @@ class MovedReuse {
   const kernels::KvPages pages_;
   StatsBook* const names_;
   const double blend_recompute_;
+  std::int64_t kept_pages_ = 0;
+  std::deque<std::pair<std::string, std::uint64_t>> kept_;  // sessions and prompts, oldest first; some are gone
   SessionBook book_;
   // Before any has been seen, what the judge has seen.
   Doubts thread_{.rate = 0.2};

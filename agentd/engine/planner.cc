@@ -92,7 +92,6 @@ std::string_view MissKindName(MissKind kind) {
     case MissKind::kColdEvicted: return "cold_evicted";
     case MissKind::kColdDamaged: return "cold_damaged";
     case MissKind::kColdUnreadable: return "cold_unreadable";
-    case MissKind::kPartialPage: return "partial_page";
     case MissKind::kMoveSlower: return "move_slower_than_recompute";
     case MissKind::kQualityGuard: return "quality_guard";
     case MissKind::kNoAnchor: return "no_anchor";

@@ -26,7 +26,6 @@ enum class MissKind {
   kColdEvicted,
   kColdDamaged,
   kColdUnreadable,
-  kPartialPage,
   kMoveSlower,
   kQualityGuard,
   kNoAnchor

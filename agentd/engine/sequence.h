@@ -19,14 +19,14 @@ namespace kvshare::agentd {
 // While the prompt is computed, tokens is the prompt. Afterwards exactly one token, the last one generated, has no KV
 // yet. While it loads, nothing of it is computed.
 //
-// While `moved.prompt` is there, KV before `computed` stands in many places and is approximate: nothing of it is
-// stored.
+// While `moved.prompt` is there, KV before `computed` stands in many places and is approximate but for its lead.
 struct Sequence {
   EngineRequest request;
   ReusePlan plan;
   KvHandle kv;
   MovedWork moved;
   std::vector<float> first_logits;  // of an approximate answer of mode auto, for its audit
+  std::uint64_t kept = 0;           // of an approximate answer that has ended: MovedReuse::Keep's name
   std::vector<TokenId> tokens;      // prompt, then what was generated
   std::int64_t computed = 0;
   std::int64_t prompt_tokens = 0;

@@ -107,6 +107,21 @@ void KvPool::Extend(KvHandle& handle, std::int64_t tokens) {
   }
 }
 
+KvHandle KvPool::Split(KvHandle& handle, std::size_t begin, std::size_t end) {
+  KvHandle::State& state = *handle.state_;
+  KVS_CHECK(state.indexed <= begin && begin <= end && end <= state.pages.size());
+  KvHandle split;
+  split.state_ = std::make_unique<KvHandle::State>();
+  split.state_->pool = this;
+  split.state_->pages.assign(state.pages.begin() + static_cast<std::ptrdiff_t>(begin),
+                             state.pages.begin() + static_cast<std::ptrdiff_t>(end));
+  handles_.insert(split.state_.get());
+  for (std::size_t i = end; i < state.pages.size(); ++i) Unpin(state.pages[i]);
+  state.pages.resize(begin);
+  reserved_ -= std::exchange(state.reserved, 0);
+  return split;
+}
+
 void KvPool::Publish(KvHandle& handle, std::span<const TokenId> tokens, std::uint32_t source) {
   KvHandle::State& state = *handle.state_;
   const std::size_t full = tokens.size() / kPageTokens;

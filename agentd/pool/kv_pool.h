@@ -145,6 +145,10 @@ class KvPool {
   // Acquire was told.
   void Extend(KvHandle& handle, std::int64_t tokens);
 
+  // Pages [begin, end) of the page table, none of which is in the index, become a handle of their own that was promised
+  // nothing. `handle` keeps the pages before, loses those after, and what it was promised.
+  KvHandle Split(KvHandle& handle, std::size_t begin, std::size_t end);
+
   // Stores the full pages of `tokens`, the sequence so far; their KV must be complete. The sequence goes on.
   //
   //   pages:  0 ..... indexed ........................ tokens.size() / 64 ...... pages.size()

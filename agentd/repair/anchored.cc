@@ -102,7 +102,9 @@ Status MovedPrompt::PrefillWithAnchors(float* logits) {
   }
   counts_.moved = MovedTokens();  // corrected, none computed
   counts_.recomputed = 0;
-  return Compute(fresh_.positions, nullptr, -1, logits, nullptr);
+  std::vector<std::int64_t> rows = RowsOfTheLead();
+  rows.insert(rows.end(), fresh_.positions.begin(), fresh_.positions.end());
+  return Compute(rows, nullptr, -1, logits, nullptr);
 }
 
 }  // namespace kvshare::agentd

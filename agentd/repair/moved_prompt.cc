@@ -98,7 +98,10 @@ bool MovedPrompt::OneThread() const {
     const MovedChunk& before = chunks_[c - 1];
     const std::int64_t gap = chunk.start - before.start - before.length;
     const std::int64_t base_gap = chunk.base - before.base - before.length;
-    if (chunk.run != before.run || gap > kThreadGap || base_gap < 0 || base_gap > kThreadGap) return false;
+    const bool same = chunk.run == before.run;
+    if (!same && std::find(chunk.sees.begin(), chunk.sees.end(), before.run) == chunk.sees.end()) return false;
+    // Positions in another prompt of the thread differ by its first words.
+    if (gap > kThreadGap || base_gap < (same ? 0 : -kThreadShift) || base_gap > kThreadGap) return false;
   }
   return true;
 }
@@ -130,26 +133,49 @@ std::int64_t MovedPrompt::RowsToCompute() const {
 }
 
 std::int64_t MovedPrompt::PagesNeeded(std::int64_t new_tokens) const {
-  const std::int64_t all = prompt_tokens_ + new_tokens;
-  const std::int64_t moved = PagesFor(all - prefix_.tokens - MovedTokens()) + PagesFor(SelectedAtMost());
-  // All of it may have to be computed after all.
-  return std::max(moved, PagesFor(all - prefix_.full_tokens()));
+  return std::max(PagesToBegin(new_tokens), PagesFor(prompt_tokens_ + new_tokens - prefix_.full_tokens()));
+}
+
+std::int64_t MovedPrompt::PagesToBegin(std::int64_t new_tokens) const {
+  const std::int64_t lead = PagesFor(lead_tokens() - prefix_.full_tokens());
+  const std::int64_t fresh = prompt_tokens_ - lead_tokens() - MovedTokens();
+  const std::int64_t moved = lead + PagesFor(fresh + new_tokens) + PagesFor(SelectedAtMost());
+  // These may find in Prefill that all has to be computed.
+  const bool may_be_plain = chunks_.empty() || Ratio() >= 1 || options_.mode == ReuseMode::kKvcomm;
+  return may_be_plain ? std::max(moved, PagesFor(prompt_tokens_ + new_tokens - prefix_.full_tokens())) : moved;
 }
 
 void MovedPrompt::GivePages(std::vector<PageIndex> private_pages, std::int64_t new_tokens) {
-  KVS_CHECK(private_pages_.empty() && static_cast<std::int64_t>(private_pages.size()) >= PagesNeeded(new_tokens));
-  private_pages_ = std::move(private_pages);
+  KVS_CHECK(plain_pages_.empty() && static_cast<std::int64_t>(private_pages.size()) >= PagesToBegin(new_tokens));
+  const std::int64_t full = prefix_.full_tokens() / kPageTokens;
+  plain_pages_.assign(prefix_.pages.begin(), prefix_.pages.begin() + full);
+  plain_pages_.insert(plain_pages_.end(), private_pages.begin(), private_pages.end());
+  const auto lead_end = plain_pages_.begin() + PagesFor(lead_tokens());
+  lead_pages_.assign(plain_pages_.begin(), lead_end);
+  if (const auto rows = static_cast<int>(prefix_.tokens % kPageTokens); rows > 0) {
+    const auto page = static_cast<std::size_t>(full);
+    model_->backend().CopyPageRows(pages_, prefix_.pages[page], plain_pages_[page], rows);
+  }
+  if (chunks_.empty()) return;
   fresh_.positions = FreshPositions();
-  const std::int64_t fresh_pages = PagesFor(static_cast<std::int64_t>(fresh_.positions.size()) + new_tokens);
-  fresh_.pages.assign(private_pages_.begin(), private_pages_.begin() + fresh_pages);
-  selected_.pages.assign(private_pages_.begin() + fresh_pages, private_pages_.end());
-  plain_pages_.assign(prefix_.pages.begin(), prefix_.pages.begin() + prefix_.full_tokens() / kPageTokens);
-  plain_pages_.insert(plain_pages_.end(), private_pages_.begin(), private_pages_.end());
+  const auto fresh_end = lead_end + PagesFor(static_cast<std::int64_t>(fresh_.positions.size()) + new_tokens);
+  fresh_.pages.assign(lead_end, fresh_end);
+  selected_.pages.assign(fresh_end, plain_pages_.end());
+}
+
+void MovedPrompt::GiveMorePages(std::span<const PageIndex> private_pages) {
+  plain_pages_.insert(plain_pages_.end(), private_pages.begin(), private_pages.end());
+}
+
+std::vector<std::int64_t> MovedPrompt::RowsOfTheLead() const {
+  std::vector<std::int64_t> positions;
+  for (std::int64_t at = prefix_.tokens; at < lead_tokens(); ++at) positions.push_back(at);
+  return positions;
 }
 
 std::vector<std::int64_t> MovedPrompt::FreshPositions() const {
   std::vector<std::int64_t> positions;
-  std::int64_t at = prefix_.tokens;
+  std::int64_t at = lead_tokens();
   for (const MovedChunk& chunk : chunks_) {
     for (; at < chunk.start; ++at) positions.push_back(at);
     at = chunk.start + chunk.length;
@@ -183,6 +209,9 @@ KvSlot MovedPrompt::SlotOf(std::int64_t position) const {
   if (plain_) {
     return {plain_pages_[static_cast<std::size_t>(position / kPageTokens)], static_cast<int>(position % kPageTokens)};
   }
+  if (position < lead_tokens()) {
+    return {lead_pages_[static_cast<std::size_t>(position / kPageTokens)], static_cast<int>(position % kPageTokens)};
+  }
   if (ChunkOf(position) < 0) return fresh_.Slot(position);
   if (std::binary_search(selected_.positions.begin(), selected_.positions.end(), position)) {
     return selected_.Slot(position);
@@ -204,7 +233,7 @@ void MovedPrompt::AddSegments(std::span<const std::int64_t> positions, std::int6
     add({.pages = std::span(plain_pages_).first(static_cast<std::size_t>(PagesFor(tokens()))), .length = tokens()});
     return;
   }
-  if (prefix_.tokens > 0) add({.pages = prefix_.pages, .length = prefix_.tokens});
+  if (lead_tokens() > 0) add({.pages = lead_pages_, .length = lead_tokens()});
   for (std::size_t c = 0; c < chunks_.size(); ++c) {
     const MovedChunk& chunk = chunks_[c];
     add({.pages = chunk.pages,
@@ -277,6 +306,12 @@ void MovedPrompt::Select(std::vector<std::int64_t> positions) {
 }
 
 Status MovedPrompt::Prefill(float* logits) {
+  KVS_RETURN_IF_ERROR(PrefillByMode(logits));
+  lead_computed_ = true;
+  return OkStatus();
+}
+
+Status MovedPrompt::PrefillByMode(float* logits) {
   counts_.moved = MovedTokens();
   if (chunks_.empty()) return PrefillPlain("never_stored", logits);
   if (Ratio() >= 1 && options_.mode != ReuseMode::kRotate && options_.mode != ReuseMode::kKvcomm) {
@@ -306,7 +341,7 @@ Status MovedPrompt::Prefill(float* logits) {
 
 // Fresh and selected rows, through all layers.
 Status MovedPrompt::PrefillSelected(float* logits) {
-  std::vector<std::int64_t> rows;
+  std::vector<std::int64_t> rows = RowsOfTheLead();
   std::merge(fresh_.positions.begin(), fresh_.positions.end(), selected_.positions.begin(), selected_.positions.end(),
              std::back_inserter(rows));
   Charge(rows, model_->config().num_layers);
@@ -344,7 +379,9 @@ Status MovedPrompt::PrefillAuto(float* logits) {
   if (Ratio() == 0) return PrefillSelected(logits);
   const int layers = model_->config().num_layers;
   Probe probe(this, SuffixBegin(), layers / 2, layers, false);
-  KVS_RETURN_IF_ERROR(Compute(fresh_.positions, &probe, -1, logits, nullptr));
+  std::vector<std::int64_t> rows = RowsOfTheLead();
+  rows.insert(rows.end(), fresh_.positions.begin(), fresh_.positions.end());
+  KVS_RETURN_IF_ERROR(Compute(rows, &probe, -1, logits, nullptr));
   const std::vector<std::int64_t> moved = MovedPositions();
   std::vector<float> score;
   for (const std::int64_t position : moved) score.push_back(probe.mass(position));
@@ -354,7 +391,7 @@ Status MovedPrompt::PrefillAuto(float* logits) {
     selected.push_back(moved[static_cast<std::size_t>(i)]);
   }
   Select(std::move(selected));
-  std::vector<std::int64_t> rows = selected_.positions;
+  rows = selected_.positions;
   Charge(rows, layers);
   for (std::int64_t p = SuffixBegin(); p < prompt_tokens_; ++p) rows.push_back(p);
   return Compute(rows, nullptr, -1, logits, nullptr);
@@ -383,7 +420,7 @@ Status MovedPrompt::Recompute(float* logits) {
   }
   plain_ = true;
   std::vector<std::int64_t> rows;
-  for (std::int64_t p = prefix_.full_tokens(); p < tokens(); ++p) rows.push_back(p);
+  for (std::int64_t p = lead_computed_ ? lead_tokens() : prefix_.tokens; p < tokens(); ++p) rows.push_back(p);
   Charge(rows, model_->config().num_layers);
   return Compute(rows, nullptr, -1, logits, nullptr);
 }
@@ -413,6 +450,23 @@ void MovedPrompt::AddRow(TokenId id, runtime::ForwardBatch* batch) {
   batch->positions.push_back(position);
   batch->slots.push_back(SlotOf(position));
   AddSegments(std::span(&position, 1), row, &batch->segments);
+}
+
+std::vector<MovedPrompt::FreshRows> MovedPrompt::fresh() const {
+  std::vector<FreshRows> runs;
+  if (plain_) return runs;
+  const std::vector<std::int64_t>& positions = fresh_.positions;
+  for (std::size_t begin = 0, end = 0; begin < positions.size(); begin = end) {
+    while (end < positions.size() && positions[end] == positions[begin] + static_cast<std::int64_t>(end - begin)) ++end;
+    const auto pages = fresh_.pages.begin();
+    const auto first_page = static_cast<std::ptrdiff_t>(begin / kPageTokens);
+    const auto end_page = static_cast<std::ptrdiff_t>((end + kPageTokens - 1) / kPageTokens);
+    runs.push_back({.start = positions[begin],
+                    .length = static_cast<std::int64_t>(end - begin),
+                    .pages = {pages + first_page, pages + end_page},
+                    .first = static_cast<int>(begin % kPageTokens)});
+  }
+  return runs;
 }
 
 void MovedPrompt::KeepAppended(std::int64_t count) {

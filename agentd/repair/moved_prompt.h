@@ -1,10 +1,12 @@
 // MovedPrompt: computes a prompt of which some chunks' KV stands elsewhere (docs/design/repair.md).
 //
 //   prompt:  |-- exact prefix --|-- fresh --|-- moved --|-- fresh --|-- moved --|-- fresh: the suffix --|
+//            |-------- the lead: exact -----|-------------------- approximate ---------------------------|
 //
-// What attention sees: the prefix pages; each moved chunk's pages where they lie, shared with everyone, at a shift and
-// with a skip mask for the rows that were replaced; and two private runs with explicit positions: the fresh rows (and
-// later the generated ones), and the replaced rows. Nothing is copied, nothing private can be mistaken for exact KV.
+// What attention sees: the lead in pages of its own, computed as plain prefill would; each moved chunk's pages where
+// they lie, shared with everyone, at a shift and with a skip mask for the rows that were replaced; and two private runs
+// with explicit positions: the fresh rows after the lead (and later the generated ones), and the replaced rows. No page
+// is copied but the prefix's last, partly matching one.
 #pragma once
 
 #include <cstdint>
@@ -29,11 +31,13 @@ struct MovedChunk {
   std::int64_t start = 0;   // in the prompt
   std::int64_t length = 0;  // >= 1; ends before the prompt's last token
   std::vector<kernels::PageIndex> pages;
-  int first = 0;            // page row of the first token in pages[0]
-  std::int64_t base = 0;    // position at which the KV was computed
-  std::uint64_t run = 0;    // names the prompt in which it was computed
-  std::string placeholder;  // KVCOMM: which hole of which template this fills
-  std::string content;      // names the tokens
+  int first = 0;                         // page row of the first token in pages[0]
+  std::int64_t base = 0;                 // position at which the KV was computed
+  std::uint64_t run = 0;                 // names the prompt in which it was computed
+  std::vector<std::uint64_t> sees = {};  // the prompts that this one had taken chunks from, in their places
+  int depth = 0;                         // 0: the KV is exact; else one more than the deepest that it was computed over
+  std::string placeholder;               // KVCOMM: which hole of which template this fills
+  std::string content;                   // names the tokens
 };
 
 struct RepairOptions {
@@ -85,18 +89,22 @@ class MovedPrompt {
   // compared with what computing the prompt would take: prompt tokens minus the prefix.
   std::int64_t RowsToCompute() const;
 
-  // Private pages that the prompt and `new_tokens` after it can take at most, whatever the policy finds.
+  // Private pages that the prompt and `new_tokens` after it can take at most, Recompute included.
   std::int64_t PagesNeeded(std::int64_t new_tokens) const;
-  // Once, before Prefill; `private_pages` of at least PagesNeeded(new_tokens) entries.
+  // The same without Recompute.
+  std::int64_t PagesToBegin(std::int64_t new_tokens) const;
+  // Before Prefill: `private_pages` of at least PagesToBegin(new_tokens) entries.
   void GivePages(std::vector<kernels::PageIndex> private_pages, std::int64_t new_tokens);
+  // Before Recompute, where GivePages had fewer than PagesNeeded: the rest of them.
+  void GiveMorePages(std::span<const kernels::PageIndex> private_pages);
 
   // Computes the prompt; writes the last row's logits [vocab]. Returns the backend's failure, if it has any.
   Status Prefill(float* logits);
   // True when the guard does not trust what the logits say: the caller should Recompute and ask again. Always false
   // once all is exact, and in modes without a guard.
   bool Doubtful(std::span<const float> logits) const;
-  // Computes everything so far (prompt and appended tokens) after the prefix's full pages exactly, and the logits of
-  // the last row. From then on KV lies in one run: those pages, then the private ones.
+  // Computes everything so far (prompt and appended tokens) after the lead exactly, and the logits of the last row.
+  // From then on KV lies in one run: the prefix's full pages, then the private ones.
   Status Recompute(float* logits);
   // Computes `ids` after what is there and writes one row of logits per id. At most as many as GivePages promised.
   Status Append(std::span<const TokenId> ids, float* logits);
@@ -108,6 +116,20 @@ class MovedPrompt {
 
   std::int64_t tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
   const RepairCounts& counts() const { return counts_; }
+  const std::vector<MovedChunk>& chunks() const { return chunks_; }
+
+  // Tokens before the first chunk: their KV is exact, and after Prefill lies in the prefix's full pages and the first
+  // private ones, as if nothing had been moved.
+  std::int64_t lead_tokens() const { return chunks_.empty() ? prompt_tokens_ : chunks_.front().start; }
+  // Rows that stand next to each other in the prompt and in private pages.
+  struct FreshRows {
+    std::int64_t start = 0;  // position
+    std::int64_t length = 0;
+    std::vector<kernels::PageIndex> pages;
+    int first = 0;  // page row of the first one in pages[0]
+  };
+  // What was computed after the lead, replaced rows aside: fresh and generated. Empty once all is exact.
+  std::vector<FreshRows> fresh() const;
 
  private:
   class Probe;
@@ -128,13 +150,15 @@ class MovedPrompt {
   // Computes the rows at `positions` (ascending) in steps that fit the model.
   Status Compute(std::span<const std::int64_t> positions, runtime::LayerHook* hook, int stop_after_layer,
                  float* last_logits, float* all_logits);
-  std::vector<std::int64_t> FreshPositions() const;
+  std::vector<std::int64_t> FreshPositions() const;  // after the lead
+  std::vector<std::int64_t> RowsOfTheLead() const;   // that are not stored
   std::vector<std::int64_t> MovedPositions() const;
   // These moved rows are computed from now on: they get a place of their own and their stored twins are skipped.
   void Select(std::vector<std::int64_t> positions);
   void Push(TokenId id);
   void Charge(std::span<const std::int64_t> positions, std::int64_t layers);
 
+  Status PrefillByMode(float* logits);
   Status PrefillSelected(float* logits);
   Status PrefillWithAnchors(float* logits);
   Result<std::vector<std::int64_t>> ChooseByDeviation(bool attention_weighted);
@@ -157,7 +181,8 @@ class MovedPrompt {
   anchors::AnchorPool* const anchors_;
   const std::string agent_;
 
-  std::vector<kernels::PageIndex> private_pages_;
+  std::vector<kernels::PageIndex> lead_pages_;
+  bool lead_computed_ = false;
   Run fresh_;
   Run selected_;
   std::vector<std::vector<std::uint64_t>> skips_;  // per chunk, per page

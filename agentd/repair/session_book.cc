@@ -51,36 +51,66 @@ void ForEachWindow(std::span<const TokenId> tokens, Visit visit) {
 
 }  // namespace
 
-void SessionBook::Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source) {
+void SessionBook::Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
+                         std::uint64_t prompt) {
   if (static_cast<std::int64_t>(tokens.size()) < kWindow || tokens.size() > limits_.tokens) return;
-  auto found = sessions_.find(session);
-  if (found == sessions_.end()) {
-    recency_.push_front(session);
-    found = sessions_.emplace(session, Session{}).first;
-    found->second.recency = recency_.begin();
-  }
-  Session& s = found->second;
-  recency_.splice(recency_.begin(), recency_, s.recency);
+  Session& s = Used(session);
   for (auto run = s.runs.begin(); run != s.runs.end();) {
     const std::vector<TokenId>& known = run->second.tokens;
     const std::size_t common = std::min(known.size(), tokens.size());
-    const bool prefix = std::equal(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(common), tokens.begin());
+    const bool prefix = !run->second.kept.has_value() &&
+                        std::equal(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(common), tokens.begin());
     const std::uint64_t number = run->first;
     ++run;
     if (!prefix) continue;
     if (known.size() >= tokens.size()) return;  // nothing new
+    if (prompt == 0) prompt = s.runs.at(number).prompt;
     Drop(s, number);
   }
-  if (s.runs.size() >= limits_.runs_per_session) Drop(s, s.runs.begin()->first);
-  const std::uint64_t number = next_run_++;
-  s.runs[number] = {{tokens.begin(), tokens.end()}, source};
-  tokens_ += tokens.size();
-  Index(s, number);
+  if (prompt == 0) prompt = NewPrompt();
+  Add(s, {.tokens = {tokens.begin(), tokens.end()}, .source = source, .prompt = prompt, .kept = std::nullopt});
+}
+
+void SessionBook::RecordKept(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
+                             std::uint64_t prompt, KeptKv kv) {
+  if (static_cast<std::int64_t>(tokens.size()) < kWindow || tokens.size() > limits_.tokens) return;
+  Add(Used(session),
+      {.tokens = {tokens.begin(), tokens.end()}, .source = source, .prompt = prompt, .kept = std::move(kv)});
+}
+
+void SessionBook::ForgetKept(const std::string& session, std::uint64_t prompt) {
+  const auto known = sessions_.find(session);
+  if (known == sessions_.end()) return;
+  std::vector<std::uint64_t> numbers;
+  for (const auto& [number, run] : known->second.runs) {
+    if (run.prompt == prompt && run.kept.has_value()) numbers.push_back(number);
+  }
+  for (const std::uint64_t number : numbers) Drop(known->second, number);
+}
+
+SessionBook::Session& SessionBook::Used(const std::string& name) {
+  auto found = sessions_.find(name);
+  if (found == sessions_.end()) {
+    recency_.push_front(name);
+    found = sessions_.emplace(name, Session{}).first;
+    found->second.recency = recency_.begin();
+  }
+  recency_.splice(recency_.begin(), recency_, found->second.recency);
+  return found->second;
+}
+
+// Of the session used last.
+void SessionBook::Add(Session& session, Run run) {
+  if (session.runs.size() >= limits_.runs_per_session) Drop(session, session.runs.begin()->first);
+  const std::uint64_t number = next_++;
+  tokens_ += run.tokens.size();
+  session.runs[number] = std::move(run);
+  Index(session, number);
   while (sessions_.size() > limits_.sessions || tokens_ > limits_.tokens) {
     if (sessions_.size() > 1) {
       Forget(recency_.back());
     } else {
-      Drop(s, s.runs.begin()->first);
+      Drop(session, session.runs.begin()->first);
     }
   }
 }
@@ -122,7 +152,8 @@ void SessionBook::Clear() {
 }
 
 std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<const TokenId> prompt,
-                                          std::int64_t from, std::int64_t end, std::int64_t min_length) const {
+                                          std::int64_t from, std::int64_t end, std::int64_t min_length,
+                                          ReuseMode mode) const {
   KVS_CHECK(0 <= from && from <= end && end <= static_cast<std::int64_t>(prompt.size()));
   KVS_CHECK(min_length >= kWindow + kStride - 1);
   std::vector<Recurrence> found;
@@ -137,7 +168,9 @@ std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<
     if (places == known->second.windows.end()) return;
     Recurrence best;
     for (const Place& place : places->second) {
-      const std::vector<TokenId>& tokens = known->second.runs.at(place.run).tokens;
+      const Run& run = known->second.runs.at(place.run);
+      if (run.kept.has_value() && run.kept->mode != mode) continue;
+      const std::vector<TokenId>& tokens = run.tokens;
       const auto size = static_cast<std::int64_t>(tokens.size());
       const auto same = [&](std::int64_t p, std::int64_t t) {
         return prompt[static_cast<std::size_t>(p)] == tokens[static_cast<std::size_t>(t)];
@@ -162,6 +195,15 @@ std::span<const TokenId> SessionBook::tokens(const std::string& session, std::ui
 
 std::uint32_t SessionBook::source(const std::string& session, std::uint64_t run) const {
   return sessions_.at(session).runs.at(run).source;
+}
+
+std::uint64_t SessionBook::prompt(const std::string& session, std::uint64_t run) const {
+  return sessions_.at(session).runs.at(run).prompt;
+}
+
+const KeptKv* SessionBook::kept(const std::string& session, std::uint64_t run) const {
+  const std::optional<KeptKv>& kept = sessions_.at(session).runs.at(run).kept;
+  return kept.has_value() ? &*kept : nullptr;
 }
 
 }  // namespace kvshare::agentd

@@ -10,11 +10,13 @@
 #include <deque>
 #include <list>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "agentd/repair/kept_kv.h"
 #include "kvshare/types.h"
 
 namespace kvshare::agentd {
@@ -29,7 +31,7 @@ struct Recurrence {
 
 struct SessionBookLimits {
   std::size_t sessions = 256;                 // least recently used are forgotten first
-  std::size_t runs_per_session = 32;          // oldest first
+  std::size_t runs_per_session = 64;          // oldest first
   std::size_t tokens = std::size_t{4} << 20;  // of all runs; least recently used sessions first
 };
 
@@ -38,19 +40,30 @@ class SessionBook {
  public:
   explicit SessionBook(const SessionBookLimits& limits = {}) : limits_(limits) {}
 
+  // A number that names a prompt, for Record and RecordKept.
+  std::uint64_t NewPrompt() { return next_++; }
+
   // `tokens` stood from position 0 and are stored; `source` is whose they were. A run that continues a recorded one
-  // takes its place.
-  void Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source);
+  // takes its place, and its prompt's name where `prompt` is 0.
+  void Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
+              std::uint64_t prompt = 0);
+  // `tokens` stood somewhere in `prompt`, and `kv` has what was computed of them.
+  void RecordKept(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
+                  std::uint64_t prompt, KeptKv kv);
+  // What RecordKept was given of `prompt`.
+  void ForgetKept(const std::string& session, std::uint64_t prompt);
 
   // Disjoint, ascending recurrences of at least `min_length` tokens within prompt[from, end), each as long as it can
-  // be; of equals, the most recent run. Requires min_length >= kWindow + kStride - 1, below which some would be missed.
-  // Expected time linear in the prompt, whatever is recorded.
+  // be; of equals, the most recent run. KV kept by another mode than `mode` does not count. Requires min_length >=
+  // kWindow + kStride - 1, below which some would be missed. Expected time linear in the prompt, whatever is recorded.
   std::vector<Recurrence> Find(const std::string& session, std::span<const TokenId> prompt, std::int64_t from,
-                               std::int64_t end, std::int64_t min_length) const;
+                               std::int64_t end, std::int64_t min_length, ReuseMode mode) const;
 
   // Of a run that Find named just now.
   std::span<const TokenId> tokens(const std::string& session, std::uint64_t run) const;
   std::uint32_t source(const std::string& session, std::uint64_t run) const;
+  std::uint64_t prompt(const std::string& session, std::uint64_t run) const;
+  const KeptKv* kept(const std::string& session, std::uint64_t run) const;  // null: stored under its tokens' key
 
   void Clear();
   std::size_t recorded_tokens() const { return tokens_; }
@@ -62,6 +75,8 @@ class SessionBook {
   struct Run {
     std::vector<TokenId> tokens;
     std::uint32_t source = 0;
+    std::uint64_t prompt = 0;
+    std::optional<KeptKv> kept;
   };
   struct Place {
     std::uint64_t run = 0;
@@ -73,6 +88,8 @@ class SessionBook {
     std::list<std::string>::iterator recency;
   };
 
+  Session& Used(const std::string& name);
+  void Add(Session& session, Run run);
   void Index(Session& session, std::uint64_t number);
   void Drop(Session& session, std::uint64_t number);
   void Forget(const std::string& name);
@@ -80,7 +97,7 @@ class SessionBook {
   SessionBookLimits limits_;
   std::map<std::string, Session> sessions_;
   std::list<std::string> recency_;  // most recently used first
-  std::uint64_t next_run_ = 1;
+  std::uint64_t next_ = 1;          // run or prompt
   std::size_t tokens_ = 0;
 };
 

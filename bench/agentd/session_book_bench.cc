@@ -47,7 +47,7 @@ void Find(benchmark::State& state, bool present) {
   const Ids rest = Random(state.range(0), present ? 5 : 1000);
   prompt.insert(prompt.end(), rest.begin(), rest.end());
   const auto end = static_cast<std::int64_t>(prompt.size());
-  for (auto _ : state) benchmark::DoNotOptimize(book.Find("s", prompt, 0, end, kMinLength));
+  for (auto _ : state) benchmark::DoNotOptimize(book.Find("s", prompt, 0, end, kMinLength, ReuseMode::kAuto));
   state.SetItemsProcessed(state.iterations() * end);
 }
 BENCHMARK_CAPTURE(Find, present, true)->Arg(1024)->Arg(8192);

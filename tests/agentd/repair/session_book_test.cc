@@ -34,7 +34,7 @@ TEST(SessionBookTest, FindsARunAtAnotherOffsetAsLongAsItIs) {
       SessionBook book;
       book.Record("s", Joined({Random(rng, offset, 5000), note, Random(rng, 20, 5000)}), 7);
       const auto prompt = Joined({Random(rng, 13, 5000), note, Random(rng, 5, 5000)});
-      const auto found = book.Find("s", prompt, 0, static_cast<std::int64_t>(prompt.size()), kMin);
+      const auto found = book.Find("s", prompt, 0, static_cast<std::int64_t>(prompt.size()), kMin, ReuseMode::kAuto);
       ASSERT_EQ(found.size(), 1u) << "length " << length << " offset " << offset;
       EXPECT_LE(found[0].start, 13);
       EXPECT_GE(found[0].start + found[0].length, 13 + length);
@@ -48,8 +48,8 @@ TEST(SessionBookTest, OtherSessionsSeeNothing) {
   const auto note = Random(rng, 100, 5000);
   SessionBook book;
   book.Record("a", note, 1);
-  EXPECT_TRUE(book.Find("b", note, 0, 100, kMin).empty());
-  EXPECT_FALSE(book.Find("a", note, 0, 100, kMin).empty());
+  EXPECT_TRUE(book.Find("b", note, 0, 100, kMin, ReuseMode::kAuto).empty());
+  EXPECT_FALSE(book.Find("a", note, 0, 100, kMin, ReuseMode::kAuto).empty());
 }
 
 TEST(SessionBookTest, AgreesWithBruteForceOnSmallVocabularies) {
@@ -70,7 +70,7 @@ TEST(SessionBookTest, AgreesWithBruteForceOnSmallVocabularies) {
     }
     for (const auto& run : runs) book.Record("s", run, 0);
     const auto size = static_cast<std::int64_t>(prompt.size());
-    const auto found = book.Find("s", prompt, 0, size, kMin);
+    const auto found = book.Find("s", prompt, 0, size, kMin, ReuseMode::kAuto);
     std::vector<bool> covered(prompt.size());
     std::int64_t end = 0;
     for (const Recurrence& r : found) {
@@ -106,7 +106,7 @@ TEST(SessionBookTest, ARunThatGrowsTakesThePlaceOfItsBeginning) {
   EXPECT_EQ(book.recorded_tokens(), 200u);
   book.Record("s", std::span(all).first(150), 3);
   EXPECT_EQ(book.recorded_tokens(), 200u);
-  const auto found = book.Find("s", all, 0, 200, kMin);
+  const auto found = book.Find("s", all, 0, 200, kMin, ReuseMode::kAuto);
   ASSERT_EQ(found.size(), 1u);
   EXPECT_EQ(found[0].length, 200);
 }
@@ -120,11 +120,11 @@ TEST(SessionBookTest, ForgetsBeyondItsLimits) {
     book.Record("s" + std::to_string(i), runs.back(), 0);
   }
   EXPECT_EQ(book.recorded_tokens(), 450u);
-  EXPECT_TRUE(book.Find("s0", runs[0], 0, 150, kMin).empty());
-  EXPECT_FALSE(book.Find("s4", runs[4], 0, 150, kMin).empty());
+  EXPECT_TRUE(book.Find("s0", runs[0], 0, 150, kMin, ReuseMode::kAuto).empty());
+  EXPECT_FALSE(book.Find("s4", runs[4], 0, 150, kMin, ReuseMode::kAuto).empty());
   for (int i = 0; i < 4; ++i) book.Record("s4", Random(rng, 300, 5000), 0);
   EXPECT_LE(book.recorded_tokens(), 1000u);
-  EXPECT_TRUE(book.Find("s4", runs[4], 0, 150, kMin).empty());
+  EXPECT_TRUE(book.Find("s4", runs[4], 0, 150, kMin, ReuseMode::kAuto).empty());
   book.Clear();
   EXPECT_EQ(book.recorded_tokens(), 0u);
 }
