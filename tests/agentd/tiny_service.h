@@ -30,8 +30,9 @@ inline std::unique_ptr<runtime::Model> LoadTinyModel(kernels::DType dtype, std::
 
 // `pool_pages`: 0 for room without end.
 inline std::unique_ptr<agentd::Service> NewTinyService(kernels::DType dtype, agentd::ServiceOptions options = {},
-                                                       std::int64_t pool_pages = 0, int layers = 2) {
-  std::unique_ptr<runtime::Model> model = LoadTinyModel(dtype, 1024, 1, layers);
+                                                       std::int64_t pool_pages = 0, int layers = 2,
+                                                       std::int64_t max_positions = 1024) {
+  std::unique_ptr<runtime::Model> model = LoadTinyModel(dtype, max_positions, 1, layers);
   if (model == nullptr) return nullptr;
   const auto page_bytes = static_cast<std::int64_t>(model->kv_layout().page_bytes());
   options.kv_pool_bytes = page_bytes * (pool_pages == 0 ? 4000 : pool_pages);

@@ -276,6 +276,133 @@ TEST_P(MovedServiceTest, AnApproximateAnswerHeals) {
   KVS_EXPECT_OK(service->CheckIntegrity());
 }
 
+// Agents that answer one after the other, each over the same note and the answers so far, with no time to heal: each
+// finds all of them, and its own first words as well the next time.
+TEST_P(MovedServiceTest, AChainOfAgentsFindsAnswersThatAreNotExact) {
+  for (const ReuseMode mode : {ReuseMode::kRotate, ReuseMode::kCacheBlend}) {
+    SCOPED_TRACE(std::string(ReuseModeName(mode)));
+    const auto service = NewTinyService(GetParam(), {}, 0, 8);
+    ASSERT_NE(service, nullptr);
+    constexpr int kAnswer = 50;
+    Ids shared = note_;
+    std::vector<Ids> heads;
+    for (int agent = 0; agent < 4; ++agent) {
+      heads.push_back(RandomIds(rng_, 100));
+      const GenerateReply reply =
+          Ask(*service, Request(Join({heads.back(), shared, RandomIds(rng_, 8)}), mode, "a", "s", kAnswer));
+      ExpectSums(reply);
+      if (agent > 0) {
+        EXPECT_TRUE(reply.reuse.approximate);
+        // The note, and of each answer all but its edges and the token that was not computed any more.
+        EXPECT_GE(reply.reuse.moved_tokens + reply.reuse.recomputed_tokens, 200 - 4 + agent * (kAnswer - 5)) << agent;
+      }
+      shared = Join({shared, RandomIds(rng_, 6), reply.ids});
+    }
+    for (const Ids& head : heads) {
+      const GenerateReply reply =
+          Ask(*service, Request(Join({head, RandomIds(rng_, 20)}), ReuseMode::kExact, "a", "s"));
+      EXPECT_EQ(reply.reuse.prefix_tokens, 100);
+    }
+    KVS_EXPECT_OK(service->CheckIntegrity());
+    EXPECT_EQ(service->GetStats().pool.leases, 0);
+    // What another mode kept is not found, nor in another session.
+    for (const std::string session : {"s", "t"}) {
+      const ReuseMode other = session == "s" ? ReuseMode::kEpic : mode;
+      const Ids answers(shared.begin() + 200, shared.end());
+      const GenerateReply reply = Ask(*service, Request(Join({RandomIds(rng_, 9), answers}), other, "b", session));
+      if (session == "t") {
+        EXPECT_EQ(reply.reuse.moved_tokens, 0);
+      }
+      ExpectSums(reply);
+    }
+  }
+}
+
+// Eight chunks of a thousand tokens in pages that everybody shares: another agent takes what is its own, and no more.
+TEST_P(MovedServiceTest, SharedChunksCostNoMemory) {
+  constexpr int kChunk = 1024, kPrivate = 1024, kAnswer = 300;
+  const auto service = NewTinyService(GetParam(), {}, 1000, 2, 16384);
+  ASSERT_NE(service, nullptr);
+  std::vector<Ids> chunks;
+  Ids base = RandomIds(rng_, 30);
+  for (int i = 0; i < 8; ++i) {
+    chunks.push_back(RandomIds(rng_, kChunk));
+    base = Join({base, chunks.back(), RandomIds(rng_, 5)});
+  }
+  Ask(*service, Request(base, ReuseMode::kExact, "reader", "s", 1));
+  std::int64_t pages = service->GetStats().pool.pages;
+  std::vector<std::shared_ptr<Recorder>> agents;
+  for (int agent = 0; agent < 2; ++agent) {
+    // In another order, between words of its own.
+    std::shuffle(chunks.begin(), chunks.end(), rng_);
+    Ids prompt = RandomIds(rng_, kPrivate / 2);
+    for (const Ids& chunk : chunks) prompt = Join({prompt, chunk, RandomIds(rng_, kPrivate / 16)});
+    agents.push_back(std::make_shared<Recorder>());
+    KVS_ASSERT_OK(service->Generate(Request(prompt, ReuseMode::kRotate, "a", "s", kAnswer), agents.back()));
+    agents.back()->WaitForFirstChunk();
+    const std::int64_t now = service->GetStats().pool.pages;
+    const std::int64_t own = kPrivate + 8 * 4 + kAnswer;  // with the chunks' edges
+    EXPECT_LE((now - pages) * 64, own + 8 * kChunk / 20) << "agent " << agent;
+    pages = now;
+  }
+  // The pages of the chunks are held by both; CheckIntegrity knows that such counts are right.
+  EntriesRequest all;
+  all.limit = 1000;
+  const Result<std::vector<Entry>> entries = service->Entries(all);
+  KVS_ASSERT_OK(entries);
+  std::int64_t shared = 0;
+  for (const Entry& entry : *entries) shared += entry.source == "reader" && entry.leases >= 2;
+  EXPECT_GE(shared, 8 * kChunk / 64);
+  KVS_EXPECT_OK(service->CheckIntegrity());
+  for (const auto& agent : agents) {
+    const Recorder::Outcome& outcome = agent->Wait();
+    ASSERT_TRUE(outcome.reply.has_value());
+    EXPECT_GE(outcome.reply->reuse.moved_tokens, 8 * (kChunk - 4));
+  }
+}
+
+// What a neighbour put before the same text, in a session of its own, changes no bit of what another session is told.
+TEST_P(MovedServiceTest, AnotherSessionsTextShapesNothing) {
+  for (const ReuseMode mode : kApproximate) {
+    SCOPED_TRACE(std::string(ReuseModeName(mode)));
+    std::vector<GenerateReply> clean;
+    for (const bool poisoned : {false, true}) {
+      const auto service = NewTinyService(GetParam(), {}, 0, 8);
+      ASSERT_NE(service, nullptr);
+      if (poisoned) {
+        for (const ReuseMode evil : {ReuseMode::kExact, mode}) {
+          Ask(*service, Request(Join({RandomIds(rng_, 70), note_, RandomIds(rng_, 9)}), evil, "evil", "e", 20));
+        }
+      }
+      std::vector<GenerateReply> replies;
+      for (const Ids& prompt : {planner_, critic_}) {
+        replies.push_back(Ask(*service, Request(prompt, mode, "agent", "s", 30)));
+      }
+      if (!poisoned) clean = replies;
+      for (std::size_t i = 0; i < replies.size(); ++i) {
+        EXPECT_EQ(replies[i].ids, clean[i].ids);
+        EXPECT_EQ(replies[i].reuse.moved_tokens, clean[i].reuse.moved_tokens);
+      }
+    }
+  }
+}
+
+// What is kept makes room for whoever needs it.
+TEST_P(MovedServiceTest, KeptAnswersGiveWay) {
+  const auto service = NewTinyService(GetParam(), {}, 20);
+  ASSERT_NE(service, nullptr);
+  Ask(*service, Request(planner_, ReuseMode::kRotate, "planner", "s"));
+  for (int i = 0; i < 6; ++i) {
+    EXPECT_TRUE(
+        Ask(*service, Request(Join({RandomIds(rng_, 40), note_, RandomIds(rng_, 9)}), ReuseMode::kRotate, "a", "s", 40))
+            .reuse.approximate);
+  }
+  const GenerateReply whole = Ask(*service, Request(RandomIds(rng_, 1000), ReuseMode::kExact, "b", "t", 24));
+  EXPECT_EQ(whole.ids.size(), 24u);
+  KVS_EXPECT_OK(service->CheckIntegrity());
+  EXPECT_EQ(service->GetStats().pool.leases, 0);
+}
+
 // A reply's bits do not depend on who shares its steps, for approximate replies too.
 TEST_P(MovedServiceTest, CompanyChangesNoToken) {
   for (const ReuseMode mode : {ReuseMode::kRotate, ReuseMode::kCacheBlend, ReuseMode::kAuto}) {

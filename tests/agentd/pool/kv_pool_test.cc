@@ -51,6 +51,32 @@ std::int64_t Store(KvPool& pool, const Tokens& tokens, std::uint32_t source = 0)
   return match.tokens();
 }
 
+TEST(KvPoolTest, PagesThatAreNotStoredCanBeSplitOff) {
+  KvPool pool(10, TestRoot());
+  const Tokens tokens = Sequence(150);
+  Result<KvHandle> handle = pool.Acquire(pool.index().Find(tokens), 8 * 64);
+  ASSERT_TRUE(handle.ok());
+  pool.Extend(*handle, 7 * 64);
+  const std::vector<PageIndex> before(handle->pages().begin(), handle->pages().end());
+  KvHandle split = pool.Split(*handle, 3, 5);
+  ExpectSound(pool);
+  EXPECT_EQ(std::vector<PageIndex>(split.pages().begin(), split.pages().end()),
+            std::vector<PageIndex>(before.begin() + 3, before.begin() + 5));
+  EXPECT_EQ(handle->pages().size(), 3u);
+  EXPECT_EQ(pool.usage().pinned, 5u);
+  EXPECT_EQ(pool.usage().reserved, 0u);
+  pool.Retire(std::move(*handle), tokens, 0);
+  ExpectSound(pool);
+  EXPECT_EQ(pool.index().Find(tokens).tokens(), 150);
+  EXPECT_EQ(pool.usage().pinned, 2u);
+  // Nobody else can have them while they are held.
+  EXPECT_FALSE(pool.Acquire({}, 9 * 64).ok());
+  split = KvHandle();
+  ExpectSound(pool);
+  EXPECT_EQ(pool.usage().pinned, 0u);
+  EXPECT_TRUE(pool.Acquire({}, 10 * 64).ok());
+}
+
 TEST(KvPoolTest, AnEmptyPoolMatchesNothing) {
   KvPool pool(4, TestRoot());
   EXPECT_EQ(pool.index().Find(Sequence(200)).tokens(), 0);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -90,6 +91,20 @@ class Bed {
                                                options, anchors, "reader");
     moved->GivePages(Take(moved->PagesNeeded(kNewTokens)), kNewTokens);
     return moved;
+  }
+
+  bool SameRow(kernels::KvSlot a, kernels::KvSlot b) const {
+    const kernels::KvLayout& layout = pages_.layout;
+    const std::size_t row = layout.slab_bytes() / kPageTokens;
+    for (int layer = 0; layer < layout.num_layers; ++layer) {
+      for (int slab = 0; slab < 2 * layout.num_kv_heads; ++slab) {
+        const auto at = [&](kernels::KvSlot slot) {
+          return pages_.slab(slot.page, layer, slab % 2, slab / 2) + row * static_cast<std::size_t>(slot.offset);
+        };
+        if (std::memcmp(at(a), at(b), row) != 0) return false;
+      }
+    }
+    return true;
   }
 
   std::vector<float> Logits() const {
@@ -284,6 +299,81 @@ TEST_P(MovedPromptTest, AnExactPrefixMayEndInsideAPage) {
   KVS_ASSERT_OK(moved.Prefill(logits.data()));
   KVS_ASSERT_OK(moved.Recompute(logits.data()));
   EXPECT_EQ(logits, want);
+}
+
+// What stands before the first chunk is what plain prefill computes, to the bit, wherever the stored prefix ends.
+TEST_P(MovedPromptTest, TheLeadIsExact) {
+  for (const ReuseMode mode : {ReuseMode::kRotate, ReuseMode::kCacheBlend, ReuseMode::kAuto}) {
+    for (const std::int64_t stored : {0, 64, 100, 150}) {
+      SCOPED_TRACE(std::string(ReuseModeName(mode)) + ", " + std::to_string(stored) + " tokens stored");
+      Bed bed(GetParam(), 4);
+      const Ids head = Random(150), chunk = Random(90), more = Random(50), other = Random(40);
+      const Ids prompt = Join({head, chunk, more, other, Random(20)});
+      std::vector<PageIndex> prefix, run, plain;
+      bed.Plain(head, &prefix);
+      prefix.resize(static_cast<std::size_t>(PagesFor(stored)));
+      bed.Plain(Join({Random(30), chunk, Random(70), other}), &run);
+      bed.Plain(prompt, &plain);
+      const auto full = stored / kPageTokens;
+      MovedPrompt moved(&bed.model(), bed.pages(), prompt, {.pages = prefix, .tokens = stored},
+                        {Bed::Chunk(run, 30, 90, 150), Bed::Chunk(run, 190, 40, 290)}, {.mode = mode}, nullptr, "r");
+      EXPECT_EQ(moved.lead_tokens(), 150);
+      std::vector<PageIndex> table(prefix.begin(), prefix.begin() + full);
+      const std::vector<PageIndex> own = bed.Take(moved.PagesNeeded(kNewTokens));
+      table.insert(table.end(), own.begin(), own.end());
+      const auto begin = static_cast<std::size_t>(moved.PagesToBegin(kNewTokens));
+      ASSERT_LE(begin, own.size());
+      moved.GivePages({own.begin(), own.begin() + static_cast<std::ptrdiff_t>(begin)}, kNewTokens);
+      std::vector<float> logits = bed.Logits();
+      KVS_ASSERT_OK(moved.Prefill(logits.data()));
+      const auto same = [&](std::int64_t position) {
+        const auto page = static_cast<std::size_t>(position / kPageTokens);
+        return bed.SameRow({table[page], static_cast<int>(position % kPageTokens)},
+                           {plain[page], static_cast<int>(position % kPageTokens)});
+      };
+      for (std::int64_t position = 0; position < 150; ++position) EXPECT_TRUE(same(position)) << position;
+
+      // And fresh rows side by side are named as they lie.
+      const std::vector<MovedPrompt::FreshRows> fresh = moved.fresh();
+      ASSERT_EQ(fresh.size(), 2u);
+      EXPECT_EQ(fresh[0].start, 240);
+      EXPECT_EQ(fresh[0].length, 50);
+      EXPECT_EQ(fresh[0].pages, std::vector<PageIndex>{table[3]});
+      EXPECT_EQ(fresh[0].first, 0);
+      EXPECT_EQ(fresh[1].start, 330);
+      EXPECT_EQ(fresh[1].length, 20);
+      EXPECT_EQ(fresh[1].pages, (std::vector<PageIndex>{table[3], table[4]}));
+      EXPECT_EQ(fresh[1].first, 50);
+
+      // Recomputing goes on where the lead ends.
+      moved.GiveMorePages(std::span(own).subspan(begin));
+      KVS_ASSERT_OK(moved.Recompute(logits.data()));
+      EXPECT_EQ(logits, bed.Plain(prompt));
+      for (std::int64_t position = 0; position < moved.tokens(); ++position) EXPECT_TRUE(same(position)) << position;
+      EXPECT_TRUE(moved.fresh().empty());
+    }
+  }
+}
+
+TEST_P(MovedPromptTest, AThreadGoesOnInPromptsThatTookItsChunks) {
+  Bed bed(GetParam(), 1);
+  std::vector<PageIndex> run, kept;
+  bed.Plain(Random(200), &run);
+  bed.Plain(Random(100), &kept);
+  const Ids prompt = Random(500);
+  // `kept` is what a second prompt computed at positions 140 and on, after it had taken a chunk of the first.
+  const auto one_thread = [&](std::int64_t base, std::vector<std::uint64_t> sees) {
+    MovedChunk answer = Bed::Chunk(kept, 0, 90, 160, 2);
+    answer.base = base;
+    answer.sees = std::move(sees);
+    return MovedPrompt(&bed.model(), bed.pages(), prompt, {}, {Bed::Chunk(run, 20, 100, 30), answer}, {}, nullptr, "r")
+        .OneThread();
+  };
+  EXPECT_TRUE(one_thread(140, {1}));
+  EXPECT_TRUE(one_thread(110, {7, 1})) << "the second prompt's first words were a little shorter";
+  EXPECT_FALSE(one_thread(140, {7})) << "it had taken other chunks";
+  EXPECT_FALSE(one_thread(170, {1})) << "something stood between";
+  EXPECT_FALSE(one_thread(60, {1})) << "it stood before";
 }
 
 TEST_P(MovedPromptTest, OneThreadIsOneRunInOrderWithLittleBetween) {
