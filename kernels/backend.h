@@ -9,6 +9,9 @@
 // Methods are called by one thread at a time (the engine's). Shapes are the caller's responsibility and are
 // checked invariants: no byte from wire, disk or model file may reach a backend unvalidated. The CPU backend
 // completes each call before it returns; a device backend may only enqueue, and reports failures in Sync().
+//
+// Where things lie: matrices, weights, norms, RoPE tables and pages in the backend's memory (Allocate, Upload); ids,
+// positions, slots, and segments with their tables in host memory, read before the call returns.
 #pragma once
 
 #include <cstddef>
@@ -160,6 +163,11 @@ class Backend {
 
   // Copies the first `tokens` token rows of every slab of page `from` into page `to`.
   virtual void CopyPageRows(const KvPages& pages, PageIndex from, PageIndex to, int tokens) = 0;
+
+  // Between host memory and the backend's. Upload has read `from` when it returns; Download comes after all work that
+  // was enqueued before. What the host reads in place anyway is copied.
+  virtual Status Upload(std::byte* to, const void* from, std::size_t bytes);
+  virtual Status Download(void* to, const std::byte* from, std::size_t bytes);
 
   virtual Status Sync() = 0;
 

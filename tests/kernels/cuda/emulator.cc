@@ -211,15 +211,16 @@ class EmulatedBlock {
     return true;
   }
 
-  // Lane 8 m + r names row r of matrix m; lane l gets elements 2 (l % 4) and the next of row l / 4 of each matrix, or of
-  // its column where it is transposed (PTX ISA, ldmatrix).
+  // Lane 8 m + r names row r of matrix m; lane l gets elements 2 (l % 4) and the next of row l / 4 of each matrix, or
+  // of its column where it is transposed (PTX ISA, ldmatrix).
   void LoadMatrices(Fiber* lanes, bool transposed) {
     std::uint16_t matrix[4][8][8];
     for (int m = 0; m < 4; ++m) {
       unsigned banks = 0;
       for (int r = 0; r < 8; ++r) {
         const auto* row = static_cast<const std::byte*>(lanes[8 * m + r].step.in);
-        if (row < shared_.get() || row + 16 > shared_.get() + grid_.shared_bytes) Refuse("ldmatrix outside shared memory");
+        if (row < shared_.get() || row + 16 > shared_.get() + grid_.shared_bytes)
+          Refuse("ldmatrix outside shared memory");
         const auto offset = static_cast<std::uintptr_t>(row - shared_.get());
         if (offset % 16 != 0) Refuse("ldmatrix at an address that is no multiple of 16");
         banks |= 1u << (offset / 16 % 8);

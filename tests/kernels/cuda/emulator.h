@@ -1,10 +1,10 @@
 // A CUDA grid on the host, for kernels written over a Lane: the same source that nvcc compiles, without a GPU.
 //
-// Each thread of a block is a fiber; blocks run one after the other. What a warp does together (shuffles, ldmatrix, mma)
-// waits for all 32 lanes and is refused if they do different things. Order is adversarial, from a seed: warps run in
-// random turns between barriers, shared memory begins as NaN, and an asynchronous copy lands either at once or when it
-// is waited for, so that a missing barrier or wait shows. Addresses of copies and of ldmatrix must be aligned and lie in
-// the block's shared memory; bank conflicts of ldmatrix are counted.
+// Each thread of a block is a fiber; blocks run one after the other. What a warp does together (shuffles, ldmatrix,
+// mma) waits for all 32 lanes and is refused if they do different things. Order is adversarial, from a seed: warps run
+// in random turns between barriers, shared memory begins as NaN, and an asynchronous copy lands either at once or when
+// it is waited for, so that a missing barrier or wait shows. Addresses of copies and of ldmatrix must be aligned and
+// lie in the block's shared memory; bank conflicts of ldmatrix are counted.
 //
 // mma adds its 16 products to the sum one by one in fp32, ascending; the order within a real tensor core is not
 // published. Exp2 is the C library's, rounded to fp32; the machine's is 2 ulp off.

@@ -1,0 +1,386 @@
+// One block of segment attention: 64 packed rows of one kv head, four warps of 16 rows, pages of 64 keys.
+//
+// Written over a Lane (lane_cuda.cuh, or the tests' emulator). Tiles lie in shared memory as rows of head_dim bf16
+// whose 16-byte chunks are permuted by row (chunk c of row r at c ^ (r & 7)), so that ldmatrix and cp.async hit every
+// bank once. K and V have one buffer each: the next K arrives while softmax and V are worked on, the next V while
+// scores are.
+//
+// Fragments of mma.m16n8k16, with g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"):
+//   sums    c0, c1: row g, columns 2t, 2t + 1; c2, c3: row g + 8
+//   A       a0: row g, k 2t..; a1: row g + 8; a2, a3: the same at k + 8;   B  b0: k 2t.., column g; b1: k + 8
+#pragma once
+
+#include "kernels/cuda/attention_args.h"
+
+namespace kvshare::kernels::cuda {
+
+inline constexpr int kAttentionThreads = 128;
+inline constexpr float kSlack = 8.0f;  // kMaxSlack of kernels/cpu/attention_kernel.h
+
+template <int kHeadDim>
+struct AttentionShared {
+  static constexpr int kTileBytes = kTileRows * kHeadDim * 2;
+  static constexpr int kQuery = 0;
+  static constexpr int kKeys = kTileBytes;
+  static constexpr int kValues = 2 * kTileBytes;
+  static constexpr int kSeen = 3 * kTileBytes;  // RowRange of each packed row
+  static constexpr int kSpreadBytes = kSeen + kTileRows * 16;
+  static constexpr int kTotal = kSpreadBytes;  // walking: folded outputs, [register][thread]
+  static constexpr int kWalkBytes = kTotal + kTileRows * kHeadDim * 4;
+};
+
+template <class Lane, int kHeadDim>
+class AttentionBlock {
+  static constexpr int kChunks = kHeadDim / 8;     // 16-byte chunks of a row
+  static constexpr int kKeyTiles = kTileRows / 8;  // n-tiles of scores
+  static constexpr int kOutTiles = kHeadDim / 8;   // n-tiles of output
+  static constexpr int kSteps = kHeadDim / 16;     // k-steps of scores
+  using Shared = AttentionShared<kHeadDim>;
+
+ public:
+  KVS_DEV AttentionBlock(const AttentionArgs& args, Lane& lane) : a_(args), lane_(lane) {
+    item_ = a_.items[lane.block_x()];
+    head_ = lane.block_y();
+    thread_ = lane.thread();
+    warp_row_ = thread_ / 32 * 16;
+    g_ = thread_ % 32 / 4;
+    t_ = thread_ % 4;
+    q_ = lane.shared() + Shared::kQuery;
+    k_ = lane.shared() + Shared::kKeys;
+    v_ = lane.shared() + Shared::kValues;
+    seen_ = reinterpret_cast<RowRange*>(lane.shared() + Shared::kSeen);
+  }
+
+  KVS_DEV void Run() {
+    for (int i = 0; i < 2; ++i) {
+      total_max_[i] = NoKeySeen();
+      total_sum_[i] = 0;
+    }
+    for (int n = item_.segment_begin; n < item_.segment_end; ++n) {
+      const SegmentView s = a_.segments[n];
+      if (!Covers(s, a_.group, item_)) continue;
+      const RowRange seen = Enter(s);
+      if (seen.end <= seen.begin) continue;
+      if (item_.split >= 0) {
+        RunSplit(s, seen, item_.split);
+        StorePartial(s);
+        continue;
+      }
+      for (std::int64_t u = seen.begin / kSplitRows; u * kSplitRows < seen.end; ++u) {
+        RunSplit(s, seen, u);
+        Fold();
+      }
+    }
+    if (item_.split < 0) StoreFinal();
+  }
+
+ private:
+  KVS_DEV std::int64_t Packed(int row) const { return item_.packed_begin + row; }
+  KVS_DEV std::byte* Chunk(std::byte* tile, int row, int chunk) const {
+    return tile + row * (kHeadDim * 2) + ((chunk ^ (row & 7)) * 16);
+  }
+
+  // What the rows see of a segment, and their queries turned towards it. Returns what any of them sees.
+  KVS_DEV RowRange Enter(const SegmentView& s) {
+    lane_.Sync();  // nobody reads the last segment's ranges and queries any more
+    if (thread_ < kTileRows) {
+      RowRange seen{0, 0};
+      if (thread_ < item_.rows) seen = SeenRows(s, a_.positions[Packed(thread_) / a_.group], a_.window);
+      seen_[thread_] = seen;
+    }
+    lane_.Sync();
+    RowRange all{s.first + s.length, 0};
+    for (int r = 0; r < item_.rows; ++r) {
+      const RowRange seen = seen_[r];
+      if (seen.end <= seen.begin) continue;
+      if (seen.begin < all.begin) all.begin = seen.begin;
+      if (seen.end > all.end) all.end = seen.end;
+    }
+    if (all.end > all.begin) RotateQueries(s);
+    lane_.Sync();
+    return all;
+  }
+
+  // Two threads a row, each every other chunk of the lower half with its counterpart; then what is not rotated.
+  KVS_DEV void RotateQueries(const SegmentView& s) {
+    const int row = thread_ / 2;
+    const bool live = row < item_.rows && seen_[row].begin < seen_[row].end;
+    const std::int64_t packed = Packed(row);
+    const std::int64_t token = packed / a_.group;
+    const float* q =
+        a_.q + token * a_.q_stride + (static_cast<std::int64_t>(head_) * a_.group + packed % a_.group) * kHeadDim;
+    const std::int64_t angle = live ? a_.positions[token] - s.shift : 0;
+    for (int j = thread_ % 2 * 2; j < kHeadDim; j += 4) {
+      float x[2] = {0, 0};
+      for (int i = 0; i < 2 && live; ++i) x[i] = Rotated(q, angle, j + i);
+      const std::uint32_t pair = lane_.PackBf16(x[0], x[1]);
+      __builtin_memcpy(Chunk(q_, row, j / 8) + j % 8 * 2, &pair, sizeof pair);
+    }
+  }
+  KVS_DEV float Rotated(const float* q, std::int64_t angle, int j) const {
+    const int half = a_.rope.half;
+    if (j >= 2 * half) return q[j] * a_.q_scale;
+    const CosSin r = AngleAt(a_.rope, angle, j < half ? j : j - half);
+    if (j < half) return (q[j] * r.cos - q[j + half] * r.sin) * a_.q_scale;
+    return (q[j] * r.cos + q[j - half] * r.sin) * a_.q_scale;
+  }
+
+  // The partial result of one split into out_, sum_, max_.
+  KVS_DEV void RunSplit(const SegmentView& s, const RowRange& seen, std::int64_t split) {
+    for (int n = 0; n < kOutTiles; ++n) {
+      for (int i = 0; i < 4; ++i) out_[n][i] = 0;
+    }
+    for (int i = 0; i < 2; ++i) {
+      sum_[i] = 0;
+      max_[i] = NoKeySeen();
+    }
+    const std::int64_t rows_end = seen.end < (split + 1) * kSplitRows ? seen.end : (split + 1) * kSplitRows;
+    const std::int64_t rows_begin = seen.begin > split * kSplitRows ? seen.begin : split * kSplitRows;
+    const std::int64_t pages_end = (rows_end + kPageRows - 1) / kPageRows;
+    std::int64_t page = NextPage(s, rows_begin / kPageRows, pages_end);
+    LoadTile(s, 0, page, pages_end, k_);
+    LoadTile(s, 1, page, pages_end, v_);
+    while (page < pages_end) {
+      const std::int64_t next = NextPage(s, page + 1, pages_end);
+      lane_.template WaitForCopies<1>();
+      lane_.Sync();
+      const bool warp_lives = warp_row_ < item_.rows;  // a warp without rows only copies
+      float scores[kKeyTiles][4];
+      if (warp_lives) Scores(scores);
+      lane_.Sync();
+      LoadTile(s, 0, next, pages_end, k_);
+      std::uint64_t masks[2];
+      const std::uint64_t keep = KeptMask(s, page);
+      for (int i = 0; i < 2; ++i) masks[i] = keep & RangeMask(seen_[warp_row_ + g_ + 8 * i], page * kPageRows);
+      if (warp_lives) Softmax(scores, masks);
+      lane_.template WaitForCopies<1>();
+      lane_.Sync();
+      if (warp_lives) AddValues(scores, masks, keep);
+      lane_.Sync();
+      LoadTile(s, 1, next, pages_end, v_);
+      page = next;
+    }
+    lane_.template WaitForCopies<0>();
+    for (int i = 0; i < 2; ++i) {
+      const float pair = sum_[i] + lane_.ShuffleXor(sum_[i], 1);
+      sum_[i] = pair + lane_.ShuffleXor(pair, 2);
+    }
+  }
+
+  // The first page from `page` on of which some row is kept.
+  KVS_DEV std::int64_t NextPage(const SegmentView& s, std::int64_t page, std::int64_t end) const {
+    while (page < end && KeptMask(s, page) == 0) ++page;
+    return page;
+  }
+
+  // Begins to copy a slab; nothing beyond the last page, but a group of copies all the same. Values that nobody may see
+  // become zeros, because 0 * NaN is not 0; keys may be anything, their scores are never looked at.
+  KVS_DEV void LoadTile(const SegmentView& s, int value, std::int64_t page, std::int64_t end, std::byte* tile) {
+    if (page < end) {
+      const std::byte* slab = a_.pages.Slab(s.pages[page], value, head_);
+      const std::uint64_t keep = value == 0 ? ~std::uint64_t{0} : KeptMask(s, page);
+      for (int i = thread_; i < kTileRows * kChunks; i += kAttentionThreads) {
+        const int row = i / kChunks;
+        lane_.CopyAsync16(Chunk(tile, row, i % kChunks), slab + i * 16, (keep >> row & 1) != 0);
+      }
+    }
+    lane_.CommitCopies();
+  }
+
+  KVS_DEV void Scores(float (&scores)[kKeyTiles][4]) {
+    const int l = thread_ % 32;
+    for (int n = 0; n < kKeyTiles; ++n) {
+      for (int i = 0; i < 4; ++i) scores[n][i] = 0;
+    }
+    for (int step = 0; step < kSteps; ++step) {
+      std::uint32_t q[4];
+      lane_.LoadMatrix4(q, Chunk(q_, warp_row_ + l % 16, 2 * step + l / 16));
+      for (int n = 0; n < kKeyTiles; n += 2) {
+        std::uint32_t k[4];
+        lane_.LoadMatrix4(k, Chunk(k_, n * 8 + l / 16 * 8 + l % 8, 2 * step + l / 8 % 2));
+        lane_.Mma(scores[n], q, k[0], k[1]);
+        lane_.Mma(scores[n + 1], q, k[2], k[3]);
+      }
+    }
+  }
+
+  KVS_DEV static int Key(int n, int t, int i) { return n * 8 + 2 * t + i % 2; }
+
+  // Scores -> weights in place; moves the reference, and with it sum and output, where a score exceeds it by more.
+  KVS_DEV void Softmax(float (&scores)[kKeyTiles][4], const std::uint64_t (&masks)[2]) {
+    for (int i = 0; i < 2; ++i) {
+      float top = NoKeySeen();
+      for (int n = 0; n < kKeyTiles; ++n) {
+        for (int c = 0; c < 2; ++c) {
+          if ((masks[i] >> Key(n, t_, c) & 1) != 0) top = lane_.MaxOrNan(top, scores[n][2 * i + c]);
+        }
+      }
+      top = lane_.MaxOrNan(top, lane_.ShuffleXor(top, 1));
+      top = lane_.MaxOrNan(top, lane_.ShuffleXor(top, 2));
+      // Also where top is NaN, which thereby reaches the answer.
+      const bool moves = masks[i] != 0 && !(top <= max_[i] + kSlack);
+      const float next = moves ? top : max_[i];
+      const float factor = moves ? (max_[i] == NoKeySeen() ? 0.0f : lane_.Exp2(max_[i] - next)) : 1.0f;
+      if (lane_.Any(moves)) {  // multiplying by 1 changes nothing, so that a row's bits do not depend on the others
+        for (int n = 0; n < kOutTiles; ++n) {
+          out_[n][2 * i] *= factor;
+          out_[n][2 * i + 1] *= factor;
+        }
+        sum_[i] *= factor;
+      }
+      max_[i] = next;
+      for (int n = 0; n < kKeyTiles; ++n) {
+        for (int c = 0; c < 2; ++c) {
+          float& x = scores[n][2 * i + c];
+          x = (masks[i] >> Key(n, t_, c) & 1) != 0 ? lane_.Exp2(x - next) : 0.0f;
+          sum_[i] += x;
+        }
+      }
+    }
+  }
+
+  // out_ += weights x values, over all 64 keys in steps of 16.
+  KVS_DEV void AddValues(const float (&w)[kKeyTiles][4], const std::uint64_t (&masks)[2], std::uint64_t keep) {
+    const bool differ = lane_.Any((masks[0] != keep && RowLives(0)) || (masks[1] != keep && RowLives(1)));
+    if (differ && lane_.Any(HoldsNonFinite())) return AddValuesByToken(w, masks);
+    const int l = thread_ % 32;
+    for (int step = 0; step < kTileRows / 16; ++step) {
+      std::uint32_t p[4];
+      PackWeights(w, step, p);
+      for (int n = 0; n < kOutTiles; n += 2) {
+        std::uint32_t v[4];
+        lane_.LoadMatrix4Transposed(v, Chunk(v_, step * 16 + l % 16, n + l / 16));
+        lane_.Mma(out_[n], p, v[0], v[1]);
+        lane_.Mma(out_[n + 1], p, v[2], v[3]);
+      }
+    }
+  }
+  KVS_DEV bool RowLives(int i) const { return warp_row_ + g_ + 8 * i < item_.rows; }
+  KVS_DEV void PackWeights(const float (&w)[kKeyTiles][4], int step, std::uint32_t (&p)[4]) const {
+    p[0] = lane_.PackBf16(w[2 * step][0], w[2 * step][1]);
+    p[1] = lane_.PackBf16(w[2 * step][2], w[2 * step][3]);
+    p[2] = lane_.PackBf16(w[2 * step + 1][0], w[2 * step + 1][1]);
+    p[3] = lane_.PackBf16(w[2 * step + 1][2], w[2 * step + 1][3]);
+  }
+
+  // Whether this lane's share of the values (a 32nd) has an infinity or a NaN.
+  KVS_DEV bool HoldsNonFinite() const {
+    bool bad = false;
+    for (int i = thread_ % 32; i < kTileRows * kHeadDim / 2; i += 32) {
+      std::uint32_t pair;
+      __builtin_memcpy(&pair, v_ + i * 4, sizeof pair);
+      bad |= (pair & 0x7f80u) == 0x7f80u || (pair & 0x7f800000u) == 0x7f800000u;
+    }
+    return bad;
+  }
+
+  // The same products with each row's unseen values as zeros: 0 * inf is not 0. Row by row of the warp, because the
+  // values are an operand that all rows share; a row keeps its own result only.
+  KVS_DEV void AddValuesByToken(const float (&w)[kKeyTiles][4], const std::uint64_t (&masks)[2]) {
+    const int l = thread_ % 32;
+    for (int row = 0; row < 16; ++row) {
+      // The mask of this row is held by the lanes with g = row % 8.
+      const std::uint64_t mask = lane_.Broadcast(row < 8 ? masks[0] : masks[1], row % 8 * 4);
+      for (int n = 0; n < kOutTiles; n += 2) {
+        float sums[2][4];
+        for (int c = 0; c < 2; ++c) {
+          for (int i = 0; i < 4; ++i) sums[c][i] = out_[n + c][i];
+        }
+        for (int step = 0; step < kTileRows / 16; ++step) {
+          std::uint32_t p[4], v[4];
+          PackWeights(w, step, p);
+          lane_.LoadMatrix4Transposed(v, Chunk(v_, step * 16 + l % 16, n + l / 16));
+          for (int i = 0; i < 4; ++i) v[i] = KeepSeen(v[i], mask >> (step * 16 + 2 * t_ + i % 2 * 8));
+          lane_.Mma(sums[0], p, v[0], v[1]);
+          lane_.Mma(sums[1], p, v[2], v[3]);
+        }
+        for (int c = 0; c < 2; ++c) {
+          for (int i = 0; i < 4; ++i) {
+            if (g_ == row % 8 && i / 2 == row / 8) out_[n + c][i] = sums[c][i];
+          }
+        }
+      }
+    }
+  }
+  KVS_DEV static std::uint32_t KeepSeen(std::uint32_t pair, std::uint64_t seen) {
+    return ((seen & 1) != 0 ? pair & 0xffffu : 0u) | ((seen & 2) != 0 ? pair & 0xffff0000u : 0u);
+  }
+
+  // total <- total (+) part; the arithmetic of FoldPartial in merge_block.h. Each thread's totals are its own, in
+  // shared memory to leave registers to the sums.
+  KVS_DEV void Fold() {
+    float* total = reinterpret_cast<float*>(lane_.shared() + Shared::kTotal) + thread_;
+    for (int i = 0; i < 2; ++i) {
+      if (max_[i] == NoKeySeen()) continue;
+      const bool begins = total_max_[i] == NoKeySeen();
+      const float m = begins ? max_[i] : lane_.MaxOrNan(total_max_[i], max_[i]);
+      const float a = begins ? 0.0f : lane_.Exp2(total_max_[i] - m);
+      const float b = begins ? 1.0f : lane_.Exp2(max_[i] - m);
+      for (int n = 0; n < kOutTiles; ++n) {
+        for (int c = 2 * i; c < 2 * i + 2; ++c) {
+          float& x = total[(n * 4 + c) * kAttentionThreads];
+          x = begins ? out_[n][c] : lane_.Fma(out_[n][c], b, x * a);
+        }
+      }
+      total_sum_[i] = begins ? sum_[i] : lane_.Fma(sum_[i], b, total_sum_[i] * a);
+      total_max_[i] = m;
+    }
+  }
+
+  KVS_DEV void StoreFinal() {
+    const float* total = reinterpret_cast<const float*>(lane_.shared() + Shared::kTotal) + thread_;
+    for (int i = 0; i < 2; ++i) {
+      if (!RowLives(i)) continue;
+      const std::int64_t packed = Packed(warp_row_ + g_ + 8 * i);
+      const bool none = total_max_[i] == NoKeySeen();
+      const float inverse = none ? 0.0f : 1.0f / total_sum_[i];
+      const std::int64_t at = packed / a_.group * a_.out_stride +
+                              (static_cast<std::int64_t>(head_) * a_.group + packed % a_.group) * kHeadDim;
+      for (int n = 0; n < kOutTiles; ++n) {
+        float x[2];
+        for (int c = 0; c < 2; ++c) {
+          x[c] = none ? 0.0f : total[(n * 4 + 2 * i + c) * kAttentionThreads] * inverse + 0.0f;
+        }
+        StorePair(at + n * 8 + 2 * t_, x);
+      }
+    }
+  }
+  KVS_DEV void StorePair(std::int64_t at, const float (&x)[2]) const {
+    if (a_.out_bf16) {
+      const std::uint32_t pair = lane_.PackBf16(x[0], x[1]);
+      __builtin_memcpy(__builtin_assume_aligned(static_cast<std::uint16_t*>(a_.out) + at, 4), &pair, sizeof pair);
+    } else {
+      __builtin_memcpy(__builtin_assume_aligned(static_cast<float*>(a_.out) + at, 8), x, sizeof x);
+    }
+  }
+
+  KVS_DEV void StorePartial(const SegmentView& s) const {
+    for (int i = 0; i < 2; ++i) {
+      if (!RowLives(i)) continue;
+      const std::int64_t index =
+          PartialIndex(s, a_.group, a_.pages.kv_heads, item_.split, head_, Packed(warp_row_ + g_ + 8 * i));
+      for (int n = 0; n < kOutTiles; ++n) {
+        float* to = a_.partial_out + index * kHeadDim + n * 8 + 2 * t_;
+        to[0] = out_[n][2 * i];
+        to[1] = out_[n][2 * i + 1];
+      }
+      if (t_ == 0) {
+        a_.partial_stats[2 * index] = sum_[i];
+        a_.partial_stats[2 * index + 1] = max_[i];
+      }
+    }
+  }
+
+  const AttentionArgs& a_;
+  Lane& lane_;
+  WorkItem item_;
+  int head_, thread_, warp_row_, g_, t_;
+  std::byte* q_;
+  std::byte* k_;
+  std::byte* v_;
+  RowRange* seen_;
+  float out_[kOutTiles][4];  // of rows warp_row_ + g_ (0, 1) and + 8 (2, 3)
+  float sum_[2], max_[2], total_sum_[2], total_max_[2];
+};
+
+}  // namespace kvshare::kernels::cuda

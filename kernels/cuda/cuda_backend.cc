@@ -1,0 +1,423 @@
+#include "kernels/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/attention_plan.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/launch_log.h"
+#include "libkvshare/core/check.h"
+#include "libkvshare/core/status_macros.h"
+
+namespace kvshare::kernels::cuda {
+namespace {
+
+// Raised when a kernel's arithmetic changes: KV made before must not meet KV made after.
+constexpr int kKernelRevision = 1;
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr int kMaxHeadDim = 256;
+constexpr std::int64_t kGatedRows = 2048;  // bounds the fp32 product that waits for SwiGLU
+
+std::size_t Index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+template <typename T>
+std::size_t StagedBytes(std::span<const T> values) {
+  return (values.size_bytes() + Staging::kAlign - 1) / Staging::kAlign * Staging::kAlign;
+}
+
+// A block of DeviceMemory, given back with the handle.
+class CudaBuffer final : public Buffer {
+ public:
+  CudaBuffer(DeviceMemory& memory, std::byte* data, std::size_t size) : memory_(memory), data_(data), size_(size) {}
+  ~CudaBuffer() override { memory_.Give(data_); }
+  std::byte* data() const override { return data_; }
+  std::size_t size() const override { return size_; }
+
+ private:
+  DeviceMemory& memory_;
+  std::byte* data_;
+  std::size_t size_;
+};
+
+class CudaWeights final : public LinearWeights {
+ public:
+  std::int64_t in_features() const override { return k; }
+  std::int64_t out_features() const override { return n; }
+  std::size_t bytes() const override { return Index(n * k) * 2; }
+
+  std::int64_t n = 0, k = 0;
+  bool gated = false;
+  int algorithm = kFastGemm;
+  std::unique_ptr<Buffer> w;     // [n, k] bf16
+  std::unique_ptr<Buffer> bias;  // [n] fp32, or null
+};
+
+float TestValue(std::uint64_t i) {  // in [-1, 1), 16 bits of a hash
+  i = (i + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
+  i = (i ^ (i >> 29)) * 0x94d049bb133111ebu;
+  return static_cast<float>(static_cast<std::int64_t>(i >> 48) - 32768) / 32768.0f;
+}
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(std::unique_ptr<Device> device, const BackendOptions& options)
+      : device_(std::move(device)),
+        options_(options),
+        memory_(*device_, options.memory_limit_bytes),
+        staging_(*device_, memory_, options.staging_bytes) {
+    Describe();
+  }
+
+  const Capabilities& capabilities() const override { return capabilities_; }
+
+  Result<std::unique_ptr<Buffer>> Allocate(std::size_t bytes) override {
+    KVS_ASSIGN_OR_RETURN(auto buffer, Take(std::max<std::size_t>(bytes, 1)));
+    KVS_RETURN_IF_ERROR(device_->Fill(buffer->data(), 0, bytes));
+    return std::unique_ptr<Buffer>(std::move(buffer));
+  }
+
+  Result<std::unique_ptr<LinearWeights>> MakeLinear(const LinearSpec& spec) override;
+
+  void Embed(const EmbedParams& p) override {
+    const auto rows = static_cast<std::int64_t>(p.ids.size());
+    KVS_CHECK(p.out.rows == rows && p.out.cols == p.table.cols && p.out.dtype == DType::kF32);
+    for (const std::int32_t id : p.ids) KVS_CHECK(id >= 0 && id < p.table.rows);
+    if (rows == 0) return;
+    Do("embed", rows, p.out.cols, [&]() -> Status {
+      KVS_RETURN_IF_ERROR(staging_.Begin(StagedBytes(p.ids)));
+      KVS_ASSIGN_OR_RETURN(const std::int32_t* ids, staging_.Put(p.ids));
+      return device_->Embed({ids, p.table.data, p.table.stride, p.table.dtype == DType::kBf16, p.out.row<float>(0),
+                             p.out.stride, p.out.cols, rows});
+    });
+  }
+
+  void RmsNorm(const RmsNormParams& p) override {
+    KVS_CHECK(p.x.dtype == DType::kF32 && p.out.rows == p.x.rows && p.out.cols == p.x.cols);
+    KVS_CHECK(static_cast<std::int64_t>(p.weight.size()) == p.x.cols);
+    if (p.x.rows == 0) return;
+    Do("rms_norm", p.x.rows, p.x.cols, [&] {
+      return device_->RmsNorm({p.x.row<float>(0), p.x.stride, p.weight.data(), p.eps, p.out.data, p.out.stride,
+                               p.out.dtype == DType::kBf16, p.x.cols, p.x.rows});
+    });
+  }
+
+  void Linear(const LinearParams& p) override {
+    const auto& w = static_cast<const CudaWeights&>(*p.weights);
+    KVS_CHECK(p.x.dtype == DType::kBf16 && p.x.cols == w.k && p.out.dtype == DType::kF32);
+    KVS_CHECK(p.out.rows == p.x.rows && p.out.cols == w.n && !w.gated);
+    if (p.x.rows == 0) return;
+    Multiply(w, p.x, p.out.row<float>(0), p.out.stride, p.accumulate);
+  }
+
+  void GatedLinear(const GatedLinearParams& p) override {
+    const auto& w = static_cast<const CudaWeights&>(*p.weights);
+    KVS_CHECK(p.x.dtype == DType::kBf16 && p.x.cols == w.k && p.out.rows == p.x.rows && 2 * p.out.cols == w.n &&
+              w.gated);
+    for (std::int64_t first = 0; first < p.x.rows; first += kGatedRows) {
+      const std::int64_t rows = std::min(kGatedRows, p.x.rows - first);
+      auto scratch = Take(Index(rows * w.n) * sizeof(float));
+      if (!scratch.ok()) return Fail(scratch.status());
+      auto* product = reinterpret_cast<float*>((*scratch)->data());
+      MatrixView x = p.x;
+      x.data = p.x.row<std::uint16_t>(first);
+      x.rows = rows;
+      Multiply(w, x, product, w.n, false);
+      std::byte* out = p.out.row<std::byte>(0) + Index(first * p.out.stride) * DTypeBytes(p.out.dtype);
+      Do("swiglu", rows, p.out.cols, [&] {
+        return device_->SwiGlu({product, w.n, out, p.out.stride, p.out.dtype == DType::kBf16, p.out.cols, rows});
+      });
+    }
+  }
+
+  void StoreKv(const StoreKvParams& p) override;
+  void Attention(const AttentionParams& p) override;
+
+  void CopyPageRows(const KvPages& pages, PageIndex from, PageIndex to, int tokens) override {
+    KVS_CHECK(from < pages.num_pages && to < pages.num_pages && tokens >= 0 && tokens <= kPageTokens);
+    const KvLayout& layout = pages.layout;
+    const std::size_t bytes = layout.slab_bytes() / kPageTokens * Index(tokens);
+    KVS_CHECK(bytes % 16 == 0);
+    if (tokens == 0 || from == to) return;
+    Do("copy_page_rows", tokens, layout.num_layers, [&] {
+      return device_->CopyPageRows({pages.base + from * layout.page_bytes(), pages.base + to * layout.page_bytes(),
+                                    static_cast<std::int64_t>(layout.slab_bytes()), static_cast<std::int64_t>(bytes),
+                                    layout.num_layers * 2 * layout.num_kv_heads});
+    });
+  }
+
+  Status Upload(std::byte* to, const void* from, std::size_t bytes) override {
+    if (failed_.ok()) Keep(device_->CopyIn(to, from, bytes));
+    return Sync();
+  }
+  Status Download(void* to, const std::byte* from, std::size_t bytes) override {
+    if (failed_.ok()) Keep(device_->CopyOut(to, from, bytes));
+    return Sync();
+  }
+
+  Status Sync() override {
+    if (failed_.ok()) Keep(device_->Synchronize());
+    return failed_;
+  }
+
+  Status SelfTest() override;
+
+ private:
+  void Describe();
+
+  Result<std::unique_ptr<CudaBuffer>> Take(std::size_t bytes) {
+    KVS_ASSIGN_OR_RETURN(std::byte * data, memory_.Take(bytes));
+    return std::make_unique<CudaBuffer>(memory_, data, bytes);
+  }
+
+  // Launches unless something failed before. Logged first, so that whatever the driver says later, the launch is named.
+  template <typename Launch>
+  void Do(const char* name, std::int64_t rows, std::int64_t size, Launch&& launch) {
+    if (!failed_.ok()) return;
+    log_.Note(name, rows, size);
+    Keep(launch());
+  }
+  void Keep(const Status& status) {
+    if (!status.ok()) Fail(status);
+  }
+  void Fail(const Status& status) {
+    if (!failed_.ok()) return;
+    failed_ = Status(status.code(), status.message() + "; last on the GPU: " + log_.Text());
+  }
+
+  void Multiply(const CudaWeights& w, const MatrixView& x, float* out, std::int64_t out_stride, bool accumulate) {
+    Do("linear", x.rows, w.n, [&] {
+      return device_->Gemm({reinterpret_cast<const std::uint16_t*>(w.w->data()), x.row<std::uint16_t>(0), x.stride, out,
+                            out_stride, x.rows, w.n, w.k, accumulate},
+                           w.algorithm);
+    });
+    if (w.bias == nullptr) return;
+    Do("bias", x.rows, w.n, [&] {
+      return device_->AddBias({out, out_stride, reinterpret_cast<const float*>(w.bias->data()), w.n, x.rows});
+    });
+  }
+
+  Status Pin(CudaWeights* weights);
+  Result<bool> RowsAreInvariant(const CudaWeights& weights, int algorithm);
+
+  std::unique_ptr<Device> device_;
+  const BackendOptions options_;
+  DeviceMemory memory_;
+  Staging staging_;
+  LaunchLog log_;
+  Status failed_;
+  std::map<std::pair<std::int64_t, std::int64_t>, int> pinned_;  // (n, k): candidate
+  Capabilities capabilities_;
+};
+
+void CudaBackend::Describe() {
+  const DeviceFacts& facts = device_->facts();
+  capabilities_ = {.device = "cuda",
+                   .isa = facts.arch,
+                   .linear = facts.linear + (options_.deterministic ? "/det" : "/fast"),
+                   .compute = DType::kBf16,
+                   .threads = facts.multiprocessors,
+                   .numerics_id = ""};
+  // A shape whose first candidate did not do multiplies in another order, and the id says so.
+  for (const auto& [shape, candidate] : pinned_) {
+    if (candidate == 0) continue;
+    capabilities_.linear +=
+        "/" + std::to_string(shape.first) + "x" + std::to_string(shape.second) + "#" + std::to_string(candidate);
+  }
+  capabilities_.numerics_id = "cuda/" + facts.arch + "/bfloat16/" + capabilities_.linear + "/split" +
+                              std::to_string(kSplitTokens) + "/r" + std::to_string(kKernelRevision);
+}
+
+Result<std::unique_ptr<LinearWeights>> CudaBackend::MakeLinear(const LinearSpec& spec) {
+  KVS_CHECK(!spec.parts.empty());
+  auto weights = std::make_unique<CudaWeights>();
+  weights->k = spec.parts[0].cols;
+  weights->gated = spec.gated;
+  for (const HostMatrix& part : spec.parts) {
+    KVS_CHECK(part.cols == weights->k);
+    weights->n += part.rows;
+  }
+  KVS_CHECK(!spec.gated || (spec.parts.size() == 2 && spec.parts[0].rows == spec.parts[1].rows));
+  KVS_CHECK(spec.bias.empty() || static_cast<std::int64_t>(spec.bias.size()) == weights->n);
+  if (weights->k % 8 != 0 || weights->n % 8 != 0) {
+    return Unimplemented("a linear layer of " + std::to_string(weights->n) + " x " + std::to_string(weights->k) +
+                         " on the GPU: sizes must be multiples of 8");
+  }
+  KVS_ASSIGN_OR_RETURN(weights->w, Take(weights->bytes()));
+  std::vector<std::uint16_t> rounded;
+  std::byte* to = weights->w->data();
+  for (const HostMatrix& part : spec.parts) {
+    rounded.resize(Index(part.rows * part.cols));
+    for (std::size_t i = 0; i < rounded.size(); ++i) rounded[i] = static_cast<std::uint16_t>(Bf16Bits(part.data[i]));
+    KVS_RETURN_IF_ERROR(Upload(to, rounded.data(), rounded.size() * 2));
+    to += rounded.size() * 2;
+  }
+  if (!spec.bias.empty()) {
+    KVS_ASSIGN_OR_RETURN(weights->bias, Take(spec.bias.size_bytes()));
+    KVS_RETURN_IF_ERROR(Upload(weights->bias->data(), spec.bias.data(), spec.bias.size_bytes()));
+  }
+  if (options_.deterministic) KVS_RETURN_IF_ERROR(Pin(weights.get()));
+  return std::unique_ptr<LinearWeights>(std::move(weights));
+}
+
+// The first candidate whose rows have the same bits in any batch.
+Status CudaBackend::Pin(CudaWeights* weights) {
+  const std::pair shape{weights->n, weights->k};
+  if (const auto it = pinned_.find(shape); it != pinned_.end()) {
+    weights->algorithm = it->second;
+    return OkStatus();
+  }
+  KVS_ASSIGN_OR_RETURN(const int candidates, device_->GemmCandidates(weights->n, weights->k));
+  for (int c = 0; c < candidates; ++c) {
+    KVS_ASSIGN_OR_RETURN(const bool invariant, RowsAreInvariant(*weights, c));
+    if (!invariant) continue;
+    weights->algorithm = pinned_[shape] = c;
+    Describe();
+    return OkStatus();
+  }
+  return Internal("none of " + std::to_string(candidates) + " matrix algorithms for " + std::to_string(weights->n) +
+                  " x " + std::to_string(weights->k) + " gives a row the same bits in any batch on this GPU");
+}
+
+// Rows in groups of several sizes and at several places against the same rows among all.
+Result<bool> CudaBackend::RowsAreInvariant(const CudaWeights& weights, int algorithm) {
+  constexpr std::int64_t kRows = 300;
+  const std::int64_t n = weights.n, k = weights.k;
+  std::vector<std::uint16_t> values(Index(kRows * k));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::uint16_t>(Bf16Bits(TestValue(i)));
+  KVS_ASSIGN_OR_RETURN(const auto x, Take(values.size() * 2));
+  KVS_ASSIGN_OR_RETURN(const auto out, Take(Index(kRows * n) * sizeof(float)));
+  KVS_RETURN_IF_ERROR(Upload(x->data(), values.data(), values.size() * 2));
+  const auto run = [&](std::int64_t first, std::int64_t rows, std::vector<float>* to) -> Status {
+    to->resize(Index(rows * n));
+    Do("self_test", rows, n, [&] {
+      return device_->Gemm({reinterpret_cast<const std::uint16_t*>(weights.w->data()),
+                            reinterpret_cast<const std::uint16_t*>(x->data()) + first * k, k,
+                            reinterpret_cast<float*>(out->data()), n, rows, n, k, false},
+                           algorithm);
+    });
+    return Download(to->data(), out->data(), to->size() * sizeof(float));
+  };
+  std::vector<float> whole, part;
+  KVS_RETURN_IF_ERROR(run(0, kRows, &whole));
+  struct Group {
+    std::int64_t first, rows;
+  };
+  for (const Group& g : {Group{0, 1}, Group{299, 1}, Group{13, 7}, Group{0, 64}, Group{100, 64}, Group{170, 128}}) {
+    KVS_RETURN_IF_ERROR(run(g.first, g.rows, &part));
+    if (std::memcmp(part.data(), whole.data() + g.first * n, part.size() * sizeof(float)) != 0) return false;
+  }
+  return true;
+}
+
+Status CudaBackend::SelfTest() {
+  if (!options_.deterministic) return Sync();
+  // A shape of its own when there is no layer yet; MakeLinear has tested those there are.
+  std::vector<float> values(512 * 512);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = TestValue(i + 7);
+  const HostMatrix part{values.data(), 512, 512};
+  pinned_.erase({512, 512});
+  return MakeLinear({.parts = {&part, 1}, .bias = {}, .gated = false}).status();
+}
+
+void CudaBackend::StoreKv(const StoreKvParams& p) {
+  const KvLayout& layout = p.pages.layout;
+  const int d = layout.head_dim;
+  KVS_CHECK(p.qkv.dtype == DType::kF32 && p.qkv.cols == std::int64_t{p.num_heads + 2 * layout.num_kv_heads} * d);
+  KVS_CHECK(static_cast<std::int64_t>(p.positions.size()) == p.qkv.rows &&
+            static_cast<std::int64_t>(p.slots.size()) == p.qkv.rows && layout.dtype == DType::kBf16);
+  KVS_CHECK(p.layer >= 0 && p.layer < layout.num_layers && 2 * p.rope.half <= d && d <= kMaxHeadDim);
+  KVS_CHECK(p.q_norm.empty() || static_cast<int>(p.q_norm.size()) == d);
+  KVS_CHECK(p.k_norm.empty() || static_cast<int>(p.k_norm.size()) == d);
+  if (p.qkv.rows == 0) return;
+  std::vector<SlotView> slots;
+  for (const KvSlot& slot : p.slots) {
+    const bool stored = slot != kNoSlot;
+    KVS_CHECK(!stored || (slot.page < p.pages.num_pages && slot.offset >= 0 && slot.offset < kPageTokens));
+    slots.push_back({stored ? slot.page : kNoPage, slot.offset});
+  }
+  for (const std::int64_t position : p.positions) KVS_CHECK(position >= 0 && position < p.rope.positions);
+  Do("store_kv", p.qkv.rows, p.layer, [&]() -> Status {
+    const std::span<const SlotView> staged(slots);
+    KVS_RETURN_IF_ERROR(staging_.Begin(StagedBytes(p.positions) + StagedBytes(staged)));
+    StoreKvArgs args;
+    KVS_ASSIGN_OR_RETURN(args.positions, staging_.Put(p.positions));
+    KVS_ASSIGN_OR_RETURN(args.slots, staging_.Put(staged));
+    args.qkv = p.qkv.row<float>(0);
+    args.qkv_stride = p.qkv.stride;
+    args.num_heads = p.num_heads;
+    args.head_dim = d;
+    args.q_norm = p.q_norm.empty() ? nullptr : p.q_norm.data();
+    args.k_norm = p.k_norm.empty() ? nullptr : p.k_norm.data();
+    args.eps = p.eps;
+    args.rope = {p.rope.cos.data(), p.rope.sin.data(), p.rope.positions, p.rope.half};
+    args.pages = ViewOf(p.pages, p.layer);
+    args.rows = p.qkv.rows;
+    return device_->StoreKv(args);
+  });
+}
+
+void CudaBackend::Attention(const AttentionParams& p) {
+  AttentionPlan plan = PlanAttention(p, {.spread_bytes = options_.spread_bytes});
+  if (p.q.rows == 0) return;
+  const int d = p.pages.layout.head_dim, kv_heads = p.pages.layout.num_kv_heads;
+  std::unique_ptr<CudaBuffer> scratch;
+  if (plan.partials > 0) {
+    auto taken = Take(Index(plan.partials * (d + 2)) * sizeof(float));
+    if (!taken.ok()) return Fail(taken.status());
+    scratch = std::move(taken).value();
+  }
+  AttentionArgs args;
+  const auto stage = [&]() -> Status {
+    std::size_t bytes = StagedBytes(p.positions) + StagedBytes(std::span<const SegmentView>(plan.segments)) +
+                        StagedBytes(std::span<const WorkItem>(plan.items));
+    for (const KvSegment& s : p.segments)
+      bytes += StagedBytes(s.pages) + StagedBytes(s.skip) + StagedBytes(s.positions);
+    KVS_RETURN_IF_ERROR(staging_.Begin(bytes));
+    for (std::size_t n = 0; n < plan.segments.size(); ++n) {
+      const KvSegment& s = p.segments[n];
+      KVS_ASSIGN_OR_RETURN(plan.segments[n].pages, staging_.Put(s.pages));
+      KVS_ASSIGN_OR_RETURN(plan.segments[n].skip, staging_.Put(s.skip));
+      KVS_ASSIGN_OR_RETURN(plan.segments[n].positions, staging_.Put(s.positions));
+    }
+    KVS_ASSIGN_OR_RETURN(args.positions, staging_.Put(p.positions));
+    KVS_ASSIGN_OR_RETURN(args.segments, staging_.Put(std::span<const SegmentView>(plan.segments)));
+    KVS_ASSIGN_OR_RETURN(args.items, staging_.Put(std::span<const WorkItem>(plan.items)));
+    return OkStatus();
+  };
+  if (failed_.ok()) Keep(stage());
+  args.q = p.q.row<float>(0);
+  args.q_stride = p.q.stride;
+  args.group = p.num_heads / kv_heads;
+  args.q_scale = p.scale * kLog2E;
+  args.window = p.window;
+  args.rope = {p.rope.cos.data(), p.rope.sin.data(), p.rope.positions, p.rope.half};
+  args.num_segments = static_cast<int>(plan.segments.size());
+  args.pages = ViewOf(p.pages, p.layer);
+  args.out = p.out.data;
+  args.out_stride = p.out.stride;
+  args.out_bf16 = p.out.dtype == DType::kBf16;
+  if (scratch != nullptr) {
+    args.partial_out = reinterpret_cast<float*>(scratch->data());
+    args.partial_stats = args.partial_out + plan.partials * d;
+  }
+  const int items = static_cast<int>(plan.items.size());
+  if (items > 0) {
+    Do("attention", p.q.rows, items, [&] { return device_->Attention(args, d, items, plan.spread); });
+  }
+  if (plan.spread) {
+    const std::int64_t packed = p.q.rows * args.group;
+    Do("merge", p.q.rows, plan.partials, [&] { return device_->Merge(args, d, packed); });
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> NewBackendOn(std::unique_ptr<Device> device, const BackendOptions& options) {
+  return std::unique_ptr<Backend>(std::make_unique<CudaBackend>(std::move(device), options));
+}
+
+}  // namespace kvshare::kernels::cuda

@@ -1,0 +1,79 @@
+// Device: the few things that the CUDA backend asks of a GPU, so that all else is ordinary C++. Two implementations:
+// NewCudaDevice (device_cuda.cc, gemm_cublaslt.cc, launch.cu) and the tests' emulated one.
+//
+// All work goes to one stream, in the order of the calls. Every method may fail with the status that the driver's error
+// maps to; a device that failed once may fail ever after. One thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/cuda/attention_args.h"
+#include "kernels/cuda/row_ops_args.h"
+#include "kvshare/status.h"
+
+namespace kvshare::kernels::cuda {
+
+struct DeviceFacts {
+  std::string name;    // "NVIDIA H200"
+  std::string arch;    // "sm_90"
+  std::string linear;  // library and version behind Gemm
+  std::size_t memory_bytes = 0;
+  int multiprocessors = 0;
+};
+
+// out [rows, n] fp32 (+)= x [rows, k] bf16 times w [n, k] bf16, transposed. All row-major.
+struct GemmArgs {
+  const std::uint16_t* w = nullptr;
+  const std::uint16_t* x = nullptr;
+  std::int64_t x_stride = 0;
+  float* out = nullptr;
+  std::int64_t out_stride = 0;
+  std::int64_t rows = 0;
+  std::int64_t n = 0;
+  std::int64_t k = 0;
+  bool accumulate = false;
+};
+
+inline constexpr int kMarks = 4;
+inline constexpr int kFastGemm = -1;
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual const DeviceFacts& facts() const = 0;
+
+  // At least 256-byte aligned, contents undefined. ResourceExhausted when there is no more.
+  virtual Result<std::byte*> Allocate(std::size_t bytes) = 0;
+  virtual void Free(std::byte* data) = 0;
+  virtual Result<std::byte*> AllocatePinned(std::size_t bytes) = 0;  // host memory that the device copies from directly
+  virtual void FreePinned(std::byte* data) = 0;
+
+  virtual Status Fill(std::byte* to, int value, std::size_t bytes) = 0;
+  virtual Status CopyIn(std::byte* to, const void* from, std::size_t bytes) = 0;  // host to device
+  virtual Status CopyOut(void* to, const std::byte* from, std::size_t bytes) = 0;
+  // Remembers this point of the stream under one of kMarks numbers; Wait returns when the device has come to it.
+  virtual Status Mark(int mark) = 0;
+  virtual Status Wait(int mark) = 0;
+  virtual Status Synchronize() = 0;
+
+  virtual Status Attention(const AttentionArgs& args, int head_dim, int items, bool spread) = 0;
+  virtual Status Merge(const AttentionArgs& args, int head_dim, std::int64_t packed_rows) = 0;
+  virtual Status Embed(const EmbedArgs& args) = 0;
+  virtual Status RmsNorm(const RmsNormArgs& args) = 0;
+  virtual Status StoreKv(const StoreKvArgs& args) = 0;
+  virtual Status SwiGlu(const SwiGluArgs& args) = 0;
+  virtual Status AddBias(const AddBiasArgs& args) = 0;
+  virtual Status CopyPageRows(const CopyPageRowsArgs& args) = 0;
+
+  // How many pinned algorithms there are for this n and k: without split-K, at most kMaxGemmCandidates, best first.
+  virtual Result<int> GemmCandidates(std::int64_t n, std::int64_t k) = 0;
+  // With candidate number `algorithm`, or kFastGemm: whatever is fastest for this number of rows.
+  virtual Status Gemm(const GemmArgs& args, int algorithm) = 0;
+};
+
+inline constexpr int kMaxGemmCandidates = 8;
+
+}  // namespace kvshare::kernels::cuda

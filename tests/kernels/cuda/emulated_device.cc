@@ -1,0 +1,201 @@
+#include "tests/kernels/cuda/emulated_device.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "kernels/cuda/attention_block.h"
+#include "kernels/cuda/merge_block.h"
+#include "kernels/cuda/row_ops_block.h"
+
+namespace kvshare::kernels::cuda {
+namespace {
+
+GridStats g_stats;
+
+class EmulatedDevice final : public Device {
+ public:
+  explicit EmulatedDevice(const EmulatedDeviceOptions& options) : options_(options), seed_(options.seed) {
+    facts_ = {.name = "emulated",
+              .arch = "emulated",
+              .linear = "loops",
+              .memory_bytes = options.memory_bytes,
+              .multiprocessors = 2};
+  }
+  ~EmulatedDevice() override {
+    for (const auto& [data, bytes] : blocks_) std::free(data);
+  }
+  const DeviceFacts& facts() const override { return facts_; }
+
+  Result<std::byte*> Allocate(std::size_t bytes) override {
+    if (used_ + bytes > options_.memory_bytes) return ResourceExhausted("the emulated GPU is full");
+    used_ += bytes;
+    return Block(bytes);
+  }
+  void Free(std::byte* data) override {
+    RunAll();  // as cudaFree waits
+    used_ -= blocks_.at(data);
+    Release(data);
+  }
+  Result<std::byte*> AllocatePinned(std::size_t bytes) override { return Block(bytes); }
+  void FreePinned(std::byte* data) override {
+    RunAll();
+    Release(data);
+  }
+
+  Status Fill(std::byte* to, int value, std::size_t bytes) override {
+    return Enqueue([=] { std::memset(to, value, bytes); });
+  }
+  // Reads `from` when it runs: it must still hold what it held.
+  Status CopyIn(std::byte* to, const void* from, std::size_t bytes) override {
+    return Enqueue([=] { std::memcpy(to, from, bytes); });
+  }
+  Status CopyOut(void* to, const std::byte* from, std::size_t bytes) override {
+    return Enqueue([=] { std::memcpy(to, from, bytes); });
+  }
+  Status Mark(int mark) override {
+    marks_[mark] = enqueued_;
+    return OkStatus();
+  }
+  Status Wait(int mark) override {
+    while (ran_ < marks_[mark]) RunOne();
+    return failed_;
+  }
+  Status Synchronize() override {
+    RunAll();
+    return failed_;
+  }
+
+  Status Attention(const AttentionArgs& args, int head_dim, int items, bool spread) override {
+    return head_dim == 64 ? AttentionOf<64>(args, items, spread) : AttentionOf<128>(args, items, spread);
+  }
+  Status Merge(const AttentionArgs& args, int head_dim, std::int64_t packed_rows) override {
+    const int blocks = static_cast<int>((packed_rows + kMergeThreads / 32 - 1) / (kMergeThreads / 32));
+    return Launch({blocks, args.pages.kv_heads, kMergeThreads, 0}, [=](EmulatedLane& lane) {
+      if (head_dim == 64) {
+        MergeBlock<EmulatedLane, 64>(args, packed_rows, lane);
+      } else {
+        MergeBlock<EmulatedLane, 128>(args, packed_rows, lane);
+      }
+    });
+  }
+  Status Embed(const EmbedArgs& args) override {
+    return Rows(args.rows, [=](EmulatedLane& lane) { EmbedBlock(args, lane); });
+  }
+  Status RmsNorm(const RmsNormArgs& args) override {
+    return Rows(args.rows, [=](EmulatedLane& lane) { RmsNormBlock(args, lane); });
+  }
+  Status StoreKv(const StoreKvArgs& args) override {
+    return Rows(args.rows, [=](EmulatedLane& lane) { StoreKvBlock(args, lane); });
+  }
+  Status SwiGlu(const SwiGluArgs& args) override {
+    return Rows(args.rows, [=](EmulatedLane& lane) { SwiGluBlock(args, lane); });
+  }
+  Status AddBias(const AddBiasArgs& args) override {
+    return Rows(args.rows, [=](EmulatedLane& lane) { AddBiasBlock(args, lane); });
+  }
+  Status CopyPageRows(const CopyPageRowsArgs& args) override {
+    return Rows(args.slabs, [=](EmulatedLane& lane) { CopyPageRowsBlock(args, lane); });
+  }
+
+  Result<int> GemmCandidates(std::int64_t, std::int64_t) override { return options_.gemm_candidates; }
+  Status Gemm(const GemmArgs& a, int algorithm) override {
+    const bool invariant = algorithm != kFastGemm && algorithm >= options_.invariant_from;
+    return Enqueue(Counted([=] {
+      for (std::int64_t r = 0; r < a.rows; ++r) {
+        for (std::int64_t c = 0; c < a.n; ++c) {
+          float sum = 0;
+          // Begins elsewhere where rows are many: the same sum in another order.
+          const std::int64_t begin = invariant || a.rows < 100 ? 0 : a.k / 2;
+          for (std::int64_t i = 0; i < a.k; ++i) {
+            const std::int64_t j = (begin + i) % a.k;
+            sum += FromBf16(a.x[r * a.x_stride + j]) * FromBf16(a.w[c * a.k + j]);
+          }
+          float& out = a.out[r * a.out_stride + c];
+          out = a.accumulate ? out + sum : sum;
+        }
+      }
+    }));
+  }
+
+ private:
+  using Work = std::function<void()>;
+
+  Result<std::byte*> Block(std::size_t bytes) {
+    auto* data = static_cast<std::byte*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
+    if (data == nullptr) return ResourceExhausted("no memory");
+    std::memset(data, 0xff, bytes);
+    blocks_[data] = bytes;
+    return data;
+  }
+  void Release(std::byte* data) {
+    std::memset(data, 0xff, blocks_.at(data));
+    std::free(data);
+    blocks_.erase(data);
+  }
+
+  Work Counted(Work work) {
+    return [this, work = std::move(work), launch = launches_++] {
+      if (launch == options_.fail_at_launch) failed_ = Internal("emulated GPU: an illegal address");
+      if (failed_.ok()) work();
+    };
+  }
+  Status Enqueue(Work work) {
+    if (!failed_.ok()) return failed_;
+    queue_.push_back(std::move(work));
+    ++enqueued_;
+    return OkStatus();
+  }
+  void RunOne() {
+    const Work work = std::move(queue_.front());
+    queue_.pop_front();
+    ++ran_;
+    if (failed_.ok()) work();
+  }
+  void RunAll() {
+    while (!queue_.empty()) RunOne();
+  }
+
+  Status Launch(const Grid& grid, std::function<void(EmulatedLane&)> body) {
+    return Enqueue(Counted([this, grid, body = std::move(body)] {
+      const GridStats stats = Emulate(grid, ++seed_, body);
+      g_stats.bank_conflicts += stats.bank_conflicts;
+      g_stats.mma += stats.mma;
+    }));
+  }
+  Status Rows(std::int64_t rows, std::function<void(EmulatedLane&)> body) {
+    return Launch({static_cast<int>(rows), 1, kRowThreads, kRowShared}, std::move(body));
+  }
+  template <int kHeadDim>
+  Status AttentionOf(const AttentionArgs& args, int items, bool spread) {
+    using Shared = AttentionShared<kHeadDim>;
+    const std::size_t bytes = spread ? Shared::kSpreadBytes : Shared::kWalkBytes;
+    return Launch({items, args.pages.kv_heads, kAttentionThreads, bytes},
+                  [args](EmulatedLane& lane) { AttentionBlock<EmulatedLane, kHeadDim>(args, lane).Run(); });
+  }
+
+  const EmulatedDeviceOptions options_;
+  std::uint64_t seed_;
+  DeviceFacts facts_;
+  std::map<std::byte*, std::size_t> blocks_;
+  std::size_t used_ = 0;
+  std::deque<Work> queue_;
+  std::uint64_t enqueued_ = 0, ran_ = 0;
+  std::uint64_t marks_[kMarks] = {};
+  int launches_ = 0;
+  Status failed_;
+};
+
+}  // namespace
+
+GridStats TakeGridStats() { return std::exchange(g_stats, {}); }
+
+std::unique_ptr<Device> NewEmulatedDevice(const EmulatedDeviceOptions& options) {
+  return std::make_unique<EmulatedDevice>(options);
+}
+
+}  // namespace kvshare::kernels::cuda
