@@ -37,6 +37,11 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
     const MovedChunk& chunk = found_chunk.chunk;
     Mark({.fate = Fate::kMoved, .start = chunk.start, .length = chunk.length, .source = found_chunk.source}, &plan);
   }
+  for (const FoundChunk& stray : found.strays) {
+    const MovedChunk& chunk = stray.chunk;
+    Mark({.fate = Fate::kDeclined, .start = chunk.start, .length = chunk.length, .miss = MissKind::kOtherCompany},
+         &plan);
+  }
   moved.work = moved_.Prepare(request, stored.host, found);
   const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
   if (moved_.Pays(request, *moved.work.prompt, plain)) return moved;
@@ -166,8 +171,7 @@ Healer::Events Engine::HealerEvents() {
 void Engine::Record(const Sequence& sequence) {
   if (sequence.request.session == nullptr || sequence.request.reuse == ReuseMode::kOff) return;
   moved_.Record(*sequence.request.session,
-                std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.request.agent,
-                sequence.kept);
+                std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.request.agent);
 }
 
 }  // namespace kvshare::agentd

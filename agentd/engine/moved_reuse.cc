@@ -1,7 +1,11 @@
 #include "agentd/engine/moved_reuse.h"
 
 #include <algorithm>
+#include <iterator>
 #include <map>
+#include <optional>
+
+#include "agentd/repair/company.h"
 
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/hash.h"
@@ -44,6 +48,20 @@ struct KeptPages {
 
 }  // namespace
 
+// Where those in company are the greater part, the others are computed.
+void MovedReuse::SetStraysAside(FoundChunks* found) {
+  std::int64_t strays = 0, all = 0;
+  for (const FoundChunk& chunk : found->chunks) {
+    all += chunk.chunk.length;
+    if (!chunk.chunk.in_company) strays += chunk.chunk.length;
+  }
+  if (!ComputeStrays(strays, all)) return;
+  const auto aside = std::stable_partition(found->chunks.begin(), found->chunks.end(),
+                                           [](const FoundChunk& chunk) { return chunk.chunk.in_company; });
+  found->strays.assign(std::make_move_iterator(aside), std::make_move_iterator(found->chunks.end()));
+  found->chunks.erase(aside, found->chunks.end());
+}
+
 FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens) const {
   FoundChunks found;
   const std::string& session = *request.session;
@@ -72,26 +90,28 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     if (match.tail != kNoPage) s.pages.push_back(match.tail);
     found.leases.push_back(std::move(*lease));
   }
+  std::optional<std::int64_t> lead;  // tokens before the first chunk in company
   for (const Recurrence& r : recurrences) {
     if (found.chunks.size() == kMaxChunks) break;
     FoundChunk out;
     MovedChunk& chunk = out.chunk;
     chunk.start = r.start + kEdgeTokens;
     chunk.length = r.length - 2 * kEdgeTokens;
-    chunk.run = book_.prompt(session, r.run);
     std::int64_t row = r.base + kEdgeTokens;  // in the run's pages
     const std::vector<PageIndex>* pages = nullptr;
+    std::span<const TokenId> there;
     const KeptKv* kept = book_.kept(session, r.run);
     if (kept != nullptr) {
       chunk.base = kept->position + row;
-      chunk.sees = kept->sees;
       chunk.depth = kept->depth;
       row += kept->first;
       pages = &kept->pages;
+      there = *kept->prompt;
     } else if (const auto run = stored.find(r.run); run != stored.end()) {
       chunk.base = row;
       chunk.length = std::min(chunk.length, run->second.tokens - row);  // what of the run is still in memory
       pages = &run->second.pages;
+      there = book_.tokens(session, r.run);
     }
     // Rows that see the chunk are rotated back by its shift: all of those positions must exist.
     const std::int64_t shift = chunk.start - chunk.base;
@@ -101,30 +121,30 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     chunk.pages.assign(pages->begin() + first_page, pages->begin() + end_page);
     chunk.first = static_cast<int>(row % kPageTokens);
     if (kept != nullptr) found.kept.push_back(kept->lease);
+    chunk.in_company = InCompany(prompt.first(static_cast<std::size_t>(chunk.start)),
+                                 there.first(static_cast<std::size_t>(chunk.base)), lead.value_or(chunk.start));
+    if (chunk.in_company && !lead.has_value()) lead = chunk.start;
     out.source = book_.source(session, r.run);
     chunk.placeholder = "slot" + std::to_string(found.chunks.size()) + "/" + names_->AgentName(out.source);
     const auto tokens = prompt.subspan(static_cast<std::size_t>(chunk.start), static_cast<std::size_t>(chunk.length));
     chunk.content = ContentDigest(tokens).Hex();
     found.chunks.push_back(std::move(out));
   }
+  if (request.reuse == ReuseMode::kAuto) SetStraysAside(&found);
   return found;
 }
 
 std::uint64_t MovedReuse::Keep(const EngineRequest& request, std::span<const TokenId> tokens, const MovedPrompt& prompt,
                                KvHandle& kv) {
-  const std::uint64_t name = book_.NewPrompt();
-  KeptKv kept{.mode = request.reuse};
-  for (const MovedChunk& chunk : prompt.chunks()) {
-    kept.depth = std::max(kept.depth, chunk.depth + 1);
-    if (std::find(kept.sees.begin(), kept.sees.end(), chunk.run) == kept.sees.end()) kept.sees.push_back(chunk.run);
-  }
-  const std::int64_t lead = prompt.lead_tokens();
+  KeptKv kept{.name = next_kept_++, .mode = request.reuse};
+  for (const MovedChunk& chunk : prompt.chunks()) kept.depth = std::max(kept.depth, chunk.depth + 1);
   const std::vector<MovedPrompt::FreshRows> fresh = prompt.fresh();
   std::int64_t rows = 0;
   for (const MovedPrompt::FreshRows& run : fresh) rows += run.length;
-  const auto begin = static_cast<std::size_t>((lead + kPageTokens - 1) / kPageTokens);
+  const auto begin = static_cast<std::size_t>((prompt.lead_tokens() + kPageTokens - 1) / kPageTokens);
   KvHandle pages = pool_->Split(kv, begin, begin + static_cast<std::size_t>((rows + kPageTokens - 1) / kPageTokens));
-  if (kept.depth > kMaxDepth) return name;
+  if (kept.depth > kMaxDepth) return kept.name;
+  kept.prompt = std::make_shared<const std::vector<TokenId>>(tokens.begin(), tokens.end());
   kept.lease = std::make_shared<KeptPages>(std::move(pages), &kept_pages_);
   for (const MovedPrompt::FreshRows& run : fresh) {
     // A row whose step failed has a place and no KV.
@@ -133,28 +153,27 @@ std::uint64_t MovedReuse::Keep(const EngineRequest& request, std::span<const Tok
     kept.position = run.start;
     kept.pages = run.pages;
     kept.first = run.first;
-    const auto part = tokens.subspan(static_cast<std::size_t>(run.start), static_cast<std::size_t>(length));
-    book_.RecordKept(*request.session, part, request.agent, name, kept);
+    book_.RecordKept(*request.session, length, request.agent, kept);
   }
   kept.lease.reset();
-  kept_.emplace_back(*request.session, name);
+  kept_.emplace_back(*request.session, kept.name);
   while (kept_pages_ > static_cast<std::int64_t>(pool_->usage().total / kKeptShare) && Yield()) {
   }
-  return name;
+  return kept.name;
 }
 
 void MovedReuse::Healed(const std::string& session, std::span<const TokenId> tokens, AgentId source,
                         std::uint64_t kept) {
   book_.ForgetKept(session, kept);
-  book_.Record(session, tokens, source, kept);
+  book_.Record(session, tokens, source);
 }
 
 bool MovedReuse::Yield() {
   while (!kept_.empty()) {
     const std::int64_t before = kept_pages_;
-    const auto [session, prompt] = kept_.front();
+    const auto [session, name] = kept_.front();
     kept_.pop_front();
-    book_.ForgetKept(session, prompt);
+    book_.ForgetKept(session, name);
     if (kept_pages_ < before) return true;
   }
   return false;

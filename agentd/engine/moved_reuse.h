@@ -31,6 +31,7 @@ struct FoundChunk {
 
 struct FoundChunks {
   std::vector<FoundChunk> chunks;  // ascending, disjoint
+  std::vector<FoundChunk> strays;  // mode auto: rather to be computed, being in other company than they were
   // While these live, the chunks' pages stay as they are.
   std::vector<KvHandle> leases;
   std::vector<std::shared_ptr<const void>> kept;
@@ -53,10 +54,9 @@ class MovedReuse {
              double blend_recompute)
       : model_(model), pool_(pool), pages_(pages), names_(names), blend_recompute_(blend_recompute) {}
 
-  // These tokens stood from position 0 in a prompt of `session`, and their KV is in the pool, exact. `kept`: Keep's
-  // name for the request that they are of, if it had one.
-  void Record(const std::string& session, std::span<const TokenId> tokens, AgentId source, std::uint64_t kept) {
-    book_.Record(session, tokens, source, kept);
+  // These tokens stood from position 0 in a prompt of `session`, and their KV is in the pool, exact.
+  void Record(const std::string& session, std::span<const TokenId> tokens, AgentId source) {
+    book_.Record(session, tokens, source);
   }
 
   // An approximate request has ended, whose pages are `kv` and whose tokens with KV are `tokens`. What it computed
@@ -97,6 +97,7 @@ class MovedReuse {
   };
   Doubts& DoubtsOf(const MovedPrompt& prompt) { return prompt.OneThread() ? thread_ : elsewhere_; }
 
+  static void SetStraysAside(FoundChunks* found);
   std::shared_ptr<anchors::AnchorPool> AnchorsOf(const std::string& session);
 
   runtime::Model* const model_;
@@ -105,7 +106,8 @@ class MovedReuse {
   StatsBook* const names_;
   const double blend_recompute_;
   std::int64_t kept_pages_ = 0;
-  std::deque<std::pair<std::string, std::uint64_t>> kept_;  // sessions and prompts, oldest first; some are gone
+  std::uint64_t next_kept_ = 1;
+  std::deque<std::pair<std::string, std::uint64_t>> kept_;  // sessions and names, oldest first; some are gone
   SessionBook book_;
   // Before any has been seen, what the judge has seen.
   Doubts thread_{.rate = 0.2};

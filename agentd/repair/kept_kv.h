@@ -13,12 +13,13 @@
 
 namespace kvshare::agentd {
 
-// Tokens that stood next to each other in one prompt (or were generated after it).
+// Tokens that stood next to each other in one prompt, or were generated after it.
 struct KeptKv {
+  std::uint64_t name = 0;  // of the request
   ReuseMode mode = ReuseMode::kAuto;
-  std::int64_t position = 0;        // of the first token, in that prompt
-  std::vector<std::uint64_t> sees;  // see MovedChunk
-  int depth = 1;                    // see MovedChunk
+  std::shared_ptr<const std::vector<TokenId>> prompt;  // and what was generated
+  std::int64_t position = 0;                           // of the first token, in `prompt`
+  int depth = 1;                                       // see MovedChunk
   std::vector<kernels::PageIndex> pages;
   int first = 0;                      // page row of the first token in pages[0]
   std::shared_ptr<const void> lease;  // while it lives, the pages stay as they are

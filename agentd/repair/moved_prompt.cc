@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <utility>
 
 #include "agentd/repair/probe.h"
@@ -31,9 +30,6 @@ constexpr std::int64_t kEpicTokens = 16;
 constexpr double kBlendRatio = 0.15;  // CacheBlend's default
 // Of a prompt whose chunks are not one thread; of one that is, recomputing some changes next to nothing.
 constexpr double kAutoRatio = 0.20;
-// What may differ around the chunks of one thread: message headers between them, an agent's first words before them.
-constexpr std::int64_t kThreadGap = 32;
-constexpr std::int64_t kThreadShift = 32;
 
 std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -89,21 +85,7 @@ double MovedPrompt::Ratio() const {
 int MovedPrompt::CheckLayer() const { return std::min(kCheckLayer, model_->config().num_layers - 1); }
 
 bool MovedPrompt::OneThread() const {
-  for (std::size_t c = 0; c < chunks_.size(); ++c) {
-    const MovedChunk& chunk = chunks_[c];
-    if (c == 0) {
-      if (std::abs(chunk.start - chunk.base) > kThreadShift) return false;
-      continue;
-    }
-    const MovedChunk& before = chunks_[c - 1];
-    const std::int64_t gap = chunk.start - before.start - before.length;
-    const std::int64_t base_gap = chunk.base - before.base - before.length;
-    const bool same = chunk.run == before.run;
-    if (!same && std::find(chunk.sees.begin(), chunk.sees.end(), before.run) == chunk.sees.end()) return false;
-    // Positions in another prompt of the thread differ by its first words.
-    if (gap > kThreadGap || base_gap < (same ? 0 : -kThreadShift) || base_gap > kThreadGap) return false;
-  }
-  return true;
+  return std::all_of(chunks_.begin(), chunks_.end(), [](const MovedChunk& chunk) { return chunk.in_company; });
 }
 
 std::int64_t MovedPrompt::SelectedAtMost() const {
@@ -406,7 +388,7 @@ Status MovedPrompt::PrefillPlain(std::string_view reason, float* logits) {
 }
 
 bool MovedPrompt::Doubtful(std::span<const float> logits) const {
-  if (plain_ || options_.mode != ReuseMode::kAuto) return false;
+  if (plain_ || options_.mode != ReuseMode::kAuto || tokens() >= prompt_tokens_ + kGuardedTokens) return false;
   const double least = OneThread() ? options_.min_margin : options_.min_margin_elsewhere;
   return anchors::Margin(logits) < least;
 }

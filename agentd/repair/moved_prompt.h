@@ -31,13 +31,12 @@ struct MovedChunk {
   std::int64_t start = 0;   // in the prompt
   std::int64_t length = 0;  // >= 1; ends before the prompt's last token
   std::vector<kernels::PageIndex> pages;
-  int first = 0;                         // page row of the first token in pages[0]
-  std::int64_t base = 0;                 // position at which the KV was computed
-  std::uint64_t run = 0;                 // names the prompt in which it was computed
-  std::vector<std::uint64_t> sees = {};  // the prompts that this one had taken chunks from, in their places
-  int depth = 0;                         // 0: the KV is exact; else one more than the deepest that it was computed over
-  std::string placeholder;               // KVCOMM: which hole of which template this fills
-  std::string content;                   // names the tokens
+  int first = 0;            // page row of the first token in pages[0]
+  std::int64_t base = 0;    // position at which the KV was computed
+  bool in_company = false;  // it was computed to see what it would see here (InCompany)
+  int depth = 0;            // 0: the KV is exact; else one more than the deepest that it was computed over
+  std::string placeholder;  // KVCOMM: which hole of which template this fills
+  std::string content;      // names the tokens
 };
 
 struct RepairOptions {
@@ -81,8 +80,7 @@ class MovedPrompt {
   MovedPrompt(const MovedPrompt&) = delete;
   MovedPrompt& operator=(const MovedPrompt&) = delete;
 
-  // True when the chunks stood in one prompt, in this order and with as little between and before them as here: then
-  // what they were computed to see is what they would see here, but for the first words.
+  // True when all chunks are in company.
   bool OneThread() const;
 
   // Rows through all layers that Prefill takes if nothing is doubtful, the work of choosing included; at most. To be
@@ -101,7 +99,7 @@ class MovedPrompt {
   // Computes the prompt; writes the last row's logits [vocab]. Returns the backend's failure, if it has any.
   Status Prefill(float* logits);
   // True when the guard does not trust what the logits say: the caller should Recompute and ask again. Always false
-  // once all is exact, and in modes without a guard.
+  // once all is exact, in modes without a guard, and after the answer's first kGuardedTokens.
   bool Doubtful(std::span<const float> logits) const;
   // Computes everything so far (prompt and appended tokens) after the lead exactly, and the logits of the last row.
   // From then on KV lies in one run: the prefix's full pages, then the private ones.
@@ -113,6 +111,8 @@ class MovedPrompt {
   void AddRow(TokenId id, runtime::ForwardBatch* batch);
   // Forgets all but the prompt and the first `count` tokens after it.
   void KeepAppended(std::int64_t count);
+
+  static constexpr std::int64_t kGuardedTokens = 16;
 
   std::int64_t tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
   const RepairCounts& counts() const { return counts_; }

@@ -51,8 +51,7 @@ void ForEachWindow(std::span<const TokenId> tokens, Visit visit) {
 
 }  // namespace
 
-void SessionBook::Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
-                         std::uint64_t prompt) {
+void SessionBook::Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source) {
   if (static_cast<std::int64_t>(tokens.size()) < kWindow || tokens.size() > limits_.tokens) return;
   Session& s = Used(session);
   for (auto run = s.runs.begin(); run != s.runs.end();) {
@@ -64,26 +63,24 @@ void SessionBook::Record(const std::string& session, std::span<const TokenId> to
     ++run;
     if (!prefix) continue;
     if (known.size() >= tokens.size()) return;  // nothing new
-    if (prompt == 0) prompt = s.runs.at(number).prompt;
     Drop(s, number);
   }
-  if (prompt == 0) prompt = NewPrompt();
-  Add(s, {.tokens = {tokens.begin(), tokens.end()}, .source = source, .prompt = prompt, .kept = std::nullopt});
+  Add(s, {.tokens = {tokens.begin(), tokens.end()}, .source = source, .kept = std::nullopt});
 }
 
-void SessionBook::RecordKept(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
-                             std::uint64_t prompt, KeptKv kv) {
-  if (static_cast<std::int64_t>(tokens.size()) < kWindow || tokens.size() > limits_.tokens) return;
-  Add(Used(session),
-      {.tokens = {tokens.begin(), tokens.end()}, .source = source, .prompt = prompt, .kept = std::move(kv)});
+void SessionBook::RecordKept(const std::string& session, std::int64_t length, std::uint32_t source, KeptKv kv) {
+  const auto tokens =
+      std::span(*kv.prompt).subspan(static_cast<std::size_t>(kv.position), static_cast<std::size_t>(length));
+  if (length < kWindow || tokens.size() > limits_.tokens) return;
+  Add(Used(session), {.tokens = {tokens.begin(), tokens.end()}, .source = source, .kept = std::move(kv)});
 }
 
-void SessionBook::ForgetKept(const std::string& session, std::uint64_t prompt) {
+void SessionBook::ForgetKept(const std::string& session, std::uint64_t name) {
   const auto known = sessions_.find(session);
   if (known == sessions_.end()) return;
   std::vector<std::uint64_t> numbers;
   for (const auto& [number, run] : known->second.runs) {
-    if (run.prompt == prompt && run.kept.has_value()) numbers.push_back(number);
+    if (run.kept.has_value() && run.kept->name == name) numbers.push_back(number);
   }
   for (const std::uint64_t number : numbers) Drop(known->second, number);
 }
@@ -102,7 +99,7 @@ SessionBook::Session& SessionBook::Used(const std::string& name) {
 // Of the session used last.
 void SessionBook::Add(Session& session, Run run) {
   if (session.runs.size() >= limits_.runs_per_session) Drop(session, session.runs.begin()->first);
-  const std::uint64_t number = next_++;
+  const std::uint64_t number = next_run_++;
   tokens_ += run.tokens.size();
   session.runs[number] = std::move(run);
   Index(session, number);
@@ -195,10 +192,6 @@ std::span<const TokenId> SessionBook::tokens(const std::string& session, std::ui
 
 std::uint32_t SessionBook::source(const std::string& session, std::uint64_t run) const {
   return sessions_.at(session).runs.at(run).source;
-}
-
-std::uint64_t SessionBook::prompt(const std::string& session, std::uint64_t run) const {
-  return sessions_.at(session).runs.at(run).prompt;
 }
 
 const KeptKv* SessionBook::kept(const std::string& session, std::uint64_t run) const {

@@ -40,18 +40,13 @@ class SessionBook {
  public:
   explicit SessionBook(const SessionBookLimits& limits = {}) : limits_(limits) {}
 
-  // A number that names a prompt, for Record and RecordKept.
-  std::uint64_t NewPrompt() { return next_++; }
-
   // `tokens` stood from position 0 and are stored; `source` is whose they were. A run that continues a recorded one
-  // takes its place, and its prompt's name where `prompt` is 0.
-  void Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
-              std::uint64_t prompt = 0);
-  // `tokens` stood somewhere in `prompt`, and `kv` has what was computed of them.
-  void RecordKept(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
-                  std::uint64_t prompt, KeptKv kv);
-  // What RecordKept was given of `prompt`.
-  void ForgetKept(const std::string& session, std::uint64_t prompt);
+  // takes its place.
+  void Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source);
+  // Tokens [kv.position, kv.position + length) of kv.prompt, whose KV is kv.
+  void RecordKept(const std::string& session, std::int64_t length, std::uint32_t source, KeptKv kv);
+  // What RecordKept was given under `name`.
+  void ForgetKept(const std::string& session, std::uint64_t name);
 
   // Disjoint, ascending recurrences of at least `min_length` tokens within prompt[from, end), each as long as it can
   // be; of equals, the most recent run. KV kept by another mode than `mode` does not count. Requires min_length >=
@@ -62,7 +57,6 @@ class SessionBook {
   // Of a run that Find named just now.
   std::span<const TokenId> tokens(const std::string& session, std::uint64_t run) const;
   std::uint32_t source(const std::string& session, std::uint64_t run) const;
-  std::uint64_t prompt(const std::string& session, std::uint64_t run) const;
   const KeptKv* kept(const std::string& session, std::uint64_t run) const;  // null: stored under its tokens' key
 
   void Clear();
@@ -75,7 +69,6 @@ class SessionBook {
   struct Run {
     std::vector<TokenId> tokens;
     std::uint32_t source = 0;
-    std::uint64_t prompt = 0;
     std::optional<KeptKv> kept;
   };
   struct Place {
@@ -97,7 +90,7 @@ class SessionBook {
   SessionBookLimits limits_;
   std::map<std::string, Session> sessions_;
   std::list<std::string> recency_;  // most recently used first
-  std::uint64_t next_ = 1;          // run or prompt
+  std::uint64_t next_run_ = 1;
   std::size_t tokens_ = 0;
 };
 

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "agentd/repair/company.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 
@@ -113,11 +114,36 @@ Result<MovedPrefill::Stored> MovedPrefill::Find(std::size_t i, std::int64_t begi
   }
   auto found = stored_.find(tokens);
   if (found == stored_.end()) {
-    Run run{.number = stored_.size() + 1, .pages = {}};
-    KVS_ASSIGN_OR_RETURN(run.pages, Encode(tokens));
-    found = stored_.emplace(std::move(tokens), std::move(run)).first;
+    KVS_ASSIGN_OR_RETURN(auto pages, Encode(tokens));
+    found = stored_.emplace(std::move(tokens), std::move(pages)).first;
   }
-  return Stored{found->second, offset};
+  return Stored{found->first, found->second, offset};
+}
+
+// What the chunk at prompt[begin, ...) was computed to see, against what it sees now.
+bool MovedPrefill::InCompany(const Stored& stored, std::int64_t begin) {
+  const bool in_company =
+      agentd::InCompany(std::span(case_.prompt).first(static_cast<std::size_t>(begin)),
+                        std::span(stored.tokens).first(static_cast<std::size_t>(stored.offset)), lead_.value_or(begin));
+  if (in_company && !lead_.has_value()) lead_ = begin;
+  return in_company;
+}
+
+// As the daemon does.
+void MovedPrefill::SetStraysAside() {
+  std::int64_t strays = 0, all = 0;
+  for (const agentd::MovedChunk& chunk : moved_) {
+    all += chunk.length;
+    if (!chunk.in_company) strays += chunk.length;
+  }
+  if (!agentd::ComputeStrays(strays, all)) return;
+  for (std::size_t i = moved_.size(); i-- > 0;) {
+    if (moved_[i].in_company) continue;
+    strays_[chunk_of_[i]] = {.cached_tokens = moved_[i].length,
+                             .computed_pairs = moved_[i].length * model_->config().num_layers};
+    moved_.erase(moved_.begin() + static_cast<std::ptrdiff_t>(i));
+    chunk_of_.erase(chunk_of_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
 }
 
 Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
@@ -128,10 +154,11 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
   free_.insert(free_.end(), used_.begin(), used_.end());
   used_.clear();
   if (c.session != session_) {
-    for (const auto& [tokens, run] : stored_) free_.insert(free_.end(), run.pages.begin(), run.pages.end());
+    for (const auto& [tokens, pages] : stored_) free_.insert(free_.end(), pages.begin(), pages.end());
     stored_.clear();
     session_ = c.session;
   }
+  lead_.reset();
   if (prompt_ != nullptr && policy_.mode == ReuseMode::kAuto && prompt_->OneThread()) {
     guard_.Answered(prompt_->counts().exact || escalated_);
   }
@@ -151,16 +178,18 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
     const std::int64_t first_page = stored.offset / kPageTokens;
     agentd::MovedChunk moved{.start = begin,
                              .length = end - begin,
-                             .pages = {stored.run.pages.begin() + first_page, stored.run.pages.end()},
+                             .pages = {stored.pages.begin() + first_page, stored.pages.end()},
                              .first = static_cast<int>(stored.offset % kPageTokens),
                              .base = stored.offset,
-                             .run = stored.run.number,
+                             .in_company = InCompany(stored, begin),
                              .placeholder = chunk.slot,
                              .content = chunk.id};
     moved.pages.resize(static_cast<std::size_t>(PagesFor(moved.first + moved.length)));
     moved_.push_back(std::move(moved));
     chunk_of_.push_back(i);
   }
+  strays_.assign(c.chunks.size(), {});
+  if (policy_.mode == ReuseMode::kAuto) SetStraysAside();
   peak_.assign(c.chunks.size(), {});
   PrefillOutcome outcome;
   KVS_ASSIGN_OR_RETURN(outcome.logits, Compute());
@@ -218,7 +247,7 @@ void MovedPrefill::Rewind() {
 }
 
 std::vector<ChunkCost> MovedPrefill::CostsOf(const agentd::RepairCounts& counts) const {
-  std::vector<ChunkCost> costs(case_.chunks.size());
+  std::vector<ChunkCost> costs = strays_;
   for (std::size_t i = 0; i < moved_.size(); ++i) {
     costs[chunk_of_[i]] = {.cached_tokens = moved_[i].length, .computed_pairs = counts.chunk_pairs[i]};
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,12 +31,9 @@ class MovedPrefill final : public PrefillUnderTest {
   std::vector<ChunkCost> Costs() const override;
 
  private:
-  struct Run {
-    std::uint64_t number = 0;
-    std::vector<kernels::PageIndex> pages;
-  };
   struct Stored {
-    Run run;
+    std::vector<TokenId> tokens;  // from position 0
+    std::vector<kernels::PageIndex> pages;
     std::int64_t offset = 0;  // of the chunk's first token in the run; its position there too
   };
 
@@ -51,6 +49,8 @@ class MovedPrefill final : public PrefillUnderTest {
   std::vector<TokenId> BeginningFor(const Case& c) const;
   // The run that holds case_.chunks[i], computed if it is not there yet, and where the prompt's token `begin` is in it.
   Result<Stored> Find(std::size_t i, std::int64_t begin);
+  bool InCompany(const Stored& stored, std::int64_t begin);
+  void SetStraysAside();
   Result<std::vector<float>> Compute();
   std::vector<ChunkCost> CostsOf(const agentd::RepairCounts& counts) const;
 
@@ -63,13 +63,15 @@ class MovedPrefill final : public PrefillUnderTest {
   std::string session_;
   // What stands before the first chunk of an agent's prompts, by agent; of the agents seen so far.
   std::map<std::string, std::vector<TokenId>> beginnings_;
-  std::map<std::vector<TokenId>, Run> stored_;  // by the tokens that were encoded
+  std::map<std::vector<TokenId>, std::vector<kernels::PageIndex>> stored_;  // by the tokens that were encoded
   anchors::AnchorPool anchors_;
   anchors::GuardMargin guard_;
 
   Case case_;
   std::vector<agentd::MovedChunk> moved_;  // of case_
   std::vector<std::size_t> chunk_of_;      // moved_[i] is case_.chunks[chunk_of_[i]]
+  std::vector<ChunkCost> strays_;          // by chunk of case_: what is computed although it was stored
+  std::optional<std::int64_t> lead_;       // tokens before the first chunk in company
   std::unique_ptr<agentd::MovedPrompt> prompt_;
   bool escalated_by_prefill_ = false;
   bool escalated_ = false;       // by any attempt

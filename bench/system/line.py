@@ -35,9 +35,9 @@ def kvctl(*argv):
 
 
 class Daemon:
-    def __init__(self, model, folder):
+    def __init__(self, model, folder, *flags):
         self.endpoint = "ipc://" + os.path.join(folder, "agentd.sock")
-        command = [os.path.join(BIN, "agentd"), "--model", model, "--listen", self.endpoint, "--reuse", "exact"]
+        command = [os.path.join(BIN, "agentd"), "--model", model, "--listen", self.endpoint, "--reuse", "exact", *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         kvctl("ping", "--endpoint", self.endpoint, "--timeout", "60s")
 

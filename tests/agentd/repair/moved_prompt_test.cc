@@ -77,7 +77,7 @@ class Bed {
   // tokens [base, base + length) of a run whose pages are `run`, as they stand at `start` in a prompt.
   static MovedChunk Chunk(const std::vector<PageIndex>& run, std::int64_t base, std::int64_t length, std::int64_t start,
                           std::uint64_t name = 1) {
-    MovedChunk chunk{.start = start, .length = length, .base = base, .run = name};
+    MovedChunk chunk{.start = start, .length = length, .base = base};
     chunk.pages.assign(run.begin() + base / kPageTokens, run.begin() + PagesFor(base + length));
     chunk.first = static_cast<int>(base % kPageTokens);
     chunk.placeholder = "p";
@@ -353,44 +353,6 @@ TEST_P(MovedPromptTest, TheLeadIsExact) {
       EXPECT_TRUE(moved.fresh().empty());
     }
   }
-}
-
-TEST_P(MovedPromptTest, AThreadGoesOnInPromptsThatTookItsChunks) {
-  Bed bed(GetParam(), 1);
-  std::vector<PageIndex> run, kept;
-  bed.Plain(Random(200), &run);
-  bed.Plain(Random(100), &kept);
-  const Ids prompt = Random(500);
-  // `kept` is what a second prompt computed at positions 140 and on, after it had taken a chunk of the first.
-  const auto one_thread = [&](std::int64_t base, std::vector<std::uint64_t> sees) {
-    MovedChunk answer = Bed::Chunk(kept, 0, 90, 160, 2);
-    answer.base = base;
-    answer.sees = std::move(sees);
-    return MovedPrompt(&bed.model(), bed.pages(), prompt, {}, {Bed::Chunk(run, 20, 100, 30), answer}, {}, nullptr, "r")
-        .OneThread();
-  };
-  EXPECT_TRUE(one_thread(140, {1}));
-  EXPECT_TRUE(one_thread(110, {7, 1})) << "the second prompt's first words were a little shorter";
-  EXPECT_FALSE(one_thread(140, {7})) << "it had taken other chunks";
-  EXPECT_FALSE(one_thread(170, {1})) << "something stood between";
-  EXPECT_FALSE(one_thread(60, {1})) << "it stood before";
-}
-
-TEST_P(MovedPromptTest, OneThreadIsOneRunInOrderWithLittleBetween) {
-  Bed bed(GetParam(), 1);
-  std::vector<PageIndex> run;
-  bed.Plain(Random(400), &run);
-  const Ids prompt = Random(500);
-  const auto one_thread = [&](std::vector<MovedChunk> chunks) {
-    return MovedPrompt(&bed.model(), bed.pages(), prompt, {}, std::move(chunks), {}, nullptr, "r").OneThread();
-  };
-  EXPECT_TRUE(one_thread({Bed::Chunk(run, 20, 100, 50)}));
-  EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 160)}));
-  EXPECT_TRUE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 130, 100, 150)}));
-  EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 130, 100, 150, 2)})) << "two runs";
-  EXPECT_FALSE(one_thread({Bed::Chunk(run, 130, 100, 130), Bed::Chunk(run, 20, 100, 240)})) << "the other order";
-  EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 220, 100, 150)})) << "something left out";
-  EXPECT_FALSE(one_thread({Bed::Chunk(run, 20, 100, 30), Bed::Chunk(run, 130, 100, 250)})) << "something put in";
 }
 
 // KVCOMM: dense runs register anchors; content that is much alike is then corrected towards what a dense run computes.

@@ -111,28 +111,14 @@ TEST(SessionBookTest, ARunThatGrowsTakesThePlaceOfItsBeginning) {
   EXPECT_EQ(found[0].length, 200);
 }
 
-TEST(SessionBookTest, APromptKeepsItsNameWhileItGrows) {
-  std::mt19937 rng(8);
-  const auto all = Random(rng, 300, 5000);
-  SessionBook book;
-  const auto name = [&] { return book.prompt("s", book.Find("s", all, 0, 300, kMin, ReuseMode::kAuto).at(0).run); };
-  book.Record("s", std::span(all).first(100), 1);
-  const std::uint64_t first = name();
-  book.Record("s", std::span(all).first(200), 1);
-  EXPECT_EQ(name(), first);
-  const std::uint64_t given = book.NewPrompt();
-  EXPECT_NE(given, first);
-  book.Record("s", all, 1, given);
-  EXPECT_EQ(name(), given);
-}
-
 TEST(SessionBookTest, WhatIsKeptIsForItsModeUntilItIsForgotten) {
   std::mt19937 rng(9);
-  const auto answer = Random(rng, 120, 5000);
+  const auto prompt = std::make_shared<const std::vector<TokenId>>(Random(rng, 900, 5000));
+  const std::vector<TokenId> answer(prompt->begin() + 700, prompt->begin() + 820);
   SessionBook book;
   auto lease = std::make_shared<int>(0);
-  const std::uint64_t prompt = book.NewPrompt();
-  book.RecordKept("s", answer, 3, prompt, {.mode = ReuseMode::kRotate, .position = 700, .lease = lease});
+  book.RecordKept("s", 120, 3,
+                  {.name = 5, .mode = ReuseMode::kRotate, .prompt = prompt, .position = 700, .lease = lease});
   const auto find = [&](const std::string& session, ReuseMode mode) {
     return book.Find(session, answer, 0, 120, kMin, mode);
   };
@@ -142,14 +128,15 @@ TEST(SessionBookTest, WhatIsKeptIsForItsModeUntilItIsForgotten) {
   ASSERT_EQ(found.size(), 1u);
   EXPECT_EQ(found[0].length, 120);
   EXPECT_EQ(book.source("s", found[0].run), 3u);
-  EXPECT_EQ(book.prompt("s", found[0].run), prompt);
   ASSERT_NE(book.kept("s", found[0].run), nullptr);
   EXPECT_EQ(book.kept("s", found[0].run)->position, 700);
   // The same tokens, exact: both are there, until the kept one is forgotten, and its pages with it.
   book.Record("s", answer, 4);
   EXPECT_EQ(book.kept("s", find("s", ReuseMode::kRotate).at(0).run), nullptr);
   EXPECT_EQ(lease.use_count(), 2);
-  book.ForgetKept("s", prompt);
+  book.ForgetKept("s", 6);
+  EXPECT_EQ(lease.use_count(), 2);
+  book.ForgetKept("s", 5);
   EXPECT_EQ(lease.use_count(), 1);
   EXPECT_EQ(find("s", ReuseMode::kAuto).size(), 1u);
 }

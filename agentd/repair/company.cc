@@ -1,0 +1,51 @@
+#include "agentd/repair/company.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace kvshare::agentd {
+namespace {
+
+// As many equal tokens are taken for the same place in both.
+constexpr std::int64_t kSame = 8;
+
+// Whether the last `count` tokens before `i` and `j` are equal.
+bool Equal(std::span<const TokenId> here, std::int64_t i, std::span<const TokenId> there, std::int64_t j,
+           std::int64_t count) {
+  if (i < count || j < count) return false;
+  return std::equal(here.begin() + (i - count), here.begin() + i, there.begin() + (j - count));
+}
+
+// Leaves out as little as can be before *i and *j, so that what is before that is equal. False when it is too much.
+bool LeaveOut(std::span<const TokenId> here, std::int64_t* i, std::span<const TokenId> there, std::int64_t* j,
+              std::int64_t lead) {
+  for (std::int64_t both = 1; both <= 2 * kCompanyGap; ++both) {
+    for (std::int64_t a = std::max<std::int64_t>(0, both - kCompanyGap); a <= std::min(both, kCompanyGap); ++a) {
+      const std::int64_t count = std::min(kSame, *i - a - lead);
+      if (count <= 0 || !Equal(here, *i - a, there, *j - (both - a), count)) continue;
+      *i -= a;
+      *j -= both - a;
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+bool InCompany(std::span<const TokenId> here, std::span<const TokenId> there, std::int64_t lead) {
+  auto i = static_cast<std::int64_t>(here.size()), j = static_cast<std::int64_t>(there.size());
+  while (i > lead) {
+    if (Equal(here, i, there, j, 1)) {
+      --i;
+      --j;
+    } else if (i - lead <= kCompanyGap) {
+      break;  // what is left is next to the lead
+    } else if (!LeaveOut(here, &i, there, &j, lead)) {
+      return false;
+    }
+  }
+  return std::abs(i - j) <= kCompanyShift;
+}
+
+}  // namespace kvshare::agentd

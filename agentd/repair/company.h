@@ -1,0 +1,24 @@
+// What decides how well stored KV serves at another place: what it was computed to see.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kvshare/types.h"
+
+namespace kvshare::agentd {
+
+// What may differ around chunks that are in company: message headers between them, an agent's first words before them.
+inline constexpr std::int64_t kCompanyGap = 32;
+inline constexpr std::int64_t kCompanyShift = 32;
+
+// Whether a chunk would see in a prompt what it saw where it was computed. `here` and `there` are the tokens before it
+// in the two prompts. The first `lead` tokens of `here`, before anything that is moved, may be any, if they are about
+// as many there (kCompanyShift); of the rest as much as kCompanyGap may differ in one place. Time linear in `here`.
+bool InCompany(std::span<const TokenId> here, std::span<const TokenId> there, std::int64_t lead);
+
+// Whether mode auto is better off computing its chunks that are not in company, `strays` tokens of `all`: the rest is
+// then trusted as it is stored.
+constexpr bool ComputeStrays(std::int64_t strays, std::int64_t all) { return 2 * strays <= all; }
+
+}  // namespace kvshare::agentd

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Five agents in a chain (KVCOMM's setting, arXiv 2510.12872): each reads its role, a task, and all answers so far.
+
+  bench/system/five.py --model MODEL [--modes off,exact,auto] [--tasks 3] [--answer 512] [--blend-recompute R]
+
+Per mode a daemon, one session and --tasks tasks of about 1,000 new tokens; roles have about 500 tokens, answers --answer.
+Agents talk as agents do: chat messages in, text out, one after the other without a pause. The first task warms up (roles
+are stored, anchors are learnt) and does not count. Prints per agent the median time to first token, what of the prompt
+was computed, and the ratio to --modes' first.
+
+The texts are made by bench/traces/make_team.py. Prints a table, or one JSON object with --format json. Standard library
+only.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "traces"))
+import make_team  # noqa: E402
+from line import Daemon, kvctl  # noqa: E402
+
+
+def task(number):
+    rng = random.Random(number)
+    incident = make_team.Incident(rng, number, rng.choice(list(make_team.SERVICES)))
+    parts = [incident.log_excerpt(5, 6), incident.metric_table(40, 5), incident.diff(), incident.host_table()]
+    return "Work through this incident together.\n\n" + "\n\n".join(parts)
+
+
+def chain(daemon, folder, mode, number, answer):
+    """The replies of five agents to one task, each over the answers before."""
+    replies = []
+    for agent, role in make_team.AGENTS.items():
+        messages = [{"role": "system", "content": role + "\n\n" + make_team.HANDBOOK},
+                    {"role": "user", "content": task(number)}]
+        messages += [{"role": "user", "content": f"{name} wrote: {reply['text']}"}
+                     for name, reply in zip(make_team.AGENTS, replies)]
+        path = os.path.join(folder, "messages.json")
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(messages, f)
+        replies.append(kvctl("generate", "--endpoint", daemon.endpoint, "--messages", path, "--max-tokens", answer,
+                             "--reuse", mode, "--agent", agent, "--session", "team"))
+    return replies
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--modes", default="off,exact,rotate,cacheblend,auto")
+    parser.add_argument("--tasks", type=int, default=3)
+    parser.add_argument("--answer", type=int, default=512)
+    parser.add_argument("--blend-recompute", type=float, default=0.15)
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    args = parser.parse_args()
+    result = {}
+    for mode in args.modes.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            with Daemon(args.model, folder, "--blend-recompute", str(args.blend_recompute)) as daemon:
+                tasks = [chain(daemon, folder, mode, number, args.answer) for number in range(args.tasks + 1)][1:]
+        median = lambda value: [statistics.median(value(t[a]) for t in tasks) for a in range(5)]
+        result[mode] = {
+            "prompt_tokens": median(lambda r: r["usage"]["prompt_tokens"]),
+            "ttft_ms": median(lambda r: r["timings"]["ttft_ms"]),
+            "prefix": median(lambda r: r["kvshare"]["prefix_tokens"]),
+            "moved": median(lambda r: r["kvshare"]["moved_tokens"]),
+            "computed": median(lambda r: r["kvshare"]["recomputed_tokens"] + r["kvshare"]["fresh_tokens"]),
+            "approximate": [sum(t[a]["kvshare"]["approximate"] for t in tasks) for a in range(5)],
+        }
+    if args.format == "json":
+        print(json.dumps(result))
+        return
+    print(f"medians of {args.tasks} tasks; answers of {args.answer} tokens at most")
+    print(f"  {'mode':12} agent   prompt   prefix    moved  computed   approximate    ttft ms     faster")
+    base = next(iter(result.values()))["ttft_ms"]
+    for mode, rows in result.items():
+        for a in range(5):
+            print(f"  {mode:12} {a + 1:5} {rows['prompt_tokens'][a]:8.0f} {rows['prefix'][a]:8.0f} {rows['moved'][a]:8.0f} "
+                  f"{rows['computed'][a]:9.0f} {rows['approximate'][a]:10} of {args.tasks} {rows['ttft_ms'][a]:10.1f} "
+                  f"{base[a] / rows['ttft_ms'][a]:9.2f}x")
+
+
+if __name__ == "__main__":
+    main()

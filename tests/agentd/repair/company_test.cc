@@ -1,0 +1,83 @@
+#include "agentd/repair/company.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <vector>
+
+namespace kvshare::agentd {
+namespace {
+
+using Ids = std::vector<TokenId>;
+
+class InCompanyTest : public ::testing::Test {
+ protected:
+  Ids Random(int count) {
+    Ids ids(static_cast<std::size_t>(count));
+    for (TokenId& id : ids) id = std::uniform_int_distribution<int>(0, 9999)(rng_);
+    return ids;
+  }
+  static Ids Join(std::initializer_list<Ids> parts) {
+    Ids all;
+    for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
+    return all;
+  }
+
+  std::mt19937 rng_{3};
+  const Ids note_ = Random(150), answer_ = Random(80);
+};
+
+TEST_F(InCompanyTest, FirstWordsMayBeAnyIfTheyAreAboutAsMany) {
+  EXPECT_TRUE(InCompany(Random(40), Random(40), 40));
+  EXPECT_TRUE(InCompany(Random(40), Random(72), 40));
+  EXPECT_TRUE(InCompany(Random(72), Random(40), 72));
+  EXPECT_FALSE(InCompany(Random(40), Random(73), 40));
+  EXPECT_FALSE(InCompany(Random(73), Random(40), 73));
+  EXPECT_TRUE(InCompany({}, {}, 0));
+}
+
+TEST_F(InCompanyTest, WhatStandsBetweenMustBeTheSameButForALittle) {
+  const Ids head = Random(50), other_head = Random(60);
+  const auto with = [&](const Ids& between_here, const Ids& between_there) {
+    return InCompany(Join({head, note_, between_here, answer_, Random(5)}),
+                     Join({other_head, note_, between_there, answer_, Random(3)}), 50);
+  };
+  EXPECT_TRUE(with({}, {}));
+  EXPECT_TRUE(with(Random(6), Random(20)));
+  EXPECT_TRUE(with(Random(32), {}));
+  EXPECT_TRUE(with({}, Random(32)));
+  EXPECT_FALSE(with(Random(33), {})) << "something put in";
+  EXPECT_FALSE(with({}, Random(33))) << "something left out";
+  EXPECT_FALSE(with(Random(60), Random(60))) << "something changed";
+}
+
+TEST_F(InCompanyTest, OrderMatters) {
+  const Ids head = Random(50);
+  EXPECT_TRUE(InCompany(Join({head, note_, answer_}), Join({head, note_, answer_}), 50));
+  EXPECT_FALSE(InCompany(Join({head, note_, answer_}), Join({head, answer_, note_}), 50));
+  EXPECT_FALSE(InCompany(Join({head, note_, answer_}), Join({head, note_}), 50))
+      << "it stood before what is here before";
+  EXPECT_FALSE(InCompany(Join({head, note_}), Join({head, note_, answer_}), 50));
+}
+
+TEST_F(InCompanyTest, SmallDifferencesAddUpWhereTheyAreFarApart) {
+  // Ten messages with other headers, each of other length.
+  Ids here = Random(40), there = Random(50);
+  for (int i = 0; i < 10; ++i) {
+    const Ids message = Random(60);
+    here = Join({here, Random(4 + i % 3), message});
+    there = Join({there, Random(5 + i % 4), message});
+  }
+  EXPECT_TRUE(InCompany(here, there, 40));
+}
+
+TEST_F(InCompanyTest, RepeatingTextIsNotTakenForMore) {
+  Ids loop;
+  for (int i = 0; i < 300; ++i) loop.push_back(i % 3);
+  const Ids head = Random(40);
+  EXPECT_TRUE(InCompany(Join({head, loop}), Join({head, loop}), 40));
+  EXPECT_FALSE(InCompany(Join({head, loop}), Join({head, loop, loop}), 40));
+}
+
+}  // namespace
+}  // namespace kvshare::agentd
