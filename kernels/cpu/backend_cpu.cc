@@ -193,16 +193,6 @@ class CpuBackend : public Backend {
 
 }  // namespace
 
-Status Backend::Upload(std::byte* to, const void* from, std::size_t bytes) {
-  std::memcpy(to, from, bytes);
-  return OkStatus();
-}
-
-Status Backend::Download(void* to, const std::byte* from, std::size_t bytes) {
-  std::memcpy(to, from, bytes);
-  return OkStatus();
-}
-
 Result<std::unique_ptr<Backend>> NewCpuBackend(const CpuBackendOptions& options) {
   if (options.threads < 0 || options.threads > 1024) {
     return InvalidArgument("threads must be from 1 to 1024 (0: one per core), not " + std::to_string(options.threads));

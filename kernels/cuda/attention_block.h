@@ -31,10 +31,11 @@ struct AttentionShared {
 
 template <class Lane, int kHeadDim>
 class AttentionBlock {
-  static constexpr int kChunks = kHeadDim / 8;     // 16-byte chunks of a row
-  static constexpr int kKeyTiles = kTileRows / 8;  // n-tiles of scores
-  static constexpr int kOutTiles = kHeadDim / 8;   // n-tiles of output
-  static constexpr int kSteps = kHeadDim / 16;     // k-steps of scores
+  static constexpr int kChunks = kHeadDim / 8;      // 16-byte chunks of a row
+  static constexpr int kKeyTiles = kTileRows / 8;   // n-tiles of scores
+  static constexpr int kOutTiles = kHeadDim / 8;    // n-tiles of output
+  static constexpr int kSteps = kHeadDim / 16;      // k-steps of scores
+  static constexpr int kKeySteps = kTileRows / 16;  // k-steps of output
   using Shared = AttentionShared<kHeadDim>;
 
  public:
@@ -52,12 +53,13 @@ class AttentionBlock {
   }
 
   KVS_DEV void Run() {
+    KVS_UNROLL
     for (int i = 0; i < 2; ++i) {
       total_max_[i] = NoKeySeen();
       total_sum_[i] = 0;
     }
     for (int n = item_.segment_begin; n < item_.segment_end; ++n) {
-      const SegmentView s = a_.segments[n];
+      const SegmentView& s = a_.segments[n];
       if (!Covers(s, a_.group, item_)) continue;
       const RowRange seen = Enter(s);
       if (seen.end <= seen.begin) continue;
@@ -112,9 +114,9 @@ class AttentionBlock {
     const std::int64_t angle = live ? a_.positions[token] - s.shift : 0;
     for (int j = thread_ % 2 * 2; j < kHeadDim; j += 4) {
       float x[2] = {0, 0};
+      KVS_UNROLL
       for (int i = 0; i < 2 && live; ++i) x[i] = Rotated(q, angle, j + i);
-      const std::uint32_t pair = lane_.PackBf16(x[0], x[1]);
-      __builtin_memcpy(Chunk(q_, row, j / 8) + j % 8 * 2, &pair, sizeof pair);
+      StoreWord(Chunk(q_, row, j / 8) + j % 8 * 2, lane_.PackBf16(x[0], x[1]));
     }
   }
   KVS_DEV float Rotated(const float* q, std::int64_t angle, int j) const {
@@ -127,9 +129,12 @@ class AttentionBlock {
 
   // The partial result of one split into out_, sum_, max_.
   KVS_DEV void RunSplit(const SegmentView& s, const RowRange& seen, std::int64_t split) {
+    KVS_UNROLL
     for (int n = 0; n < kOutTiles; ++n) {
+      KVS_UNROLL
       for (int i = 0; i < 4; ++i) out_[n][i] = 0;
     }
+    KVS_UNROLL
     for (int i = 0; i < 2; ++i) {
       sum_[i] = 0;
       max_[i] = NoKeySeen();
@@ -151,6 +156,7 @@ class AttentionBlock {
       LoadTile(s, 0, next, pages_end, k_);
       std::uint64_t masks[2];
       const std::uint64_t keep = KeptMask(s, page);
+      KVS_UNROLL
       for (int i = 0; i < 2; ++i) masks[i] = keep & RangeMask(seen_[warp_row_ + g_ + 8 * i], page * kPageRows);
       if (warp_lives) Softmax(scores, masks);
       lane_.template WaitForCopies<1>();
@@ -161,6 +167,7 @@ class AttentionBlock {
       page = next;
     }
     lane_.template WaitForCopies<0>();
+    KVS_UNROLL
     for (int i = 0; i < 2; ++i) {
       const float pair = sum_[i] + lane_.ShuffleXor(sum_[i], 1);
       sum_[i] = pair + lane_.ShuffleXor(pair, 2);
@@ -179,6 +186,7 @@ class AttentionBlock {
     if (page < end) {
       const std::byte* slab = a_.pages.Slab(s.pages[page], value, head_);
       const std::uint64_t keep = value == 0 ? ~std::uint64_t{0} : KeptMask(s, page);
+      KVS_NO_UNROLL
       for (int i = thread_; i < kTileRows * kChunks; i += kAttentionThreads) {
         const int row = i / kChunks;
         lane_.CopyAsync16(Chunk(tile, row, i % kChunks), slab + i * 16, (keep >> row & 1) != 0);
@@ -189,12 +197,16 @@ class AttentionBlock {
 
   KVS_DEV void Scores(float (&scores)[kKeyTiles][4]) {
     const int l = thread_ % 32;
+    KVS_UNROLL
     for (int n = 0; n < kKeyTiles; ++n) {
+      KVS_UNROLL
       for (int i = 0; i < 4; ++i) scores[n][i] = 0;
     }
+    KVS_UNROLL
     for (int step = 0; step < kSteps; ++step) {
       std::uint32_t q[4];
       lane_.LoadMatrix4(q, Chunk(q_, warp_row_ + l % 16, 2 * step + l / 16));
+      KVS_UNROLL
       for (int n = 0; n < kKeyTiles; n += 2) {
         std::uint32_t k[4];
         lane_.LoadMatrix4(k, Chunk(k_, n * 8 + l / 16 * 8 + l % 8, 2 * step + l / 8 % 2));
@@ -204,24 +216,29 @@ class AttentionBlock {
     }
   }
 
-  KVS_DEV static int Key(int n, int t, int i) { return n * 8 + 2 * t + i % 2; }
-
   // Scores -> weights in place; moves the reference, and with it sum and output, where a score exceeds it by more.
   KVS_DEV void Softmax(float (&scores)[kKeyTiles][4], const std::uint64_t (&masks)[2]) {
+    KVS_UNROLL
     for (int i = 0; i < 2; ++i) {
+      const std::uint64_t mine = masks[i] >> (2 * t_);  // bit 8 n + c: this lane's key c of tile n
       float top = NoKeySeen();
+      KVS_UNROLL
       for (int n = 0; n < kKeyTiles; ++n) {
+        KVS_UNROLL
         for (int c = 0; c < 2; ++c) {
-          if ((masks[i] >> Key(n, t_, c) & 1) != 0) top = lane_.MaxOrNan(top, scores[n][2 * i + c]);
+          float& x = scores[n][2 * i + c];
+          if ((mine >> (8 * n + c) & 1) == 0) x = NoKeySeen();
+          top = lane_.MaxOrNan(top, x);
         }
       }
       top = lane_.MaxOrNan(top, lane_.ShuffleXor(top, 1));
       top = lane_.MaxOrNan(top, lane_.ShuffleXor(top, 2));
       // Also where top is NaN, which thereby reaches the answer.
-      const bool moves = masks[i] != 0 && !(top <= max_[i] + kSlack);
+      const bool moves = !(top <= max_[i] + kSlack);
       const float next = moves ? top : max_[i];
-      const float factor = moves ? (max_[i] == NoKeySeen() ? 0.0f : lane_.Exp2(max_[i] - next)) : 1.0f;
       if (lane_.Any(moves)) {  // multiplying by 1 changes nothing, so that a row's bits do not depend on the others
+        const float factor = moves ? (max_[i] == NoKeySeen() ? 0.0f : lane_.Exp2(max_[i] - next)) : 1.0f;
+        KVS_UNROLL
         for (int n = 0; n < kOutTiles; ++n) {
           out_[n][2 * i] *= factor;
           out_[n][2 * i + 1] *= factor;
@@ -229,10 +246,13 @@ class AttentionBlock {
         sum_[i] *= factor;
       }
       max_[i] = next;
+      const float from = next == NoKeySeen() ? 0.0f : next;  // 2^-inf, not 2^NaN, for what is not seen
+      KVS_UNROLL
       for (int n = 0; n < kKeyTiles; ++n) {
+        KVS_UNROLL
         for (int c = 0; c < 2; ++c) {
           float& x = scores[n][2 * i + c];
-          x = (masks[i] >> Key(n, t_, c) & 1) != 0 ? lane_.Exp2(x - next) : 0.0f;
+          x = lane_.Exp2(x - from);
           sum_[i] += x;
         }
       }
@@ -241,66 +261,78 @@ class AttentionBlock {
 
   // out_ += weights x values, over all 64 keys in steps of 16.
   KVS_DEV void AddValues(const float (&w)[kKeyTiles][4], const std::uint64_t (&masks)[2], std::uint64_t keep) {
+    std::uint32_t p[kKeySteps][4];  // the sums' fragments are A's, once rounded
+    KVS_UNROLL
+    for (int step = 0; step < kKeySteps; ++step) {
+      KVS_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        p[step][i] = lane_.PackBf16(w[2 * step + i / 2][i % 2 * 2], w[2 * step + i / 2][i % 2 * 2 + 1]);
+      }
+    }
     const bool differ = lane_.Any((masks[0] != keep && RowLives(0)) || (masks[1] != keep && RowLives(1)));
-    if (differ && lane_.Any(HoldsNonFinite())) return AddValuesByToken(w, masks);
+    if (differ && lane_.Any(HoldsNonFinite())) return AddValuesByRow(p, masks);
     const int l = thread_ % 32;
-    for (int step = 0; step < kTileRows / 16; ++step) {
-      std::uint32_t p[4];
-      PackWeights(w, step, p);
+    KVS_UNROLL
+    for (int step = 0; step < kKeySteps; ++step) {
+      KVS_UNROLL
       for (int n = 0; n < kOutTiles; n += 2) {
         std::uint32_t v[4];
         lane_.LoadMatrix4Transposed(v, Chunk(v_, step * 16 + l % 16, n + l / 16));
-        lane_.Mma(out_[n], p, v[0], v[1]);
-        lane_.Mma(out_[n + 1], p, v[2], v[3]);
+        lane_.Mma(out_[n], p[step], v[0], v[1]);
+        lane_.Mma(out_[n + 1], p[step], v[2], v[3]);
       }
     }
   }
   KVS_DEV bool RowLives(int i) const { return warp_row_ + g_ + 8 * i < item_.rows; }
-  KVS_DEV void PackWeights(const float (&w)[kKeyTiles][4], int step, std::uint32_t (&p)[4]) const {
-    p[0] = lane_.PackBf16(w[2 * step][0], w[2 * step][1]);
-    p[1] = lane_.PackBf16(w[2 * step][2], w[2 * step][3]);
-    p[2] = lane_.PackBf16(w[2 * step + 1][0], w[2 * step + 1][1]);
-    p[3] = lane_.PackBf16(w[2 * step + 1][2], w[2 * step + 1][3]);
-  }
 
   // Whether this lane's share of the values (a 32nd) has an infinity or a NaN.
   KVS_DEV bool HoldsNonFinite() const {
     bool bad = false;
+    KVS_NO_UNROLL
     for (int i = thread_ % 32; i < kTileRows * kHeadDim / 2; i += 32) {
-      std::uint32_t pair;
-      __builtin_memcpy(&pair, v_ + i * 4, sizeof pair);
+      const std::uint32_t pair = LoadWord(v_ + i * 4);
       bad |= (pair & 0x7f80u) == 0x7f80u || (pair & 0x7f800000u) == 0x7f800000u;
     }
     return bad;
   }
 
   // The same products with each row's unseen values as zeros: 0 * inf is not 0. Row by row of the warp, because the
-  // values are an operand that all rows share; a row keeps its own result only.
-  KVS_DEV void AddValuesByToken(const float (&w)[kKeyTiles][4], const std::uint64_t (&masks)[2]) {
+  // values are an operand that all rows share; a row keeps its own result only. Rare, so its loops are not unrolled and
+  // its sums lie in memory: the registers are the common path's.
+  KVS_DEV void AddValuesByRow(const std::uint32_t (&p)[kKeySteps][4], const std::uint64_t (&masks)[2]) {
     const int l = thread_ % 32;
+    float out[kOutTiles][4];
+    std::uint32_t weights[kKeySteps][4];
+    KVS_UNROLL
+    for (int i = 0; i < kOutTiles * 4; ++i) out[i / 4][i % 4] = out_[i / 4][i % 4];
+    KVS_UNROLL
+    for (int i = 0; i < kKeySteps * 4; ++i) weights[i / 4][i % 4] = p[i / 4][i % 4];
+    KVS_NO_UNROLL
     for (int row = 0; row < 16; ++row) {
       // The mask of this row is held by the lanes with g = row % 8.
-      const std::uint64_t mask = lane_.Broadcast(row < 8 ? masks[0] : masks[1], row % 8 * 4);
+      const std::uint64_t mask = lane_.Broadcast(row < 8 ? masks[0] : masks[1], row % 8 * 4) >> (2 * t_);
+      KVS_NO_UNROLL
       for (int n = 0; n < kOutTiles; n += 2) {
         float sums[2][4];
-        for (int c = 0; c < 2; ++c) {
-          for (int i = 0; i < 4; ++i) sums[c][i] = out_[n + c][i];
-        }
-        for (int step = 0; step < kTileRows / 16; ++step) {
-          std::uint32_t p[4], v[4];
-          PackWeights(w, step, p);
+        KVS_UNROLL
+        for (int i = 0; i < 8; ++i) sums[i / 4][i % 4] = out[n + i / 4][i % 4];
+        KVS_NO_UNROLL
+        for (int step = 0; step < kKeySteps; ++step) {
+          std::uint32_t v[4];
           lane_.LoadMatrix4Transposed(v, Chunk(v_, step * 16 + l % 16, n + l / 16));
-          for (int i = 0; i < 4; ++i) v[i] = KeepSeen(v[i], mask >> (step * 16 + 2 * t_ + i % 2 * 8));
-          lane_.Mma(sums[0], p, v[0], v[1]);
-          lane_.Mma(sums[1], p, v[2], v[3]);
+          KVS_UNROLL
+          for (int i = 0; i < 4; ++i) v[i] = KeepSeen(v[i], mask >> (step * 16 + i % 2 * 8));
+          lane_.Mma(sums[0], weights[step], v[0], v[1]);
+          lane_.Mma(sums[1], weights[step], v[2], v[3]);
         }
-        for (int c = 0; c < 2; ++c) {
-          for (int i = 0; i < 4; ++i) {
-            if (g_ == row % 8 && i / 2 == row / 8) out_[n + c][i] = sums[c][i];
-          }
+        KVS_UNROLL
+        for (int i = 0; i < 8; ++i) {
+          if (g_ == row % 8 && i % 4 / 2 == row / 8) out[n + i / 4][i % 4] = sums[i / 4][i % 4];
         }
       }
     }
+    KVS_UNROLL
+    for (int i = 0; i < kOutTiles * 4; ++i) out_[i / 4][i % 4] = out[i / 4][i % 4];
   }
   KVS_DEV static std::uint32_t KeepSeen(std::uint32_t pair, std::uint64_t seen) {
     return ((seen & 1) != 0 ? pair & 0xffffu : 0u) | ((seen & 2) != 0 ? pair & 0xffff0000u : 0u);
@@ -310,13 +342,16 @@ class AttentionBlock {
   // shared memory to leave registers to the sums.
   KVS_DEV void Fold() {
     float* total = reinterpret_cast<float*>(lane_.shared() + Shared::kTotal) + thread_;
+    KVS_UNROLL
     for (int i = 0; i < 2; ++i) {
       if (max_[i] == NoKeySeen()) continue;
       const bool begins = total_max_[i] == NoKeySeen();
       const float m = begins ? max_[i] : lane_.MaxOrNan(total_max_[i], max_[i]);
       const float a = begins ? 0.0f : lane_.Exp2(total_max_[i] - m);
       const float b = begins ? 1.0f : lane_.Exp2(max_[i] - m);
+      KVS_UNROLL
       for (int n = 0; n < kOutTiles; ++n) {
+        KVS_UNROLL
         for (int c = 2 * i; c < 2 * i + 2; ++c) {
           float& x = total[(n * 4 + c) * kAttentionThreads];
           x = begins ? out_[n][c] : lane_.Fma(out_[n][c], b, x * a);
@@ -329,6 +364,7 @@ class AttentionBlock {
 
   KVS_DEV void StoreFinal() {
     const float* total = reinterpret_cast<const float*>(lane_.shared() + Shared::kTotal) + thread_;
+    KVS_UNROLL
     for (int i = 0; i < 2; ++i) {
       if (!RowLives(i)) continue;
       const std::int64_t packed = Packed(warp_row_ + g_ + 8 * i);
@@ -336,8 +372,10 @@ class AttentionBlock {
       const float inverse = none ? 0.0f : 1.0f / total_sum_[i];
       const std::int64_t at = packed / a_.group * a_.out_stride +
                               (static_cast<std::int64_t>(head_) * a_.group + packed % a_.group) * kHeadDim;
+      KVS_UNROLL
       for (int n = 0; n < kOutTiles; ++n) {
         float x[2];
+        KVS_UNROLL
         for (int c = 0; c < 2; ++c) {
           x[c] = none ? 0.0f : total[(n * 4 + 2 * i + c) * kAttentionThreads] * inverse + 0.0f;
         }
@@ -347,18 +385,21 @@ class AttentionBlock {
   }
   KVS_DEV void StorePair(std::int64_t at, const float (&x)[2]) const {
     if (a_.out_bf16) {
-      const std::uint32_t pair = lane_.PackBf16(x[0], x[1]);
-      __builtin_memcpy(__builtin_assume_aligned(static_cast<std::uint16_t*>(a_.out) + at, 4), &pair, sizeof pair);
+      StoreWord(static_cast<std::uint16_t*>(a_.out) + at, lane_.PackBf16(x[0], x[1]));
     } else {
-      __builtin_memcpy(__builtin_assume_aligned(static_cast<float*>(a_.out) + at, 8), x, sizeof x);
+      float* out = static_cast<float*>(a_.out) + at;
+      out[0] = x[0];
+      out[1] = x[1];
     }
   }
 
   KVS_DEV void StorePartial(const SegmentView& s) const {
+    KVS_UNROLL
     for (int i = 0; i < 2; ++i) {
       if (!RowLives(i)) continue;
       const std::int64_t index =
           PartialIndex(s, a_.group, a_.pages.kv_heads, item_.split, head_, Packed(warp_row_ + g_ + 8 * i));
+      KVS_UNROLL
       for (int n = 0; n < kOutTiles; ++n) {
         float* to = a_.partial_out + index * kHeadDim + n * 8 + 2 * t_;
         to[0] = out_[n][2 * i];

@@ -8,9 +8,13 @@
 #if defined(__CUDACC__)
 #define KVS_HD __host__ __device__ __forceinline__  // index arithmetic, used on both sides
 #define KVS_DEV __device__ __forceinline__          // body of a kernel, over a Lane
+#define KVS_UNROLL _Pragma("unroll")                // a loop over what shall stay in registers
+#define KVS_NO_UNROLL _Pragma("unroll 1")           // one whose unrolling costs registers
 #else
 #define KVS_HD inline
 #define KVS_DEV inline
+#define KVS_UNROLL
+#define KVS_NO_UNROLL
 #endif
 
 namespace kvshare::kernels::cuda {
@@ -34,6 +38,23 @@ KVS_HD float FromBf16(std::uint32_t half) {
   float f;
   __builtin_memcpy(&f, &bits, sizeof f);
   return f;
+}
+
+// Words and pairs in memory that also holds halves and floats; aligned to their own size.
+typedef std::uint32_t AliasedWord __attribute__((__may_alias__));
+KVS_HD void StoreWord(void* to, std::uint32_t x) { *static_cast<AliasedWord*>(to) = x; }
+KVS_HD std::uint32_t LoadWord(const void* from) { return *static_cast<const AliasedWord*>(from); }
+
+// 16 bytes, both sides aligned to 16: one load and one store on the device.
+struct alignas(16) Chunk16 {
+  std::uint64_t words[2];
+};
+KVS_HD void CopyChunk(std::byte* to, const std::byte* from) {
+#if defined(__CUDA_ARCH__)
+  *reinterpret_cast<Chunk16*>(to) = *reinterpret_cast<const Chunk16*>(from);
+#else
+  __builtin_memcpy(to, from, sizeof(Chunk16));
+#endif
 }
 
 // Two bf16 of a register, the first in the low half, as mma wants them.

@@ -17,6 +17,7 @@ class CudaLane {
   __device__ __forceinline__ std::byte* shared() const { return shared_; }
 
   __device__ __forceinline__ void Sync() const { __syncthreads(); }
+  __device__ __forceinline__ void SyncWarp() const { __syncwarp(); }
   __device__ __forceinline__ float ShuffleXor(float x, int mask) const { return __shfl_xor_sync(~0u, x, mask); }
   __device__ __forceinline__ std::uint64_t Broadcast(std::uint64_t x, int lane) const {
     return __shfl_sync(~0u, static_cast<unsigned long long>(x), lane);

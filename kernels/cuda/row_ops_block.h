@@ -9,13 +9,9 @@ namespace kvshare::kernels::cuda {
 inline constexpr int kRowThreads = 128;
 inline constexpr int kRowShared = 16;  // bytes of shared memory
 
-struct alignas(16) Chunk16 {
-  std::uint64_t words[2];
-};
-
 KVS_DEV void CopyChunks(std::byte* to, const std::byte* from, std::int64_t bytes, int thread, int threads) {
   for (std::int64_t i = thread; i < bytes / 16; i += threads) {
-    reinterpret_cast<Chunk16*>(to)[i] = reinterpret_cast<const Chunk16*>(from)[i];
+    CopyChunk(to + 16 * i, from + 16 * i);
   }
 }
 

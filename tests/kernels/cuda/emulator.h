@@ -31,6 +31,7 @@ class EmulatedLane {
   std::byte* shared() const;
 
   void Sync();
+  void SyncWarp() { Any(false); }
   float ShuffleXor(float x, int mask);
   std::uint64_t Broadcast(std::uint64_t x, int lane);
   bool Any(bool x);

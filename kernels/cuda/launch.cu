@@ -1,0 +1,112 @@
+// Every kernel, for every architecture of the build: bodies are in the *_block.h files, over CudaLane.
+#include "kernels/cuda/launch.h"
+
+#include "kernels/cuda/attention_block.h"
+#include "kernels/cuda/lane_cuda.cuh"
+#include "kernels/cuda/merge_block.h"
+#include "kernels/cuda/row_ops_block.h"
+
+namespace kvshare::kernels::cuda {
+namespace {
+
+extern __shared__ __align__(128) std::byte g_shared[];
+
+template <int kHeadDim>
+__global__ void __launch_bounds__(kAttentionThreads, 2) AttentionKernel(const __grid_constant__ AttentionArgs args) {
+  CudaLane lane(g_shared);
+  AttentionBlock<CudaLane, kHeadDim>(args, lane).Run();
+}
+
+template <int kHeadDim>
+__global__ void __launch_bounds__(kMergeThreads)
+    MergeKernel(const __grid_constant__ AttentionArgs args, std::int64_t packed_rows) {
+  CudaLane lane(g_shared);
+  MergeBlock<CudaLane, kHeadDim>(args, packed_rows, lane);
+}
+
+__global__ void __launch_bounds__(kRowThreads) EmbedKernel(const __grid_constant__ EmbedArgs args) {
+  CudaLane lane(g_shared);
+  EmbedBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) RmsNormKernel(const __grid_constant__ RmsNormArgs args) {
+  CudaLane lane(g_shared);
+  RmsNormBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) StoreKvKernel(const __grid_constant__ StoreKvArgs args) {
+  CudaLane lane(g_shared);
+  StoreKvBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) SwiGluKernel(const __grid_constant__ SwiGluArgs args) {
+  CudaLane lane(g_shared);
+  SwiGluBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) AddBiasKernel(const __grid_constant__ AddBiasArgs args) {
+  CudaLane lane(g_shared);
+  AddBiasBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) CopyPageRowsKernel(const __grid_constant__ CopyPageRowsArgs args) {
+  CudaLane lane(g_shared);
+  CopyPageRowsBlock(args, lane);
+}
+
+template <int kHeadDim>
+cudaError_t Attention(const AttentionArgs& args, int items, bool spread, cudaStream_t stream) {
+  using Shared = AttentionShared<kHeadDim>;
+  const dim3 grid(static_cast<unsigned>(items), static_cast<unsigned>(args.pages.kv_heads));
+  const std::size_t bytes = spread ? Shared::kSpreadBytes : Shared::kWalkBytes;
+  AttentionKernel<kHeadDim><<<grid, kAttentionThreads, bytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+template <int kHeadDim>
+cudaError_t Merge(const AttentionArgs& args, std::int64_t packed_rows, cudaStream_t stream) {
+  constexpr int kRows = kMergeThreads / 32;
+  const dim3 grid(static_cast<unsigned>((packed_rows + kRows - 1) / kRows), static_cast<unsigned>(args.pages.kv_heads));
+  MergeKernel<kHeadDim><<<grid, kMergeThreads, 0, stream>>>(args, packed_rows);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t PrepareKernels() {
+  const cudaError_t error = cudaFuncSetAttribute(AttentionKernel<64>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 AttentionShared<64>::kWalkBytes);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(AttentionKernel<128>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              AttentionShared<128>::kWalkBytes);
+}
+
+cudaError_t LaunchAttention(const AttentionArgs& args, int head_dim, int items, bool spread, cudaStream_t stream) {
+  return head_dim == 64 ? Attention<64>(args, items, spread, stream) : Attention<128>(args, items, spread, stream);
+}
+
+cudaError_t LaunchMerge(const AttentionArgs& args, int head_dim, std::int64_t packed_rows, cudaStream_t stream) {
+  return head_dim == 64 ? Merge<64>(args, packed_rows, stream) : Merge<128>(args, packed_rows, stream);
+}
+
+cudaError_t LaunchEmbed(const EmbedArgs& args, cudaStream_t stream) {
+  EmbedKernel<<<static_cast<unsigned>(args.rows), kRowThreads, kRowShared, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchRmsNorm(const RmsNormArgs& args, cudaStream_t stream) {
+  RmsNormKernel<<<static_cast<unsigned>(args.rows), kRowThreads, kRowShared, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchStoreKv(const StoreKvArgs& args, cudaStream_t stream) {
+  StoreKvKernel<<<static_cast<unsigned>(args.rows), kRowThreads, kRowShared, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchSwiGlu(const SwiGluArgs& args, cudaStream_t stream) {
+  SwiGluKernel<<<static_cast<unsigned>(args.rows), kRowThreads, kRowShared, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchAddBias(const AddBiasArgs& args, cudaStream_t stream) {
+  AddBiasKernel<<<static_cast<unsigned>(args.rows), kRowThreads, kRowShared, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchCopyPageRows(const CopyPageRowsArgs& args, cudaStream_t stream) {
+  CopyPageRowsKernel<<<static_cast<unsigned>(args.slabs), kRowThreads, kRowShared, stream>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace kvshare::kernels::cuda

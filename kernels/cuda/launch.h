@@ -1,0 +1,25 @@
+// Launches of our kernels on a stream (launch.cu). What a launch itself can fail with comes back at once; what the
+// kernel fails with, later, from whatever asks the stream next.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/attention_args.h"
+#include "kernels/cuda/row_ops_args.h"
+
+namespace kvshare::kernels::cuda {
+
+// Once for each device: lets blocks of attention have the shared memory they need.
+cudaError_t PrepareKernels();
+
+// head_dim: 64 or 128.
+cudaError_t LaunchAttention(const AttentionArgs& args, int head_dim, int items, bool spread, cudaStream_t stream);
+cudaError_t LaunchMerge(const AttentionArgs& args, int head_dim, std::int64_t packed_rows, cudaStream_t stream);
+cudaError_t LaunchEmbed(const EmbedArgs& args, cudaStream_t stream);
+cudaError_t LaunchRmsNorm(const RmsNormArgs& args, cudaStream_t stream);
+cudaError_t LaunchStoreKv(const StoreKvArgs& args, cudaStream_t stream);
+cudaError_t LaunchSwiGlu(const SwiGluArgs& args, cudaStream_t stream);
+cudaError_t LaunchAddBias(const AddBiasArgs& args, cudaStream_t stream);
+cudaError_t LaunchCopyPageRows(const CopyPageRowsArgs& args, cudaStream_t stream);
+
+}  // namespace kvshare::kernels::cuda
