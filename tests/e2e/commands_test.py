@@ -124,6 +124,23 @@ class CommandsTest(ProgramTest):
         facts = self.json("doctor", "--cold-dir", self.path("file", "x"), "--format", "json")
         self.assertTrue(any(not c["ok"] and "not a directory" in c["advice"] for c in facts["checks"]))
 
+    def test_doctor_says_whether_a_gpu_can_be_used_and_why_not(self):
+        def cuda(plugin=None):
+            if plugin is not None:
+                os.environ["KVSHARE_CUDA_PLUGIN"] = plugin
+            try:
+                return self.json("doctor", "--format", "json")
+            finally:
+                os.environ.pop("KVSHARE_CUDA_PLUGIN", None)
+
+        facts = cuda()
+        check = next(c for c in facts["checks"] if c["check"] == "the CUDA backend can be used")
+        self.assertEqual(check["ok"], facts["cuda"]["usable"])
+        self.assertEqual(bool(facts["cuda"]["reason"]), not facts["cuda"]["usable"])
+        facts = cuda(self.path("nowhere.so"))
+        self.assertFalse(facts["cuda"]["usable"])
+        self.assertIn("nowhere.so", facts["cuda"]["reason"])
+
     def test_every_command_is_in_the_reference(self):
         with open(os.path.join(SOURCE, "docs", "reference", "kvctl.md"), encoding="utf-8") as f:
             reference = f.read()

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "kernels/cuda_plugin.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/kvctl/ceilings.h"
 #include "tools/kvctl/commands.h"
@@ -39,6 +40,19 @@ Result<Json> Measure(std::vector<Finding>* findings) {
       {"isa", device.isa},          {"linear", device.linear},      {"dtype", kernels::DTypeName(device.compute)},
       {"threads", device.threads},  {"matmul_gflops", flops / 1e9}, {"memory_read_gbps", read / 1e9},
       {"self_test", self_test.ok()}};
+}
+
+// Whether the CUDA backend can be used, and why not. Opens its plug-in, as nothing else does unasked.
+Json CheckCuda(std::vector<Finding>* findings) {
+  const auto device = kernels::ProbeCuda();
+  findings->push_back({device.ok(), "the CUDA backend can be used", device.status().message()});
+  if (!device.ok()) return {{"usable", false}, {"reason", device.status().message()}};
+  return {{"usable", true},
+          {"reason", ""},
+          {"device", device->name},
+          {"arch", device->arch},
+          {"memory_bytes", device->memory_bytes},
+          {"devices", device->devices}};
 }
 
 void CheckMachine(std::vector<Finding>* findings) {
@@ -99,6 +113,7 @@ int RunDoctor(const ModelOptions& options) {
   auto measured = Measure(&findings);
   if (!measured.ok()) return Fail(measured.status());
   CheckModel(options, &findings);
+  Json cuda = CheckCuda(&findings);
   Json facts = {{"cpu", CpuName()},
                 {"os", OsName()},
                 {"cores", AvailableCores()},
@@ -107,6 +122,7 @@ int RunDoctor(const ModelOptions& options) {
                 {"smollm2", FindSmolLm2()}};
   facts.update(*measured);
   facts.update(disk);
+  facts["cuda"] = std::move(cuda);
   if (options.format == OutputFormat::kJson) {
     facts["checks"] = Json::array();
     for (const Finding& f : findings)
@@ -119,6 +135,11 @@ int RunDoctor(const ModelOptions& options) {
               static_cast<double>(AvailableMemoryBytes()) / (1 << 30), OsName().c_str());
   std::printf("kernels   %s, %s, %s\n", facts["isa"].get<std::string>().c_str(),
               facts["linear"].get<std::string>().c_str(), facts["dtype"].get<std::string>().c_str());
+  if (facts["cuda"]["usable"].get<bool>()) {
+    std::printf("gpu       %s, %s, %.0f GiB (not used by agentd yet)\n",
+                facts["cuda"]["device"].get<std::string>().c_str(), facts["cuda"]["arch"].get<std::string>().c_str(),
+                static_cast<double>(facts["cuda"]["memory_bytes"].get<std::uint64_t>()) / (1 << 30));
+  }
   std::printf("measured  %.0f GFLOP/s in a large matrix product, %.1f GB/s from memory\n",
               facts["matmul_gflops"].get<double>(), facts["memory_read_gbps"].get<double>());
   for (const Finding& f : findings) {
