@@ -18,6 +18,7 @@ inline constexpr std::size_t kMaxStopBytes = 4096;
 inline constexpr std::size_t kMaxErrorBytes = 4096;
 inline constexpr std::size_t kMaxMissReasons = 256;
 inline constexpr std::size_t kMaxAgents = 16384;
+inline constexpr std::size_t kMaxAuditDepths = 8;
 inline constexpr std::size_t kMaxSpans = 16384;
 inline constexpr std::size_t kMaxLeasePages = kMaxTokens / 64;
 inline constexpr std::size_t kMaxEntries = 10000;
@@ -31,6 +32,6 @@ inline constexpr std::int64_t kMaxTimeoutMs = std::int64_t{10} * 366 * 24 * 3600
 // tables, and the largest reply has two for each agent.
 inline constexpr std::uint32_t kMaxDepth = 8;
 inline constexpr std::uint32_t kMaxRequestTables = 16;
-inline constexpr std::uint32_t kMaxReplyTables = 2 * kMaxAgents + kMaxMissReasons + 20;
+inline constexpr std::uint32_t kMaxReplyTables = 2 * kMaxAgents + kMaxMissReasons + kMaxAuditDepths + 21;
 
 }  // namespace kvshare::wire

@@ -171,6 +171,8 @@ void Engine::PublishLoad() {
   load.pool.evictions = usage.evictions;
   load.pinned_bytes = usage.retained * page_bytes;
   load.client_leases = leases_.leases();
+  load.kept_bytes = moved_.kept_pages() * page_bytes;
+  load.guard_margin = moved_.margin();
   load.running = std::count_if(running_.begin(), running_.end(), [](const auto& s) { return !s->ended; });
   {
     const std::lock_guard lock(mutex_);

@@ -26,6 +26,8 @@ struct HealJob {
   AgentId agent = 0;
   std::shared_ptr<const std::string> session;
   std::vector<float> logits;  // that the answer's first token was chosen by; empty: not audited
+  bool one_thread = false;    // all that was moved was in company
+  int depth = 1;              // as KeptKv has it
   std::uint64_t kept = 0;     // MovedReuse::Keep's name for what the answer stood on
 };
 

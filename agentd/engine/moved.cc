@@ -92,8 +92,10 @@ void Engine::ComputeMoved() {
     sequence.plan.approximate = sequence.moved.prompt != nullptr;
     RememberPlan(sequence);
     replan_ = true;
-    if (sequence.moved.prompt != nullptr && sequence.request.reuse == ReuseMode::kAuto && prompt.OneThread()) {
+    if (sequence.moved.prompt != nullptr) {
       sequence.first_logits.assign(row.begin(), row.end());
+      sequence.one_thread = prompt.OneThread();
+      for (const MovedChunk& chunk : prompt.chunks()) sequence.depth = std::max(sequence.depth, chunk.depth + 1);
     }
     AcceptToken(sequence, runtime::SampleToken(row, sequence.request.sampling, sequence.generated()));
   }
@@ -125,6 +127,7 @@ void Engine::BecomeExact(Sequence& sequence) {
   const MissKind why = KindOf(counts.reason);
   if (why == MissKind::kQualityGuard) {
     moved_.Answered(sequence.request, *sequence.moved.prompt, /*doubted=*/true);
+    stats_->SentBack();
   }
   MarkDeclined(why, &sequence.plan);
   sequence.moved = {};
@@ -150,6 +153,8 @@ void Engine::HealLater(const Sequence& sequence) {
   job.agent = sequence.request.agent;
   job.session = sequence.request.session;
   job.logits = sequence.first_logits;
+  job.one_thread = sequence.one_thread && sequence.request.reuse == ReuseMode::kAuto;
+  job.depth = sequence.depth;
   job.kept = sequence.kept;
   healer_.Add(std::move(job));
 }
@@ -160,10 +165,14 @@ Healer::Events Engine::HealerEvents() {
     for (std::size_t page = begin; page < end; ++page) demoter_.Computed(kv.pages()[page], job.session);
   };
   events.on_healed = [this](const HealJob& job) {
+    stats_->Healed();
     moved_.Healed(*job.session, job.tokens, job.agent, job.kept);
     PublishLoad();
   };
-  events.on_audit = [this](const HealJob& job, double kl) { moved_.Audited(anchors::Margin(job.logits), kl); };
+  events.on_audit = [this](const HealJob& job, double kl) {
+    stats_->Audited(job.depth, kl);
+    if (job.one_thread) moved_.Audited(anchors::Margin(job.logits), kl);
+  };
   return events;
 }
 

@@ -195,8 +195,7 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   KVS_CHECK(request.session != nullptr && !found.chunks.empty());
   RepairOptions options;
   options.mode = request.reuse;
-  // Audits may ask for more than the guard's own margin, never for less.
-  options.min_margin = std::max(guard_.value(), std::min(audits_.Threshold(0), anchors::GuardMargin::kMost));
+  options.min_margin = margin();
   if (request.reuse == ReuseMode::kCacheBlend || request.reuse == ReuseMode::kDhd) {
     options.recompute_ratio = blend_recompute_;
   }
@@ -213,6 +212,11 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   work.prompt = std::make_unique<MovedPrompt>(model_, pages_, request.prompt, std::move(exact), std::move(chunks),
                                               options, work.anchors.get(), names_->AgentName(request.agent));
   return work;
+}
+
+// Audits may ask for more than the guard's own margin, never for less.
+double MovedReuse::margin() const {
+  return std::max(guard_.value(), std::min(audits_.Threshold(0), anchors::GuardMargin::kMost));
 }
 
 bool MovedReuse::Pays(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain) {

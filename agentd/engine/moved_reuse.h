@@ -85,8 +85,10 @@ class MovedReuse {
   // A request has ended that reused chunks, or the guard has just had it computed.
   void Answered(const EngineRequest& request, const MovedPrompt& prompt, bool doubted);
 
-  // An answer of mode auto, of one thread, had this margin at its first token and was this far from exact, in nats.
+  // An answer of one thread had this margin at its first token and was this far from exact, in nats.
   void Audited(double margin, double kl) { audits_.Record(margin, kl); }
+  // The margin that the guard asks of such answers.
+  double margin() const;
 
   void Clear();
 

@@ -25,7 +25,9 @@ struct Sequence {
   ReusePlan plan;
   KvHandle kv;
   MovedWork moved;
-  std::vector<float> first_logits;  // of an approximate answer of mode auto, for its audit
+  std::vector<float> first_logits;  // of an approximate answer, for its audit
+  bool one_thread = false;          // of the same: all that was moved was in company
+  int depth = 1;                    // and how many approximate requests it stands on, itself included
   std::uint64_t kept = 0;           // of an approximate answer that has ended: MovedReuse::Keep's name
   std::vector<TokenId> tokens;      // prompt, then what was generated
   std::int64_t computed = 0;

@@ -8,6 +8,9 @@ namespace {
 
 constexpr AgentId kOtherAgentsId = 0;
 
+constexpr std::size_t kMaxDepths = 8;   // deeper ones are counted with these
+constexpr double kAuditFailure = 0.05;  // nats
+
 Histogram Buckets(std::initializer_list<double> bounds) {
   Histogram histogram;
   histogram.bounds = bounds;
@@ -68,6 +71,7 @@ void StatsBook::Completed(AgentId agent, const GenerateReply& reply) {
   const std::lock_guard lock(mutex_);
   Add(stats_.totals, reply);
   Add(agent_totals_[agent], reply);
+  stats_.approximate.answers += reply.reuse.moved_tokens > 0;
   Observe(stats_.ttft_seconds, reply.timings.ttft_ms);
   Observe(stats_.queue_seconds, reply.timings.queue_ms);
   Observe(stats_.prefill_seconds, reply.timings.prompt_ms);
@@ -82,6 +86,26 @@ void StatsBook::Failed() {
   ++stats_.requests_failed;
 }
 
+void StatsBook::SentBack() {
+  const std::lock_guard lock(mutex_);
+  ++stats_.approximate.sent_back;
+}
+
+void StatsBook::Healed() {
+  const std::lock_guard lock(mutex_);
+  ++stats_.approximate.healed;
+}
+
+void StatsBook::Audited(int depth, double kl) {
+  const std::size_t place = std::min(static_cast<std::size_t>(std::max(depth, 1)), kMaxDepths) - 1;
+  const std::lock_guard lock(mutex_);
+  std::vector<AuditTotals>& audits = stats_.approximate.audits;
+  if (audits.size() <= place) audits.resize(place + 1);
+  ++audits[place].audits;
+  audits[place].failures += kl > kAuditFailure;
+  audits[place].kl_sum += kl;
+}
+
 void StatsBook::SetLoad(const Load& load) {
   const std::lock_guard lock(mutex_);
   stats_.requests_running = load.running;
@@ -89,6 +113,8 @@ void StatsBook::SetLoad(const Load& load) {
   stats_.pool = load.pool;
   stats_.pinned_bytes = load.pinned_bytes;
   stats_.client_leases = load.client_leases;
+  stats_.approximate.kept_bytes = load.kept_bytes;
+  stats_.approximate.guard_margin = load.guard_margin;
 }
 
 Stats StatsBook::Snapshot() const {

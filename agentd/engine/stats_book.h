@@ -28,6 +28,8 @@ struct Load {
   PoolStats pool;
   std::int64_t pinned_bytes = 0;
   std::int64_t client_leases = 0;
+  std::int64_t kept_bytes = 0;
+  double guard_margin = 0;
 };
 
 // Thread-safe. The lock is held for the time of a few additions, never during a forward step, so readers do not wait
@@ -43,6 +45,12 @@ class StatsBook {
   // A request that ended well.
   void Completed(AgentId agent, const GenerateReply& reply);
   void Failed();
+  // The guard had a prompt computed after all.
+  void SentBack();
+  // An approximate answer was computed exactly afterwards.
+  void Healed();
+  // And was `kl` nats from it, standing on `depth` >= 1 approximate requests, itself included.
+  void Audited(int depth, double kl);
   void SetLoad(const Load& load);
 
   // All but the cold tier's counts.

@@ -159,6 +159,25 @@ void Tiers(Writer& out, const Stats& stats) {
   out.Gauge("kvshare_pool_pages_in_use", "Pages that running requests and leases hold.",
             static_cast<double>(stats.pool.leases));
   out.Gauge("kvshare_pinned_bytes", "KV that pins keep.", static_cast<double>(stats.pinned_bytes));
+  const ApproximateStats& approximate = stats.approximate;
+  AuditTotals audits;
+  for (const AuditTotals& audit : approximate.audits) {
+    audits.audits += audit.audits;
+    audits.failures += audit.failures;
+    audits.kl_sum += audit.kl_sum;
+  }
+  out.Counter("kvshare_approximate_answers_total", "Answers given over KV from other places.", approximate.answers);
+  out.Counter("kvshare_guard_sent_back_total", "Prompts computed after all, because the guard doubted.",
+              approximate.sent_back);
+  out.Counter("kvshare_healed_total", "Approximate answers computed exactly afterwards.", approximate.healed);
+  out.Counter("kvshare_audits_total", "Of these, compared with exact by their first token.", audits.audits);
+  out.Counter("kvshare_audit_failures_total", "Of these, more than 0.05 nats away.", audits.failures);
+  out.Family("kvshare_audit_kl_nats_total", "counter", "KL(exact || approximate), summed over audits.");
+  out.Sample(audits.kl_sum);
+  out.Gauge("kvshare_guard_margin_nats", "By which the likeliest token must be ahead in mode auto.",
+            approximate.guard_margin);
+  out.Gauge("kvshare_kept_bytes", "KV of approximate requests that their sessions may use again.",
+            static_cast<double>(approximate.kept_bytes));
   out.Gauge("kvshare_leases", "Leases that clients hold.", static_cast<double>(stats.client_leases));
   out.Counter("kvshare_cold_hits_total", "Pages loaded from disk.", stats.cold.hits);
   out.Counter("kvshare_cold_misses_total", "Pages asked of the disk in vain.", stats.cold.misses);

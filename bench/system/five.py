@@ -3,10 +3,10 @@
 
   bench/system/five.py --model MODEL [--modes off,exact,auto] [--tasks 3] [--answer 512] [--blend-recompute R]
 
-Per mode a daemon, one session and --tasks tasks of about 1,000 new tokens; roles have about 500 tokens, answers --answer.
-Agents talk as agents do: chat messages in, text out, one after the other without a pause. The first task warms up (roles
-are stored, anchors are learnt) and does not count. Prints per agent the median time to first token, what of the prompt
-was computed, and the ratio to --modes' first.
+Per mode a daemon, one session and --tasks tasks of some 700 new tokens; roles have about 500 tokens, answers --answer.
+Agents talk as agents do: chat messages in, text out, one after the other without a pause. The first task warms up
+(roles are stored, anchors are learnt) and does not count. Prints per agent the median time to first token, what of the
+prompt was computed, and the ratio to --modes' first.
 
 The texts are made by bench/traces/make_team.py. Prints a table, or one JSON object with --format json. Standard library
 only.
@@ -79,9 +79,10 @@ def main():
     base = next(iter(result.values()))["ttft_ms"]
     for mode, rows in result.items():
         for a in range(5):
-            print(f"  {mode:12} {a + 1:5} {rows['prompt_tokens'][a]:8.0f} {rows['prefix'][a]:8.0f} {rows['moved'][a]:8.0f} "
-                  f"{rows['computed'][a]:9.0f} {rows['approximate'][a]:10} of {args.tasks} {rows['ttft_ms'][a]:10.1f} "
-                  f"{base[a] / rows['ttft_ms'][a]:9.2f}x")
+            prompt, prefix, moved, computed, approximate, ttft = (rows[column][a] for column in (
+                "prompt_tokens", "prefix", "moved", "computed", "approximate", "ttft_ms"))
+            print(f"  {mode:12} {a + 1:5} {prompt:8.0f} {prefix:8.0f} {moved:8.0f} {computed:9.0f} "
+                  f"{approximate:10} of {args.tasks} {ttft:10.1f} {base[a] / ttft:9.2f}x")
 
 
 if __name__ == "__main__":

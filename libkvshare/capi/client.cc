@@ -47,6 +47,17 @@ Json StatsJson(const Stats& stats) {
                   {"read_bytes", cold.read_bytes},
                   {"written_bytes", cold.written_bytes},
                   {"state", cold.state}};
+  const ApproximateStats& approximate = stats.approximate;
+  json["approximate"] = {{"answers", approximate.answers},
+                         {"sent_back", approximate.sent_back},
+                         {"healed", approximate.healed},
+                         {"kept_bytes", approximate.kept_bytes},
+                         {"guard_margin", approximate.guard_margin},
+                         {"audits", Json::array()}};
+  for (const AuditTotals& audit : approximate.audits) {
+    json["approximate"]["audits"].push_back(
+        {{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}});
+  }
   json["requests_running"] = stats.requests_running;
   json["requests_waiting"] = stats.requests_waiting;
   json["requests_failed"] = stats.requests_failed;

@@ -59,6 +59,35 @@ Status ReadHistogram(const wire::Histogram* in, Histogram* out) {
   return CheckHistogram(*out);
 }
 
+Result<Offset<wire::Approximate>> WriteApproximate(FlatBufferBuilder& builder, const ApproximateStats& a) {
+  KVS_RETURN_IF_ERROR(CheckSize("number of depths", a.audits.size(), wire::kMaxAuditDepths));
+  KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", a.guard_margin));
+  std::vector<Offset<wire::AuditTotals>> audits;
+  for (const AuditTotals& audit : a.audits) {
+    KVS_RETURN_IF_ERROR(CheckFinite("the audits' KL", audit.kl_sum));
+    audits.push_back(wire::CreateAuditTotals(builder, audit.audits, audit.failures, audit.kl_sum));
+  }
+  const auto list = builder.CreateVector(audits);
+  return wire::CreateApproximate(builder, a.answers, a.sent_back, a.healed, a.kept_bytes, a.guard_margin, list);
+}
+
+Status ReadApproximate(const wire::Approximate* in, ApproximateStats* out) {
+  if (in == nullptr) return OkStatus();  // an older daemon
+  *out = {.answers = in->answers(),
+          .sent_back = in->sent_back(),
+          .healed = in->healed(),
+          .kept_bytes = in->kept_bytes(),
+          .guard_margin = in->guard_margin()};
+  KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", out->guard_margin));
+  if (in->audits() == nullptr) return OkStatus();
+  KVS_RETURN_IF_ERROR(CheckSize("number of depths", in->audits()->size(), wire::kMaxAuditDepths));
+  for (const wire::AuditTotals* audit : *in->audits()) {
+    out->audits.push_back({.audits = audit->audits(), .failures = audit->failures(), .kl_sum = audit->kl_sum()});
+    KVS_RETURN_IF_ERROR(CheckFinite("the audits' KL", audit->kl_sum()));
+  }
+  return OkStatus();
+}
+
 }  // namespace
 
 Result<Offset<wire::Stats>> WriteStats(FlatBufferBuilder& builder, const Stats& stats) {
@@ -89,9 +118,10 @@ Result<Offset<wire::Stats>> WriteStats(FlatBufferBuilder& builder, const Stats& 
   KVS_ASSIGN_OR_RETURN(const auto prefill, WriteHistogram(builder, stats.prefill_seconds));
   KVS_ASSIGN_OR_RETURN(const auto inter_token, WriteHistogram(builder, stats.inter_token_seconds));
   KVS_RETURN_IF_ERROR(CheckFinite("uptime", stats.uptime_s));
+  KVS_ASSIGN_OR_RETURN(const auto approximate, WriteApproximate(builder, stats.approximate));
   return wire::CreateStats(builder, totals, pool, cold, stats.requests_running, stats.requests_waiting,
                            stats.requests_failed, miss_reasons, agents, stats.pinned_bytes, stats.client_leases,
-                           stats.uptime_s, ttft, queue, prefill, inter_token);
+                           stats.uptime_s, ttft, queue, prefill, inter_token, approximate);
 }
 
 Result<Stats> ReadStats(const wire::Stats& in) {
@@ -118,6 +148,7 @@ Result<Stats> ReadStats(const wire::Stats& in) {
                   .written_bytes = cold->written_bytes()};
     KVS_RETURN_IF_ERROR(ReadName("cold tier's state", cold->state(), &stats.cold.state));
   }
+  KVS_RETURN_IF_ERROR(ReadApproximate(in.approximate(), &stats.approximate));
   stats.requests_running = in.requests_running();
   stats.requests_waiting = in.requests_waiting();
   stats.requests_failed = in.requests_failed();

@@ -156,6 +156,15 @@ Stats RandomStats(Rng& rng) {
                 .read_bytes = RandomCount(rng),
                 .written_bytes = RandomCount(rng),
                 .state = RandomString(rng, 40)};
+  stats.approximate = {.answers = RandomCount(rng),
+                       .sent_back = RandomCount(rng),
+                       .healed = RandomCount(rng),
+                       .kept_bytes = RandomCount(rng),
+                       .guard_margin = RandomNumber(rng)};
+  for (std::uint64_t i = Below(rng, 5); i > 0; --i) {
+    stats.approximate.audits.push_back(
+        {.audits = RandomCount(rng), .failures = RandomCount(rng), .kl_sum = RandomNumber(rng)});
+  }
   stats.pinned_bytes = RandomCount(rng);
   stats.client_leases = RandomCount(rng);
   stats.uptime_s = RandomNumber(rng);
@@ -422,6 +431,11 @@ struct Describer {
     out << c.capacity_bytes << ' ' << c.stores << ' ' << c.dropped << ' ' << c.evictions << ' ' << c.read_bytes << ' '
         << c.written_bytes << ' ' << s.pinned_bytes << ' ' << s.client_leases << ' ' << s.uptime_s << ' ';
     Add(c.state);
+    const ApproximateStats& a = s.approximate;
+    out << a.answers << ' ' << a.sent_back << ' ' << a.healed << ' ' << a.kept_bytes << ' ' << a.guard_margin << ' ';
+    for (const AuditTotals& audit : a.audits) {
+      out << audit.audits << ' ' << audit.failures << ' ' << audit.kl_sum << ' ';
+    }
     for (const Histogram* h : {&s.ttft_seconds, &s.queue_seconds, &s.prefill_seconds, &s.inter_token_seconds}) Add(*h);
     out << s.agents.size() << ' ';
     for (const auto& [agent, totals] : s.agents) {

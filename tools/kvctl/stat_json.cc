@@ -46,6 +46,15 @@ Json ColdJson(const ColdStats& cold) {
           {"state", cold.state}};
 }
 
+Json ApproximateJson(const ApproximateStats& a) {
+  Json audits = Json::array();
+  for (const AuditTotals& audit : a.audits) {
+    audits.push_back({{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}});
+  }
+  return {{"answers", a.answers},       {"sent_back", a.sent_back},       {"healed", a.healed},
+          {"kept_bytes", a.kept_bytes}, {"guard_margin", a.guard_margin}, {"audits", std::move(audits)}};
+}
+
 Json AgentsJson(const Stats& stats) {
   Json agents = Json::object();
   for (const auto& [agent, totals] : stats.agents) agents[agent] = TotalsJson(totals);
@@ -95,6 +104,7 @@ Json StatJson(const Stats& stats) {
   json["uptime_s"] = stats.uptime_s;
   json["pool"] = PoolJson(stats);
   json["cold"] = ColdJson(stats.cold);
+  json["approximate"] = ApproximateJson(stats.approximate);
   json["ttft_ms"] = LatencyJson(stats.ttft_seconds);
   json["queue_ms"] = LatencyJson(stats.queue_seconds);
   json["prefill_ms"] = LatencyJson(stats.prefill_seconds);

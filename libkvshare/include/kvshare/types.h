@@ -225,6 +225,23 @@ struct EntriesRequest {
   std::int64_t limit = 100;  // at most 10,000
 };
 
+// Approximate answers that were compared with what exact computation says, by their first token's distribution.
+struct AuditTotals {
+  std::int64_t audits = 0;
+  std::int64_t failures = 0;  // KL(exact || approximate) above 0.05 nats
+  double kl_sum = 0;          // nats
+};
+
+// Reuse at other places, and how it is watched (docs/design/repair.md).
+struct ApproximateStats {
+  std::int64_t answers = 0;         // given approximately to their end
+  std::int64_t sent_back = 0;       // computed exactly after all, because the guard doubted them
+  std::int64_t healed = 0;          // computed exactly when nobody waited
+  std::int64_t kept_bytes = 0;      // KV of approximate requests that their sessions may use again
+  double guard_margin = 0;          // nats that the likeliest token must be ahead by, mode auto
+  std::vector<AuditTotals> audits;  // by depth: over exact KV, over answers of such requests, and so on; at most 8
+};
+
 // Totals since the daemon started.
 struct ReuseTotals {
   std::int64_t requests = 0;
@@ -268,6 +285,7 @@ struct Stats {
   ReuseTotals totals;
   PoolStats pool;
   ColdStats cold;
+  ApproximateStats approximate;
   std::int64_t requests_running = 0;
   std::int64_t requests_waiting = 0;
   std::int64_t requests_failed = 0;

@@ -271,6 +271,13 @@ TEST_P(MovedServiceTest, AnApproximateAnswerHeals) {
   EXPECT_EQ(found, healed);
   const GenerateReply exact = Ask(*service, Request(next, ReuseMode::kExact, "critic", "t", 20));
   EXPECT_EQ(exact.reuse.prefix_tokens, healed);
+  const ApproximateStats stats = service->GetStats().approximate;
+  EXPECT_EQ(stats.answers, 1);
+  EXPECT_EQ(stats.healed, 1);
+  EXPECT_EQ(stats.kept_bytes, 0) << "healed, and still kept";
+  ASSERT_EQ(stats.audits.size(), 1u);
+  EXPECT_EQ(stats.audits[0].audits, 1);
+  EXPECT_GT(stats.audits[0].kl_sum, 0);
   EXPECT_EQ(exact.ids, Ask(*off, Request(next, ReuseMode::kOff, "critic", "t", 20)).ids);
   EXPECT_EQ(service->GetStats().pool.leases, 0);
   KVS_EXPECT_OK(service->CheckIntegrity());
