@@ -28,6 +28,8 @@
 
 namespace kvshare::kernels {
 
+class DeviceKv;
+
 // Device memory; freed with the handle. The handle must not outlive its backend.
 class Buffer {
  public:
@@ -175,6 +177,9 @@ class Backend {
     std::memcpy(to, from, bytes);
     return OkStatus();
   }
+
+  // What is done to KV in the backend's own memory (device_kv.h); null where the host reads that memory.
+  virtual DeviceKv* device_kv() { return nullptr; }
 
   virtual Status Sync() = 0;
 

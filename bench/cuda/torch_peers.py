@@ -2,8 +2,8 @@
 """The cases of cuda_bench.cc in torch, as peers: one JSON object a line, {"part", "case", "peer", "ms"}.
 
   gemm        torch.matmul in bf16 (which rounds its output to bf16; ours writes fp32)
-  attention   scaled_dot_product_attention with each backend forced; an explicit mask where rows are not the last ones
-  decode      SDPA on replicated KV, and Hydragen (arXiv 2402.05099): the prefix once for all rows, merged by log-sum-exp
+  attention   scaled_dot_product_attention with each backend forced; an explicit mask where rows are not all
+  attention   scaled_dot_product_attention, each backend forced; an explicit mask where rows are not all
 
 A backend that refuses a case is left out. Random data; the least of several timed series, by CUDA events.
 """

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "kernels/cuda/attention_plan.h"
-#include "kernels/cuda/device_memory.h"
-#include "kernels/cuda/launch_log.h"
+#include "kernels/cuda/cuda_kv.h"
+#include "kernels/cuda/launch_queue.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 
@@ -24,22 +24,14 @@ constexpr std::int64_t kGatedRows = 2048;  // bounds the fp32 product that waits
 
 std::size_t Index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
-template <typename T>
-std::size_t StagedBytes(std::span<const T> values) {
-  return (values.size_bytes() + Staging::kAlign - 1) / Staging::kAlign * Staging::kAlign;
-}
-
-// A block of DeviceMemory, given back with the handle.
 class CudaBuffer final : public Buffer {
  public:
-  CudaBuffer(DeviceMemory& memory, std::byte* data, std::size_t size) : memory_(memory), data_(data), size_(size) {}
-  ~CudaBuffer() override { memory_.Give(data_); }
-  std::byte* data() const override { return data_; }
+  CudaBuffer(DeviceBlock block, std::size_t size) : block_(std::move(block)), size_(size) {}
+  std::byte* data() const override { return block_.data(); }
   std::size_t size() const override { return size_; }
 
  private:
-  DeviceMemory& memory_;
-  std::byte* data_;
+  DeviceBlock block_;
   std::size_t size_;
 };
 
@@ -67,8 +59,8 @@ class CudaBackend final : public Backend {
   CudaBackend(std::unique_ptr<Device> device, const BackendOptions& options)
       : device_(std::move(device)),
         options_(options),
-        memory_(*device_, options.memory_limit_bytes),
-        staging_(*device_, memory_, options.staging_bytes) {
+        queue_(*device_, options.memory_limit_bytes, options.staging_bytes),
+        kv_(queue_) {
     Describe();
   }
 
@@ -87,9 +79,9 @@ class CudaBackend final : public Backend {
     KVS_CHECK(p.out.rows == rows && p.out.cols == p.table.cols && p.out.dtype == DType::kF32);
     for (const std::int32_t id : p.ids) KVS_CHECK(id >= 0 && id < p.table.rows);
     if (rows == 0) return;
-    Do("embed", rows, p.out.cols, [&]() -> Status {
-      KVS_RETURN_IF_ERROR(staging_.Begin(StagedBytes(p.ids)));
-      KVS_ASSIGN_OR_RETURN(const std::int32_t* ids, staging_.Put(p.ids));
+    queue_.Do("embed", rows, p.out.cols, [&]() -> Status {
+      KVS_RETURN_IF_ERROR(queue_.staging().Begin(StagedBytes(p.ids)));
+      KVS_ASSIGN_OR_RETURN(const std::int32_t* ids, queue_.staging().Put(p.ids));
       return device_->Embed({ids, p.table.data, p.table.stride, p.table.dtype == DType::kBf16, p.out.row<float>(0),
                              p.out.stride, p.out.cols, rows});
     });
@@ -99,7 +91,7 @@ class CudaBackend final : public Backend {
     KVS_CHECK(p.x.dtype == DType::kF32 && p.out.rows == p.x.rows && p.out.cols == p.x.cols);
     KVS_CHECK(static_cast<std::int64_t>(p.weight.size()) == p.x.cols);
     if (p.x.rows == 0) return;
-    Do("rms_norm", p.x.rows, p.x.cols, [&] {
+    queue_.Do("rms_norm", p.x.rows, p.x.cols, [&] {
       return device_->RmsNorm({p.x.row<float>(0), p.x.stride, p.weight.data(), p.eps, p.out.data, p.out.stride,
                                p.out.dtype == DType::kBf16, p.x.cols, p.x.rows});
     });
@@ -120,14 +112,14 @@ class CudaBackend final : public Backend {
     for (std::int64_t first = 0; first < p.x.rows; first += kGatedRows) {
       const std::int64_t rows = std::min(kGatedRows, p.x.rows - first);
       auto scratch = Take(Index(rows * w.n) * sizeof(float));
-      if (!scratch.ok()) return Fail(scratch.status());
+      if (!scratch.ok()) return queue_.Fail(scratch.status());
       auto* product = reinterpret_cast<float*>((*scratch)->data());
       MatrixView x = p.x;
       x.data = p.x.row<std::uint16_t>(first);
       x.rows = rows;
       Multiply(w, x, product, w.n, false);
       std::byte* out = p.out.row<std::byte>(0) + Index(first * p.out.stride) * DTypeBytes(p.out.dtype);
-      Do("swiglu", rows, p.out.cols, [&] {
+      queue_.Do("swiglu", rows, p.out.cols, [&] {
         return device_->SwiGlu({product, w.n, out, p.out.stride, p.out.dtype == DType::kBf16, p.out.cols, rows});
       });
     }
@@ -142,7 +134,7 @@ class CudaBackend final : public Backend {
     const std::size_t bytes = layout.slab_bytes() / kPageTokens * Index(tokens);
     KVS_CHECK(bytes % 16 == 0);
     if (tokens == 0 || from == to) return;
-    Do("copy_page_rows", tokens, layout.num_layers, [&] {
+    queue_.Do("copy_page_rows", tokens, layout.num_layers, [&] {
       return device_->CopyPageRows({pages.base + from * layout.page_bytes(), pages.base + to * layout.page_bytes(),
                                     static_cast<std::int64_t>(layout.slab_bytes()), static_cast<std::int64_t>(bytes),
                                     layout.num_layers * 2 * layout.num_kv_heads});
@@ -150,18 +142,17 @@ class CudaBackend final : public Backend {
   }
 
   Status Upload(std::byte* to, const void* from, std::size_t bytes) override {
-    if (failed_.ok()) Keep(device_->CopyIn(to, from, bytes));
+    if (queue_.failed().ok()) queue_.Keep(device_->CopyIn(to, from, bytes));
     return Sync();
   }
   Status Download(void* to, const std::byte* from, std::size_t bytes) override {
-    if (failed_.ok()) Keep(device_->CopyOut(to, from, bytes));
+    if (queue_.failed().ok()) queue_.Keep(device_->CopyOut(to, from, bytes));
     return Sync();
   }
 
-  Status Sync() override {
-    if (failed_.ok()) Keep(device_->Synchronize());
-    return failed_;
-  }
+  DeviceKv* device_kv() override { return &kv_; }
+
+  Status Sync() override { return queue_.Sync(); }
 
   Status SelfTest() override;
 
@@ -169,33 +160,18 @@ class CudaBackend final : public Backend {
   void Describe();
 
   Result<std::unique_ptr<CudaBuffer>> Take(std::size_t bytes) {
-    KVS_ASSIGN_OR_RETURN(std::byte * data, memory_.Take(bytes));
-    return std::make_unique<CudaBuffer>(memory_, data, bytes);
-  }
-
-  // Launches unless something failed before. Logged first, so that whatever the driver says later, the launch is named.
-  template <typename Launch>
-  void Do(const char* name, std::int64_t rows, std::int64_t size, Launch&& launch) {
-    if (!failed_.ok()) return;
-    log_.Note(name, rows, size);
-    Keep(launch());
-  }
-  void Keep(const Status& status) {
-    if (!status.ok()) Fail(status);
-  }
-  void Fail(const Status& status) {
-    if (!failed_.ok()) return;
-    failed_ = Status(status.code(), status.message() + "; last on the GPU: " + log_.Text());
+    KVS_ASSIGN_OR_RETURN(DeviceBlock block, DeviceBlock::Take(queue_.memory(), bytes));
+    return std::make_unique<CudaBuffer>(std::move(block), bytes);
   }
 
   void Multiply(const CudaWeights& w, const MatrixView& x, float* out, std::int64_t out_stride, bool accumulate) {
-    Do("linear", x.rows, w.n, [&] {
+    queue_.Do("linear", x.rows, w.n, [&] {
       return device_->Gemm({reinterpret_cast<const std::uint16_t*>(w.w->data()), x.row<std::uint16_t>(0), x.stride, out,
                             out_stride, x.rows, w.n, w.k, accumulate},
                            w.algorithm);
     });
     if (w.bias == nullptr) return;
-    Do("bias", x.rows, w.n, [&] {
+    queue_.Do("bias", x.rows, w.n, [&] {
       return device_->AddBias({out, out_stride, reinterpret_cast<const float*>(w.bias->data()), w.n, x.rows});
     });
   }
@@ -205,10 +181,8 @@ class CudaBackend final : public Backend {
 
   std::unique_ptr<Device> device_;
   const BackendOptions options_;
-  DeviceMemory memory_;
-  Staging staging_;
-  LaunchLog log_;
-  Status failed_;
+  LaunchQueue queue_;
+  CudaKv kv_;
   std::map<std::pair<std::int64_t, std::int64_t>, int> pinned_;  // (n, k): candidate
   Capabilities capabilities_;
 };
@@ -293,7 +267,7 @@ Result<bool> CudaBackend::RowsAreInvariant(const CudaWeights& weights, int algor
   KVS_RETURN_IF_ERROR(Upload(x->data(), values.data(), values.size() * 2));
   const auto run = [&](std::int64_t first, std::int64_t rows, std::vector<float>* to) -> Status {
     to->resize(Index(rows * n));
-    Do("self_test", rows, n, [&] {
+    queue_.Do("self_test", rows, n, [&] {
       return device_->Gemm({reinterpret_cast<const std::uint16_t*>(weights.w->data()),
                             reinterpret_cast<const std::uint16_t*>(x->data()) + first * k, k,
                             reinterpret_cast<float*>(out->data()), n, rows, n, k, false},
@@ -333,19 +307,14 @@ void CudaBackend::StoreKv(const StoreKvParams& p) {
   KVS_CHECK(p.q_norm.empty() || static_cast<int>(p.q_norm.size()) == d);
   KVS_CHECK(p.k_norm.empty() || static_cast<int>(p.k_norm.size()) == d);
   if (p.qkv.rows == 0) return;
-  std::vector<SlotView> slots;
-  for (const KvSlot& slot : p.slots) {
-    const bool stored = slot != kNoSlot;
-    KVS_CHECK(!stored || (slot.page < p.pages.num_pages && slot.offset >= 0 && slot.offset < kPageTokens));
-    slots.push_back({stored ? slot.page : kNoPage, slot.offset});
-  }
+  const std::vector<SlotView> slots = SlotViews(p.pages, p.slots);
   for (const std::int64_t position : p.positions) KVS_CHECK(position >= 0 && position < p.rope.positions);
-  Do("store_kv", p.qkv.rows, p.layer, [&]() -> Status {
+  queue_.Do("store_kv", p.qkv.rows, p.layer, [&]() -> Status {
     const std::span<const SlotView> staged(slots);
-    KVS_RETURN_IF_ERROR(staging_.Begin(StagedBytes(p.positions) + StagedBytes(staged)));
+    KVS_RETURN_IF_ERROR(queue_.staging().Begin(StagedBytes(p.positions) + StagedBytes(staged)));
     StoreKvArgs args;
-    KVS_ASSIGN_OR_RETURN(args.positions, staging_.Put(p.positions));
-    KVS_ASSIGN_OR_RETURN(args.slots, staging_.Put(staged));
+    KVS_ASSIGN_OR_RETURN(args.positions, queue_.staging().Put(p.positions));
+    KVS_ASSIGN_OR_RETURN(args.slots, queue_.staging().Put(staged));
     args.qkv = p.qkv.row<float>(0);
     args.qkv_stride = p.qkv.stride;
     args.num_heads = p.num_heads;
@@ -367,7 +336,7 @@ void CudaBackend::Attention(const AttentionParams& p) {
   std::unique_ptr<CudaBuffer> scratch;
   if (plan.partials > 0) {
     auto taken = Take(Index(plan.partials * (d + 2)) * sizeof(float));
-    if (!taken.ok()) return Fail(taken.status());
+    if (!taken.ok()) return queue_.Fail(taken.status());
     scratch = std::move(taken).value();
   }
   AttentionArgs args;
@@ -376,19 +345,19 @@ void CudaBackend::Attention(const AttentionParams& p) {
                         StagedBytes(std::span<const WorkItem>(plan.items));
     for (const KvSegment& s : p.segments)
       bytes += StagedBytes(s.pages) + StagedBytes(s.skip) + StagedBytes(s.positions);
-    KVS_RETURN_IF_ERROR(staging_.Begin(bytes));
+    KVS_RETURN_IF_ERROR(queue_.staging().Begin(bytes));
     for (std::size_t n = 0; n < plan.segments.size(); ++n) {
       const KvSegment& s = p.segments[n];
-      KVS_ASSIGN_OR_RETURN(plan.segments[n].pages, staging_.Put(s.pages));
-      KVS_ASSIGN_OR_RETURN(plan.segments[n].skip, staging_.Put(s.skip));
-      KVS_ASSIGN_OR_RETURN(plan.segments[n].positions, staging_.Put(s.positions));
+      KVS_ASSIGN_OR_RETURN(plan.segments[n].pages, queue_.staging().Put(s.pages));
+      KVS_ASSIGN_OR_RETURN(plan.segments[n].skip, queue_.staging().Put(s.skip));
+      KVS_ASSIGN_OR_RETURN(plan.segments[n].positions, queue_.staging().Put(s.positions));
     }
-    KVS_ASSIGN_OR_RETURN(args.positions, staging_.Put(p.positions));
-    KVS_ASSIGN_OR_RETURN(args.segments, staging_.Put(std::span<const SegmentView>(plan.segments)));
-    KVS_ASSIGN_OR_RETURN(args.items, staging_.Put(std::span<const WorkItem>(plan.items)));
+    KVS_ASSIGN_OR_RETURN(args.positions, queue_.staging().Put(p.positions));
+    KVS_ASSIGN_OR_RETURN(args.segments, queue_.staging().Put(std::span<const SegmentView>(plan.segments)));
+    KVS_ASSIGN_OR_RETURN(args.items, queue_.staging().Put(std::span<const WorkItem>(plan.items)));
     return OkStatus();
   };
-  if (failed_.ok()) Keep(stage());
+  if (queue_.failed().ok()) queue_.Keep(stage());
   args.q = p.q.row<float>(0);
   args.q_stride = p.q.stride;
   args.group = p.num_heads / kv_heads;
@@ -406,11 +375,11 @@ void CudaBackend::Attention(const AttentionParams& p) {
   }
   const int items = static_cast<int>(plan.items.size());
   if (items > 0) {
-    Do("attention", p.q.rows, items, [&] { return device_->Attention(args, d, items, plan.spread); });
+    queue_.Do("attention", p.q.rows, items, [&] { return device_->Attention(args, d, items, plan.spread); });
   }
   if (plan.spread) {
     const std::int64_t packed = p.q.rows * args.group;
-    Do("merge", p.q.rows, plan.partials, [&] { return device_->Merge(args, d, packed); });
+    queue_.Do("merge", p.q.rows, plan.partials, [&] { return device_->Merge(args, d, packed); });
   }
 }
 

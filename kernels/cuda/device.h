@@ -11,6 +11,7 @@
 #include <string>
 
 #include "kernels/cuda/attention_args.h"
+#include "kernels/cuda/mover_args.h"
 #include "kernels/cuda/row_ops_args.h"
 #include "kvshare/status.h"
 
@@ -67,6 +68,11 @@ class Device {
   virtual Status SwiGlu(const SwiGluArgs& args) = 0;
   virtual Status AddBias(const AddBiasArgs& args) = 0;
   virtual Status CopyPageRows(const CopyPageRowsArgs& args) = 0;
+  virtual Status CopyRows(const CopyRowsArgs& args) = 0;
+  virtual Status CopyPages(const CopyPagesArgs& args) = 0;
+  virtual Status CodePages(const CodePagesArgs& args) = 0;
+  virtual Status Deviation(const DeviationArgs& args) = 0;
+  virtual Status Choose(const ChooseArgs& args) = 0;
 
   // How many pinned algorithms there are for this n and k: without split-K, at most kMaxGemmCandidates, best first.
   virtual Result<int> GemmCandidates(std::int64_t n, std::int64_t k) = 0;

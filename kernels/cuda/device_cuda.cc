@@ -127,6 +127,26 @@ class CudaDevice final : public Device {
     KVS_RETURN_IF_ERROR(Use());
     return ToStatus(LaunchCopyPageRows(args, stream_), "copy_page_rows");
   }
+  Status CopyRows(const CopyRowsArgs& args) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(LaunchCopyRows(args, stream_), "copy_rows");
+  }
+  Status CopyPages(const CopyPagesArgs& args) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(LaunchCopyPages(args, stream_), "copy_pages");
+  }
+  Status CodePages(const CodePagesArgs& args) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(LaunchCodePages(args, stream_), "code_pages");
+  }
+  Status Deviation(const DeviationArgs& args) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(LaunchDeviation(args, stream_), "deviation");
+  }
+  Status Choose(const ChooseArgs& args) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(LaunchChoose(args, stream_), "choose");
+  }
 
   Result<int> GemmCandidates(std::int64_t n, std::int64_t k) override {
     KVS_RETURN_IF_ERROR(Use());

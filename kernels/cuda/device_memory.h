@@ -78,4 +78,10 @@ class Staging {
   std::size_t used_ = 0, promised_ = 0;
 };
 
+// What a table adds to Begin's sum.
+template <typename T>
+std::size_t StagedBytes(std::span<const T> values) {
+  return (values.size_bytes() + Staging::kAlign - 1) / Staging::kAlign * Staging::kAlign;
+}
+
 }  // namespace kvshare::kernels::cuda

@@ -4,6 +4,7 @@
 #include "kernels/cuda/attention_block.h"
 #include "kernels/cuda/lane_cuda.cuh"
 #include "kernels/cuda/merge_block.h"
+#include "kernels/cuda/movers_block.h"
 #include "kernels/cuda/row_ops_block.h"
 
 namespace kvshare::kernels::cuda {
@@ -47,6 +48,31 @@ __global__ void __launch_bounds__(kRowThreads) AddBiasKernel(const __grid_consta
 __global__ void __launch_bounds__(kRowThreads) CopyPageRowsKernel(const __grid_constant__ CopyPageRowsArgs args) {
   CudaLane lane(g_shared);
   CopyPageRowsBlock(args, lane);
+}
+
+__global__ void __launch_bounds__(kRowThreads) CopyRowsKernel(const __grid_constant__ CopyRowsArgs args) {
+  CudaLane lane(g_shared);
+  CopyRowsBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) CopyPagesKernel(const __grid_constant__ CopyPagesArgs args) {
+  CudaLane lane(g_shared);
+  CopyPagesBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) CodePagesKernel(const __grid_constant__ CodePagesArgs args) {
+  CudaLane lane(g_shared);
+  CodePagesBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) DeviationKernel(const __grid_constant__ DeviationArgs args) {
+  CudaLane lane(g_shared);
+  DeviationBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) RankKernel(const __grid_constant__ ChooseArgs args) {
+  CudaLane lane(g_shared);
+  RankBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) PlaceKernel(const __grid_constant__ ChooseArgs args) {
+  CudaLane lane(g_shared);
+  PlaceBlock(args, lane);
 }
 
 template <int kHeadDim>
@@ -106,6 +132,32 @@ cudaError_t LaunchAddBias(const AddBiasArgs& args, cudaStream_t stream) {
 }
 cudaError_t LaunchCopyPageRows(const CopyPageRowsArgs& args, cudaStream_t stream) {
   CopyPageRowsKernel<<<static_cast<unsigned>(args.slabs), kRowThreads, kRowShared, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchCopyRows(const CopyRowsArgs& args, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(args.rows), static_cast<unsigned>(args.layers));
+  CopyRowsKernel<<<grid, kRowThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchCopyPages(const CopyPagesArgs& args, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(args.count),
+                  static_cast<unsigned>((args.page_bytes + kPieceBytes - 1) / kPieceBytes));
+  CopyPagesKernel<<<grid, kRowThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchCodePages(const CodePagesArgs& args, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(args.count), static_cast<unsigned>(args.slabs));
+  CodePagesKernel<<<grid, kRowThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchDeviation(const DeviationArgs& args, cudaStream_t stream) {
+  DeviationKernel<<<static_cast<unsigned>(args.rows), kRowThreads, kDeviationShared, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchChoose(const ChooseArgs& args, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>((args.n + kRowThreads - 1) / kRowThreads);
+  RankKernel<<<blocks, kRowThreads, 0, stream>>>(args);
+  PlaceKernel<<<blocks, kRowThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/attention_args.h"
+#include "kernels/cuda/mover_args.h"
 #include "kernels/cuda/row_ops_args.h"
 
 namespace kvshare::kernels::cuda {
@@ -21,5 +22,10 @@ cudaError_t LaunchStoreKv(const StoreKvArgs& args, cudaStream_t stream);
 cudaError_t LaunchSwiGlu(const SwiGluArgs& args, cudaStream_t stream);
 cudaError_t LaunchAddBias(const AddBiasArgs& args, cudaStream_t stream);
 cudaError_t LaunchCopyPageRows(const CopyPageRowsArgs& args, cudaStream_t stream);
+cudaError_t LaunchCopyRows(const CopyRowsArgs& args, cudaStream_t stream);
+cudaError_t LaunchCopyPages(const CopyPagesArgs& args, cudaStream_t stream);
+cudaError_t LaunchCodePages(const CodePagesArgs& args, cudaStream_t stream);
+cudaError_t LaunchDeviation(const DeviationArgs& args, cudaStream_t stream);
+cudaError_t LaunchChoose(const ChooseArgs& args, cudaStream_t stream);
 
 }  // namespace kvshare::kernels::cuda

@@ -10,7 +10,9 @@
 
 #include "kernels/cuda/attention_block.h"
 #include "kernels/cuda/merge_block.h"
+#include "kernels/cuda/movers_block.h"
 #include "kernels/cuda/row_ops_block.h"
+#include "libkvshare/core/status_macros.h"
 
 namespace kvshare::kernels::cuda {
 namespace {
@@ -100,6 +102,26 @@ class EmulatedDevice final : public Device {
   }
   Status CopyPageRows(const CopyPageRowsArgs& args) override {
     return Rows(args.slabs, [=](EmulatedLane& lane) { CopyPageRowsBlock(args, lane); });
+  }
+  Status CopyRows(const CopyRowsArgs& args) override {
+    return Launch({static_cast<int>(args.rows), args.layers, kRowThreads, 0},
+                  [=](EmulatedLane& lane) { CopyRowsBlock(args, lane); });
+  }
+  Status CopyPages(const CopyPagesArgs& args) override {
+    const int pieces = static_cast<int>((args.page_bytes + kPieceBytes - 1) / kPieceBytes);
+    return Launch({args.count, pieces, kRowThreads, 0}, [=](EmulatedLane& lane) { CopyPagesBlock(args, lane); });
+  }
+  Status CodePages(const CodePagesArgs& args) override {
+    return Launch({args.count, args.slabs, kRowThreads, 0}, [=](EmulatedLane& lane) { CodePagesBlock(args, lane); });
+  }
+  Status Deviation(const DeviationArgs& args) override {
+    return Launch({static_cast<int>(args.rows), 1, kRowThreads, kDeviationShared},
+                  [=](EmulatedLane& lane) { DeviationBlock(args, lane); });
+  }
+  Status Choose(const ChooseArgs& args) override {
+    const int blocks = static_cast<int>((args.n + kRowThreads - 1) / kRowThreads);
+    KVS_RETURN_IF_ERROR(Launch({blocks, 1, kRowThreads, 0}, [=](EmulatedLane& lane) { RankBlock(args, lane); }));
+    return Launch({blocks, 1, kRowThreads, 0}, [=](EmulatedLane& lane) { PlaceBlock(args, lane); });
   }
 
   Result<int> GemmCandidates(std::int64_t, std::int64_t) override { return options_.gemm_candidates; }
