@@ -23,7 +23,9 @@ Status ToStatus(cublasStatus_t status, const char* what) {
   std::string text =
       std::string(what) + ": " + cublasLtGetStatusName(status) + " (" + std::to_string(int{status}) + ")";
   if (status == CUBLAS_STATUS_ALLOC_FAILED) return ResourceExhausted(std::move(text));
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return Unimplemented(std::move(text));
+  // What an algorithm says to a size that it was not made for.
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE)
+    return Unimplemented(std::move(text));
   return Internal(std::move(text));
 }
 

@@ -39,6 +39,13 @@ TEST(CudaBackendTest, AnAlgorithmWhoseRowsDependOnEachOtherIsPassedOver) {
   EXPECT_THAT(backend->capabilities().numerics_id, HasSubstr("/det/32x64#2"));
 }
 
+TEST(CudaBackendTest, AnAlgorithmThatRefusesFewRowsIsPassedOver) {
+  const auto backend = Make({.gemm_candidates = 2, .few_rows_from = 1});
+  ASSERT_TRUE(MakeLayer(*backend).ok());
+  EXPECT_THAT(backend->capabilities().numerics_id, HasSubstr("/det/32x64#1"));
+  EXPECT_TRUE(backend->Sync().ok());
+}
+
 TEST(CudaBackendTest, ALayerWithoutAnInvariantAlgorithmIsRefused) {
   const auto backend = Make({.gemm_candidates = 2, .invariant_from = 9});
   const auto layer = MakeLayer(*backend);

@@ -126,6 +126,7 @@ class EmulatedDevice final : public Device {
 
   Result<int> GemmCandidates(std::int64_t, std::int64_t) override { return options_.gemm_candidates; }
   Status Gemm(const GemmArgs& a, int algorithm) override {
+    if (algorithm != kFastGemm && algorithm < options_.few_rows_from && a.rows < 8) return Unimplemented("few rows");
     const bool invariant = algorithm != kFastGemm && algorithm >= options_.invariant_from;
     return Enqueue(Counted([=] {
       for (std::int64_t r = 0; r < a.rows; ++r) {
