@@ -146,6 +146,7 @@ struct Capabilities {
   int threads = 1;
   // Names everything that can change a result's bits; part of the KV's `space`.
   std::string numerics_id;
+  bool host_memory = true;  // the host reads and writes the backend's memory in place
 };
 
 class Backend {

@@ -120,8 +120,10 @@ Status LlamaModel::Allocate(int threads) {
   const auto half = static_cast<std::size_t>(c.head_dim / 2);
   const std::size_t values = static_cast<std::size_t>(c.max_positions) * half;
   KVS_ASSIGN_OR_RETURN(rope_buffer_, backend.Allocate(2 * values * sizeof(float)));
-  auto* cos = reinterpret_cast<float*>(rope_buffer_->data());
-  FillRopeTable(c.rope, c.head_dim, c.max_positions, threads, cos, cos + values);
+  std::vector<float> table(2 * values);
+  FillRopeTable(c.rope, c.head_dim, c.max_positions, threads, table.data(), table.data() + values);
+  KVS_RETURN_IF_ERROR(backend.Upload(rope_buffer_->data(), table.data(), table.size() * sizeof(float)));
+  const auto* cos = reinterpret_cast<const float*>(rope_buffer_->data());
   rope_ = {{cos, values}, {cos + values, values}, c.max_positions, c.head_dim / 2};
   return OkStatus();
 }
@@ -247,6 +249,12 @@ std::vector<std::int64_t> LlamaModel::LogitRows(const ForwardBatch& batch,
 
 Status LlamaModel::Forward(const ForwardBatch& batch, const KvPages& pages, float* logits) {
   CheckBatch(batch, pages, logits);
+  const kernels::Capabilities& device = parts_.backend->capabilities();
+  const bool host_memory = device.host_memory;
+  if (batch.hook != nullptr && !host_memory) {
+    return Unimplemented("reuse that looks into a forward pass needs a backend whose memory the host reads, not " +
+                         device.device);
+  }
   const ModelConfig& c = parts_.config;
   const ModelWeights& weights = parts_.weights;
   Backend& backend = *parts_.backend;
@@ -310,10 +318,19 @@ Status LlamaModel::Forward(const ForwardBatch& batch, const KvPages& pages, floa
   }
   const std::int64_t n = rows.x.rows;
   backend.RmsNorm({rows.x, weights.final_norm, eps, normed_.Rows(n)});
-  backend.Linear({.x = normed_.Rows(n),
-                  .weights = weights.lm_head.get(),
-                  .out = {logits, DType::kF32, n, c.vocab_size, c.vocab_size}});
-  return backend.Sync();
+  const auto project = [&](void* out) {
+    backend.Linear({.x = normed_.Rows(n),
+                    .weights = weights.lm_head.get(),
+                    .out = {out, DType::kF32, n, c.vocab_size, c.vocab_size}});
+  };
+  if (host_memory) {
+    project(logits);
+    return backend.Sync();
+  }
+  const std::size_t bytes = static_cast<std::size_t>(n * c.vocab_size) * sizeof(float);
+  KVS_ASSIGN_OR_RETURN(const auto product, backend.Allocate(bytes));
+  project(product->data());
+  return backend.Download(logits, product->data(), bytes);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "kernels/cuda_plugin.h"
 #include "libkvshare/core/status_macros.h"
 #include "runtime/llama.h"
 #include "runtime/model_files.h"
@@ -65,7 +66,22 @@ Digest SpaceDigest(const ModelConfig& c, const Digest& weights, const Tokenizer*
   return builder.Finish();
 }
 
-Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& options) {
+Result<std::unique_ptr<kernels::Backend>> MakeBackend(const LoadOptions& options) {
+  const bool narrow = options.dtype == kernels::DType::kBf16;
+  if (options.device == Device::kCuda && !narrow) {
+    return InvalidArgument("the CUDA backend computes in bfloat16 only, not in " +
+                           std::string(kernels::DTypeName(options.dtype)));
+  }
+  if (options.device != Device::kCpu && narrow) {
+    auto cuda = kernels::NewCudaBackend({});
+    if (cuda.ok() || options.device == Device::kCuda) return cuda;
+  }
+  return kernels::NewCpuBackend({.compute = options.dtype, .threads = options.threads});
+}
+
+// `backend`: what to compute on; null: what the options say.
+Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& options,
+                                    std::unique_ptr<kernels::Backend> backend) {
   if (options.max_batch_rows < 1 || options.max_batch_rows > (std::int64_t{1} << 20)) {
     return InvalidArgument("max_batch_rows must be in 1..1048576");
   }
@@ -74,7 +90,13 @@ Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& 
   if (!options.random_weights) {
     KVS_RETURN_IF_ERROR(CheckTensors(files.config, files.tensors).WithContext(path));
   }
-  KVS_RETURN_IF_ERROR(CheckMemory(files.config, options).WithContext(path));
+  if (backend == nullptr) {
+    KVS_ASSIGN_OR_RETURN(backend, MakeBackend(options));
+  }
+  // Of the host's memory; a GPU's says itself when it is full.
+  if (backend->capabilities().host_memory) {
+    KVS_RETURN_IF_ERROR(CheckMemory(files.config, options).WithContext(path));
+  }
   if (!options.lora.empty()) {
     if (options.random_weights) return InvalidArgument("a LoRA adapter needs the model's weights, not random ones");
     auto lora = OpenLora(options.lora, files.config);
@@ -98,7 +120,7 @@ Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& 
     if (!chat.ok()) return chat.status().WithContext(path + ": chat template");
     parts.chat_template = std::move(*chat);
   }
-  KVS_ASSIGN_OR_RETURN(parts.backend, kernels::NewCpuBackend({.compute = options.dtype, .threads = options.threads}));
+  parts.backend = std::move(backend);
   // First of all, because what it finds is part of the numerics id, and so of `space`.
   KVS_RETURN_IF_ERROR(parts.backend->SelfTest());
 
@@ -121,9 +143,14 @@ Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& 
 }  // namespace
 
 Result<std::unique_ptr<Model>> LoadModel(const std::string& path, const LoadOptions& options) {
+  return LoadModelOn(nullptr, path, options);
+}
+
+Result<std::unique_ptr<Model>> LoadModelOn(std::unique_ptr<kernels::Backend> backend, const std::string& path,
+                                           const LoadOptions& options) {
   // The standard library reports lack of memory or threads by exceptions; none may leave here.
   try {
-    return Load(path, options);
+    return Load(path, options, std::move(backend));
   } catch (const std::exception& error) {
     return ResourceExhausted(path + ": cannot be loaded: " + error.what());
   }

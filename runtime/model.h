@@ -15,6 +15,9 @@
 
 namespace kvshare::runtime {
 
+// Where a model computes. kAuto: on a GPU where there is one that can be used, else on the CPU.
+enum class Device { kCpu, kCuda, kAuto };
+
 struct LoadOptions {
   kernels::DType dtype = kernels::DType::kBf16;
   int threads = 0;              // 0: one per core this process may use
@@ -23,6 +26,9 @@ struct LoadOptions {
   std::int64_t max_batch_rows = 1024;
   // A LoRA adapter in PEFT's format (a directory), merged into the weights before they are converted; empty: none.
   std::string lora = "";
+  // On a GPU only forward passes without a hook, in bfloat16; what reads pages in place (the pool's sharing with
+  // clients, the cold tier, approximate reuse) needs the CPU.
+  Device device = Device::kCpu;
 };
 
 // Forward() belongs to one thread; everything const is safe from any thread.
@@ -53,5 +59,9 @@ class Model {
 
 // `path` is a Hugging Face directory or one .gguf file. Errors name the file and what is wrong with it.
 Result<std::unique_ptr<Model>> LoadModel(const std::string& path, const LoadOptions& options);
+
+// The same on a backend that is there; null: as LoadModel.
+Result<std::unique_ptr<Model>> LoadModelOn(std::unique_ptr<kernels::Backend> backend, const std::string& path,
+                                           const LoadOptions& options);
 
 }  // namespace kvshare::runtime

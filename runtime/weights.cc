@@ -1,5 +1,6 @@
 #include "runtime/weights.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <functional>
@@ -168,13 +169,15 @@ class Builder {
     const std::int64_t heads = config_.qk_norm ? 2 * std::int64_t{config_.head_dim} : 0;
     const std::int64_t values = config_.num_layers * (2 * config_.hidden_size + heads) + config_.hidden_size;
     KVS_ASSIGN_OR_RETURN(out_.norms_buffer, backend_.Allocate(Index(values) * sizeof(float)));
-    auto* next = reinterpret_cast<float*>(out_.norms_buffer->data());
+    const auto* norms = reinterpret_cast<const float*>(out_.norms_buffer->data());
+    std::vector<float> filled(Index(values));
+    std::size_t at = 0;
     const auto take = [&](const std::string& name, std::span<const float>* out) {
       if (!Has(name)) return;
       const Need& need = Named(name);
-      fill_(need, next);
-      *out = {next, Index(need.shape[0])};
-      next += need.shape[0];
+      fill_(need, filled.data() + at);
+      *out = {norms + at, Index(need.shape[0])};
+      at += Index(need.shape[0]);
     };
     out_.layers.resize(Index(config_.num_layers));
     for (int l = 0; l < config_.num_layers; ++l) {
@@ -185,7 +188,7 @@ class Builder {
       take(LayerName(l, "post_attention_layernorm.weight"), &layer.post_attention_norm);
     }
     take(kFinalNorm, &out_.final_norm);
-    return OkStatus();
+    return backend_.Upload(out_.norms_buffer->data(), filled.data(), filled.size() * sizeof(float));
   }
 
   // The table in the compute dtype and, where it is tied to it, the output layer from the same decoded values.
@@ -196,18 +199,29 @@ class Builder {
     std::byte* table = out_.embedding_buffer->data();
     out_.embedding = {table, dtype, vocab, hidden, hidden};
     const float* values = Decode({kEmbedding});
-    ParallelFor(vocab, 256, threads_, [&](std::int64_t begin, std::int64_t end) {
-      if (dtype == kernels::DType::kF32) {
-        std::memcpy(reinterpret_cast<float*>(table) + begin * hidden, values + begin * hidden,
-                    Index((end - begin) * hidden) * sizeof(float));
-      } else {
-        auto* rounded = reinterpret_cast<std::uint16_t*>(table);
-        for (std::int64_t i = begin * hidden; i < end * hidden; ++i) rounded[i] = ToBf16(values[i]);
-      }
-    });
+    if (dtype == kernels::DType::kF32) {
+      KVS_RETURN_IF_ERROR(backend_.Upload(table, values, Index(vocab * hidden) * sizeof(float)));
+    } else {
+      KVS_RETURN_IF_ERROR(UploadRounded(values, vocab, hidden, table));
+    }
     if (!config_.tied_embeddings) return MakeLinear({kLmHead}, {}, false, &out_.lm_head);
     const HostMatrix part{values, vocab, hidden};
     KVS_ASSIGN_OR_RETURN(out_.lm_head, backend_.MakeLinear({.parts = {&part, 1}, .bias = {}, .gated = false}));
+    return OkStatus();
+  }
+
+  // Some rows at a time, which bounds what is held beside the table.
+  Status UploadRounded(const float* values, std::int64_t rows, std::int64_t cols, std::byte* table) {
+    constexpr std::int64_t kRows = 4096;
+    std::vector<std::uint16_t> rounded(Index(std::min(rows, kRows) * cols));
+    for (std::int64_t first = 0; first < rows; first += kRows) {
+      const std::int64_t count = std::min(kRows, rows - first);
+      ParallelFor(count, 256, threads_, [&](std::int64_t begin, std::int64_t end) {
+        const float* from = values + first * cols;
+        for (std::int64_t i = begin * cols; i < end * cols; ++i) rounded[Index(i)] = ToBf16(from[i]);
+      });
+      KVS_RETURN_IF_ERROR(backend_.Upload(table + Index(first * cols) * 2, rounded.data(), Index(count * cols) * 2));
+    }
     return OkStatus();
   }
 

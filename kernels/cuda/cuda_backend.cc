@@ -195,7 +195,8 @@ void CudaBackend::Describe() {
                    .linear = facts.linear + (options_.deterministic ? "/det" : "/fast"),
                    .compute = DType::kBf16,
                    .threads = facts.multiprocessors,
-                   .numerics_id = ""};
+                   .numerics_id = "",
+                   .host_memory = false};
   // A shape whose first candidate did not do multiplies in another order, and the id says so.
   for (const auto& [shape, candidate] : pinned_) {
     if (candidate == 0) continue;

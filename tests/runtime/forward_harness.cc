@@ -16,7 +16,8 @@ ForwardHarness::ForwardHarness(Model* model, kernels::PageIndex num_pages) : mod
   auto memory = model->backend().Allocate(num_pages * layout.page_bytes());
   KVS_CHECK(memory.ok());
   memory_ = std::move(*memory);
-  std::memset(memory_->data(), 0x7f, memory_->size());  // huge numbers, in bf16 and in fp32
+  const std::vector<std::byte> huge(memory_->size(), std::byte{0x7f});  // huge numbers, in bf16 and in fp32
+  KVS_CHECK(model->backend().Upload(memory_->data(), huge.data(), huge.size()).ok());
   pages_ = {memory_->data(), num_pages, layout};
 }
 

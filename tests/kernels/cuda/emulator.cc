@@ -55,18 +55,7 @@ class EmulatedBlock {
     x_ = x;
     y_ = y;
     std::memset(shared_.get(), 0xff, grid_.shared_bytes);
-    for (std::size_t t = 0; t < fibers_.size(); ++t) {
-      Fiber& f = fibers_[t];
-      f.state = State::kReady;
-      f.groups.assign(1, {});
-      getcontext(&f.context);
-      f.context.uc_stack.ss_sp = f.stack.get();
-      f.context.uc_stack.ss_size = kStackBytes;
-      f.context.uc_link = &scheduler_;
-      const auto self = reinterpret_cast<std::uintptr_t>(this);
-      makecontext(&f.context, reinterpret_cast<void (*)()>(&EmulatedBlock::Start), 3, static_cast<unsigned>(self >> 32),
-                  static_cast<unsigned>(self), static_cast<unsigned>(t));
-    }
+    for (std::size_t t = 0; t < fibers_.size(); ++t) Prepare(t);
     Schedule();
   }
 
@@ -125,6 +114,20 @@ class EmulatedBlock {
   struct Free {
     void operator()(std::byte* p) const { std::free(p); }
   };
+
+  // A function of its own, because getcontext may return twice as far as the compiler knows.
+  void Prepare(std::size_t thread) {
+    Fiber& f = fibers_[thread];
+    f.state = State::kReady;
+    f.groups.assign(1, {});
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStackBytes;
+    f.context.uc_link = &scheduler_;
+    const auto self = reinterpret_cast<std::uintptr_t>(this);
+    makecontext(&f.context, reinterpret_cast<void (*)()>(&EmulatedBlock::Start), 3, static_cast<unsigned>(self >> 32),
+                static_cast<unsigned>(self), static_cast<unsigned>(thread));
+  }
 
   static void Start(unsigned high, unsigned low, unsigned thread) {
     auto* self = reinterpret_cast<EmulatedBlock*>((static_cast<std::uintptr_t>(high) << 32) | low);
