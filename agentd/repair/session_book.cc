@@ -1,6 +1,7 @@
 #include "agentd/repair/session_book.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "libkvshare/core/check.h"
 
@@ -8,7 +9,13 @@ namespace kvshare::agentd {
 namespace {
 
 // Places kept per fingerprint: what recurs more often than this in one session is boilerplate, and any place will do.
-constexpr std::size_t kPlacesPerWindow = 8;
+constexpr std::size_t kPlacesPerWindow = 16;
+// And per run, the first ones: where a text goes round in circles, what follows the first round is longest.
+constexpr std::ptrdiff_t kPlacesPerRun = 2;
+
+// Of recurrences about as long as the longest (by one part in this many), the one that stands where the text before it
+// lets expect it: an answer that repeats another word for word is found as itself.
+constexpr std::int64_t kAboutAsLong = 8;
 
 // Polynomial fingerprint modulo 2^64 with an odd multiplier: cheap to roll. Collisions cost a comparison, never a wrong
 // answer. Tokens are mixed first, since small consecutive ids make poor digits.
@@ -116,6 +123,8 @@ void SessionBook::Index(Session& session, std::uint64_t number) {
   ForEachWindow(session.runs[number].tokens, [&](std::int64_t at, std::uint64_t fingerprint) {
     if (at % kStride != 0) return;
     std::vector<Place>& places = session.windows[fingerprint];
+    const auto here = [number](const Place& place) { return place.run == number; };
+    if (std::count_if(places.begin(), places.end(), here) >= kPlacesPerRun) return;
     if (places.size() >= kPlacesPerWindow) places.erase(places.begin());
     places.push_back({number, at});
   });
@@ -157,13 +166,17 @@ std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<
   const auto known = sessions_.find(session);
   if (known == sessions_.end()) return found;
   std::int64_t free_from = from;  // what is before is taken
+  std::int64_t last_shift = 0;    // of the recurrence before
+  struct Candidate {
+    Recurrence found;
+    std::int64_t shift = 0;  // against the prompt in which it was computed
+  };
+  std::vector<Candidate> candidates;
+  std::int64_t longest = 0;
   const auto part = prompt.subspan(static_cast<std::size_t>(from), static_cast<std::size_t>(end - from));
-  ForEachWindow(part, [&](std::int64_t offset, std::uint64_t fingerprint) {
-    const std::int64_t at = from + offset;
-    if (at < free_from) return;
+  const auto look_at = [&](std::int64_t at, std::uint64_t fingerprint) {
     const auto places = known->second.windows.find(fingerprint);
     if (places == known->second.windows.end()) return;
-    Recurrence best;
     for (const Place& place : places->second) {
       const Run& run = known->second.runs.at(place.run);
       if (run.kept.has_value() && run.kept->mode != mode) continue;
@@ -176,13 +189,39 @@ std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<
       while (at + right < end && place.at + right < size && same(at + right, place.at + right)) ++right;
       std::int64_t left = 0;
       while (at - left > free_from && place.at - left > 0 && same(at - left - 1, place.at - left - 1)) ++left;
-      // Later places are of later runs: they win where lengths are equal.
-      if (left + right >= best.length) best = {at - left, left + right, place.at - left, place.run};
+      const std::int64_t position = place.at + (run.kept.has_value() ? run.kept->position : 0);
+      candidates.push_back({{at - left, left + right, place.at - left, place.run}, at - position});
+      longest = std::max(longest, left + right);
     }
-    if (best.length < min_length) return;
-    found.push_back(best);
-    free_from = best.start + best.length;
-  });
+  };
+  std::vector<std::uint64_t> windows;
+  ForEachWindow(part, [&windows](std::int64_t, std::uint64_t fingerprint) { windows.push_back(fingerprint); });
+  for (std::size_t i = 0; i < windows.size(); ++i) {
+    const std::int64_t at = from + static_cast<std::int64_t>(i);
+    if (at < free_from) continue;
+    candidates.clear();
+    longest = 0;
+    look_at(at, windows[i]);
+    if (longest == 0) continue;
+    // Every run that has this text has one of these windows in the index.
+    for (std::size_t k = 1; k < kStride && i + k < windows.size(); ++k) {
+      look_at(at + static_cast<std::int64_t>(k), windows[i + k]);
+    }
+    if (longest < min_length) continue;
+    const Candidate* best = nullptr;
+    for (const Candidate& candidate : candidates) {
+      if (candidate.found.length < std::max(min_length, longest - longest / kAboutAsLong)) continue;
+      const auto off = [&](const Candidate& c) { return std::abs(c.shift - last_shift); };
+      // Later places are of later runs: they win where all else is equal.
+      if (best == nullptr || off(candidate) < off(*best) ||
+          (off(candidate) == off(*best) && candidate.found.length >= best->found.length)) {
+        best = &candidate;
+      }
+    }
+    found.push_back(best->found);
+    last_shift = best->shift;
+    free_from = best->found.start + best->found.length;
+  }
   return found;
 }
 

@@ -48,9 +48,10 @@ class SessionBook {
   // What RecordKept was given under `name`.
   void ForgetKept(const std::string& session, std::uint64_t name);
 
-  // Disjoint, ascending recurrences of at least `min_length` tokens within prompt[from, end), each as long as it can
-  // be; of equals, the most recent run. KV kept by another mode than `mode` does not count. Requires min_length >=
-  // kWindow + kStride - 1, below which some would be missed. Expected time linear in the prompt, whatever is recorded.
+  // Disjoint, ascending recurrences of at least `min_length` tokens within prompt[from, end), each about as long as it
+  // can be: of those, the one moved most like the one before it, then the longest, then the most recent. KV kept by
+  // another mode than `mode` does not count. Requires min_length >= kWindow + kStride - 1, below which some would be
+  // missed. Expected time linear in the prompt, whatever is recorded.
   std::vector<Recurrence> Find(const std::string& session, std::span<const TokenId> prompt, std::int64_t from,
                                std::int64_t end, std::int64_t min_length, ReuseMode mode) const;
 

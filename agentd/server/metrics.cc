@@ -14,7 +14,7 @@ namespace {
 constexpr std::string_view kMissReasons[] = {
     "last_token", "never_stored", "messages_changed", "evicted", "disabled", "pool_full", "model_changed",  // exact
     "cold_evicted", "load_slower_than_recompute", "cold_damaged", "cold_unreadable",                        // cold tier
-    "repaired", "move_slower_than_recompute", "other_company", "quality_guard", "no_anchor"};                                // moved
+    "repaired", "move_slower_than_recompute", "other_company", "quality_guard", "no_anchor"};               // moved
 // clang-format on
 
 // Of a daemon that has none yet: as the engine has them, so that a series does not change when the model is loaded.

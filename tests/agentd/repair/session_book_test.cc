@@ -111,6 +111,43 @@ TEST(SessionBookTest, ARunThatGrowsTakesThePlaceOfItsBeginning) {
   EXPECT_EQ(found[0].length, 200);
 }
 
+// Small models repeat themselves, and each other.
+TEST(SessionBookTest, RepetitionIsFoundAtItsOwnPlace) {
+  std::mt19937 rng(10);
+  for (const std::size_t period : {5u, 28u, 31u}) {
+    SCOPED_TRACE("a round of " + std::to_string(period));
+    const auto round = Random(rng, period, 5000);
+    std::vector<TokenId> answer;
+    while (answer.size() < 200) answer.insert(answer.end(), round.begin(), round.end());
+    // Two prompts that end in the same answer, the second after the first's.
+    auto first = Random(rng, 101, 5000);
+    const auto header = Random(rng, 7, 5000);
+    first.insert(first.end(), answer.begin(), answer.end());
+    auto second = first;
+    second.insert(second.end(), header.begin(), header.end());
+    const auto prompt = std::make_shared<const std::vector<TokenId>>([&] {
+      auto all = second;
+      all.insert(all.end(), answer.begin(), answer.end());
+      return all;
+    }());
+    SessionBook book;
+    book.Record("s", first, 0);
+    book.RecordKept("s", static_cast<std::int64_t>(answer.size()), 1,
+                    {.name = 1, .prompt = prompt, .position = static_cast<std::int64_t>(second.size())});
+    // A third, whose header between the two is another.
+    auto third = first;
+    const auto other = Random(rng, 9, 5000);
+    third.insert(third.end(), other.begin(), other.end());
+    third.insert(third.end(), answer.begin(), answer.end());
+    const auto found = book.Find("s", third, 0, static_cast<std::int64_t>(third.size()), kMin, ReuseMode::kAuto);
+    ASSERT_EQ(found.size(), 2u);
+    EXPECT_EQ(found[0].length, static_cast<std::int64_t>(first.size()));
+    EXPECT_EQ(found[1].length, static_cast<std::int64_t>(answer.size()));
+    EXPECT_EQ(found[1].base, 0);
+    EXPECT_NE(book.kept("s", found[1].run), nullptr) << "the first answer was taken for the second";
+  }
+}
+
 TEST(SessionBookTest, WhatIsKeptIsForItsModeUntilItIsForgotten) {
   std::mt19937 rng(9);
   const auto prompt = std::make_shared<const std::vector<TokenId>>(Random(rng, 900, 5000));
