@@ -19,6 +19,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "traces"))
 import make_team  # noqa: E402
@@ -48,6 +49,17 @@ def chain(daemon, folder, mode, number, answer):
     return replies
 
 
+def audits(daemon):
+    """Approximate answers against exact ones, by depth; of those that are computed exactly within two minutes."""
+    stats = None
+    for _ in range(120):
+        stats = kvctl("stat", "--endpoint", daemon.endpoint)["approximate"]
+        if stats["healed"] >= stats["answers"]:
+            break
+        time.sleep(1)
+    return stats["audits"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
@@ -62,6 +74,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             with Daemon(args.model, folder, "--blend-recompute", str(args.blend_recompute)) as daemon:
                 tasks = [chain(daemon, folder, mode, number, args.answer) for number in range(args.tasks + 1)][1:]
+                compared = audits(daemon)
         median = lambda value: [statistics.median(value(t[a]) for t in tasks) for a in range(5)]
         result[mode] = {
             "prompt_tokens": median(lambda r: r["usage"]["prompt_tokens"]),
@@ -69,6 +82,7 @@ def main():
             "prefix": median(lambda r: r["kvshare"]["prefix_tokens"]),
             "moved": median(lambda r: r["kvshare"]["moved_tokens"]),
             "computed": median(lambda r: r["kvshare"]["recomputed_tokens"] + r["kvshare"]["fresh_tokens"]),
+            "audits": compared,
             "approximate": [sum(t[a]["kvshare"]["approximate"] for t in tasks) for a in range(5)],
         }
     if args.format == "json":
@@ -83,6 +97,11 @@ def main():
                 "prompt_tokens", "prefix", "moved", "computed", "approximate", "ttft_ms"))
             print(f"  {mode:12} {a + 1:5} {prompt:8.0f} {prefix:8.0f} {moved:8.0f} {computed:9.0f} "
                   f"{approximate:10} of {args.tasks} {ttft:10.1f} {base[a] / ttft:9.2f}x")
+    for mode, rows in result.items():
+        for depth, a in enumerate(rows["audits"], 1):
+            if a["audits"] > 0:
+                print(f"  {mode}, {depth} deep: {a['audits']} answers compared with exact, mean KL of the first token "
+                      f"{a['kl_sum'] / a['audits']:.2g}, {a['failures']} above 0.05")
 
 
 if __name__ == "__main__":

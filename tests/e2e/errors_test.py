@@ -47,6 +47,19 @@ class ErrorsTest(ProgramTest):
         os.remove(os.path.join(copy, "model.safetensors"))
         self.refuse(5, "copy", "logits", "--model", copy, *logits)
 
+    def test_a_gpu_that_cannot_be_used_says_why(self):
+        argv = ["logits", "--model", MODEL, "--ids", self.path("ids.json", dict(ids=[5, 6, 7]))]
+        self.refuse(2, "cpu, cuda or auto", *argv, "--out", self.path("o.npy"), "--device", "gpu")
+        self.refuse(5, "bfloat16 only", *argv, "--out", self.path("o.npy"), "--device", "cuda", "--dtype", "float32")
+        os.environ["KVSHARE_CUDA_PLUGIN"] = self.path("nowhere.so")
+        try:
+            self.refuse(5, "nowhere.so", *argv, "--out", self.path("o.npy"), "--device", "cuda")
+            self.kvctl(*argv, "--out", self.path("auto.npy"), "--device", "auto")
+        finally:
+            del os.environ["KVSHARE_CUDA_PLUGIN"]
+        self.kvctl(*argv, "--out", self.path("cpu.npy"))
+        self.assertEqual(self.read(self.path("auto.npy"), "rb"), self.read(self.path("cpu.npy"), "rb"))
+
     def test_wrong_ids_and_messages(self):
         for bad in (
             dict(ids=[]),

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <iterator>
 #include <mutex>
 #include <random>
 #include <string>
@@ -33,9 +34,12 @@ int Requests() {
   return text == nullptr ? 1000 : std::max(1, std::atoi(text));
 }
 
-// A few beginnings that many share, and an end of one's own.
+// A few texts that many share, first or behind words of one's own, and an end of one's own.
 TokenPrompt PromptOf(std::mt19937& rng) {
   TokenPrompt prompt;
+  if (rng() % 3 == 0) {
+    for (int i = static_cast<int>(rng() % 40); i > 0; --i) prompt.ids.push_back(static_cast<TokenId>(rng() % 250));
+  }
   const int shared = static_cast<int>(rng() % 4);
   for (int i = 0; i < 40 + 40 * shared; ++i) prompt.ids.push_back((7 * i + shared) % 250);
   for (int i = static_cast<int>(rng() % 30); i > 0; --i) prompt.ids.push_back(static_cast<TokenId>(rng() % 250));
@@ -69,8 +73,14 @@ bool OneRequest(Client& client, std::mt19937& rng, Tally& tally) {
     if (!lease->Valid()) ++tally.invalid;  // no page of a lease that lasts may change
     return rng() % 4 != 0;                 // some go with their lease in hand
   }
-  const auto stream = client.Generate(
-      {.prompt = prompt, .max_tokens = static_cast<int>(1 + rng() % 24), .ignore_eos = true, .agent = "soak"});
+  constexpr ReuseMode kModes[] = {ReuseMode::kExact,  ReuseMode::kOff,        ReuseMode::kRotate,
+                                  ReuseMode::kKvcomm, ReuseMode::kCacheBlend, ReuseMode::kAuto};
+  const auto stream = client.Generate({.prompt = prompt,
+                                       .max_tokens = static_cast<int>(1 + rng() % 24),
+                                       .ignore_eos = true,
+                                       .agent = "soak",
+                                       .session = "s" + std::to_string(rng() % 3),
+                                       .reuse = kModes[rng() % std::size(kModes)]});
   if (!stream.ok()) {
     if (stream.status().code() != StatusCode::kResourceExhausted) ++tally.wrong;
     return true;
@@ -153,6 +163,7 @@ TEST(SoakTest, NothingIsHeldWhenTheClientsHaveGone) {
   EXPECT_EQ(stats.requests_waiting, 0);
   EXPECT_EQ(stats.client_leases, 0);
   EXPECT_EQ(tally.wrong, 0);
+  EXPECT_GT(stats.approximate.answers, 0);
   EXPECT_EQ(tally.invalid, 0);
   const Status whole = (*service)->CheckIntegrity();
   EXPECT_TRUE(whole.ok()) << whole.message();
