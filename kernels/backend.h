@@ -171,11 +171,11 @@ class Backend {
   // Between host memory and the backend's. Upload has read `from` when it returns; Download comes after all work that
   // was enqueued before. What the host reads in place anyway is copied.
   virtual Status Upload(std::byte* to, const void* from, std::size_t bytes) {
-    std::memcpy(to, from, bytes);
+    if (bytes > 0) std::memcpy(to, from, bytes);
     return OkStatus();
   }
   virtual Status Download(void* to, const std::byte* from, std::size_t bytes) {
-    std::memcpy(to, from, bytes);
+    if (bytes > 0) std::memcpy(to, from, bytes);
     return OkStatus();
   }
 

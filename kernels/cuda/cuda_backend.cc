@@ -143,11 +143,11 @@ class CudaBackend final : public Backend {
   }
 
   Status Upload(std::byte* to, const void* from, std::size_t bytes) override {
-    if (queue_.failed().ok()) queue_.Keep(device_->CopyIn(to, from, bytes));
+    if (queue_.failed().ok() && bytes > 0) queue_.Keep(device_->CopyIn(to, from, bytes));
     return Sync();
   }
   Status Download(void* to, const std::byte* from, std::size_t bytes) override {
-    if (queue_.failed().ok()) queue_.Keep(device_->CopyOut(to, from, bytes));
+    if (queue_.failed().ok() && bytes > 0) queue_.Keep(device_->CopyOut(to, from, bytes));
     return Sync();
   }
 

@@ -9,6 +9,7 @@
 
 #include "kernels/tensor.h"
 #include "kvshare/types.h"
+#include "runtime/model.h"
 
 namespace kvshare::kvctl {
 
@@ -22,6 +23,7 @@ struct Source {
   kernels::DType dtype = kernels::DType::kBf16;
   int threads = 0;
   std::string lora = "";
+  runtime::Device device = runtime::Device::kCpu;
 };
 
 struct LogitsOptions {

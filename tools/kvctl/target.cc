@@ -22,7 +22,7 @@ TargetOptions TargetOf(const Source& source) {
 }
 
 runtime::LoadOptions LoadOptionsOf(const Source& source) {
-  return {.dtype = source.dtype, .threads = source.threads, .lora = source.lora};
+  return {.dtype = source.dtype, .threads = source.threads, .lora = source.lora, .device = source.device};
 }
 
 std::unique_ptr<Target> Target::Open(const TargetOptions& options, Failure* failure) {

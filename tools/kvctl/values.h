@@ -10,6 +10,7 @@
 #include "kvshare/status.h"
 #include "kvshare/types.h"
 #include "libkvshare/core/quantity.h"
+#include "runtime/model.h"
 
 namespace kvshare::kvctl {
 
@@ -24,5 +25,6 @@ Result<std::vector<std::string>> ParseNames(std::string_view text);
 // "off,exact": at least one, each once.
 Result<std::vector<ReuseMode>> ParseModes(std::string_view text);
 Result<kernels::DType> ParseDType(std::string_view text);
+Result<runtime::Device> ParseDevice(std::string_view text);
 
 }  // namespace kvshare::kvctl
