@@ -143,9 +143,10 @@ void Engine::RememberPlan(const Sequence& sequence) {
 
 void Engine::ClearPool() {
   OnEngineThread([&] {
-    pool_->Clear();
+    // These first: what they hold could not be dropped.
     moved_.Clear();
     healer_.Clear();
+    pool_->Clear();
     replan_ = true;
     PublishLoad();
   });
