@@ -76,9 +76,14 @@ Result<const CudaPluginApi*> OpenCudaPluginAt(const std::string& path) {
   const auto function = reinterpret_cast<CudaPluginFunction>(dlsym(library, kCudaPluginSymbol));
   const CudaPluginApi* api = function != nullptr ? function() : nullptr;
   if (api == nullptr || api->abi != kCudaPluginAbi || api->sizes != CudaPluginSizes()) {
-    const std::string what = api == nullptr ? "is no CUDA backend of kvshare"
-                                            : "is of another build (ABI " + std::to_string(api->abi) + ", not " +
-                                                  std::to_string(kCudaPluginAbi) + ")";
+    std::string what = "is no CUDA backend of kvshare";
+    if (api != nullptr) {
+      const auto version = [](std::uint32_t abi, std::uint32_t sizes) {
+        return std::to_string(abi) + "." + std::to_string(sizes);
+      };
+      what = "is of another build (ABI " + version(api->abi, api->sizes) + ", not " +
+             version(kCudaPluginAbi, CudaPluginSizes()) + ")";
+    }
     dlclose(library);
     return FailedPrecondition(path + " " + what + "; install programs and backend from one build");
   }

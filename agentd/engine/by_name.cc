@@ -167,6 +167,11 @@ Result<std::int64_t> Engine::Evict(const EvictRequest& request) {
         if (pages.empty()) return;
         from = pages.front();
       }
+      if (key.empty()) {
+        dropped += moved_.kept_pages();
+        moved_.Clear();
+        healer_.Clear();
+      }
       demoter_.KeepDropped(!request.cold);  // asked to leave memory, not to be lost
       dropped += pool_->EvictFrom(from);
       demoter_.KeepDropped(false);

@@ -394,6 +394,17 @@ TEST_P(MovedServiceTest, AnotherSessionsTextShapesNothing) {
   }
 }
 
+TEST_P(MovedServiceTest, ClearingForgetsWhatWasKept) {
+  const auto service = NewTinyService(GetParam());
+  ASSERT_NE(service, nullptr);
+  Ask(*service, Request(planner_, ReuseMode::kRotate, "planner", "s"));
+  ASSERT_TRUE(Ask(*service, Request(critic_, ReuseMode::kRotate, "critic", "s")).reuse.approximate);
+  KVS_ASSERT_OK(service->Evict({}));
+  EXPECT_EQ(service->GetStats().pool.pages, 0);
+  EXPECT_EQ(service->GetStats().approximate.kept_bytes, 0);
+  EXPECT_EQ(Ask(*service, Request(critic_, ReuseMode::kRotate, "critic", "s")).reuse.moved_tokens, 0);
+}
+
 // What is kept makes room for whoever needs it.
 TEST_P(MovedServiceTest, KeptAnswersGiveWay) {
   const auto service = NewTinyService(GetParam(), {}, 20);

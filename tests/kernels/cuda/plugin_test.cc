@@ -39,7 +39,7 @@ TEST(CudaPluginTest, APluginOfAnotherBuildIsRefused) {
   const auto opened = OpenCudaPluginAt(KVS_FOREIGN_PLUGIN);
   ASSERT_FALSE(opened.ok());
   EXPECT_EQ(opened.status().code(), StatusCode::kFailedPrecondition);
-  EXPECT_THAT(opened.status().message(), HasSubstr("is of another build (ABI 999, not "));
+  EXPECT_THAT(opened.status().message(), HasSubstr("is of another build (ABI 999.0, not "));
   EXPECT_THAT(opened.status().message(), HasSubstr("install programs and backend from one build"));
 }
 
