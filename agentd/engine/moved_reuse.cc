@@ -155,8 +155,9 @@ std::uint64_t MovedReuse::Keep(const EngineRequest& request, std::span<const Tok
     kept.first = run.first;
     book_.RecordKept(*request.session, length, request.agent, kept);
   }
+  std::erase_if(kept_, [](const KeptRequest& other) { return other.pages.expired(); });
+  kept_.push_back({*request.session, kept.name, kept.lease});
   kept.lease.reset();
-  kept_.emplace_back(*request.session, kept.name);
   while (kept_pages_ > static_cast<std::int64_t>(pool_->usage().total / kKeptShare) && Yield()) {
   }
   return kept.name;
@@ -171,9 +172,9 @@ void MovedReuse::Healed(const std::string& session, std::span<const TokenId> tok
 bool MovedReuse::Yield() {
   while (!kept_.empty()) {
     const std::int64_t before = kept_pages_;
-    const auto [session, name] = kept_.front();
+    const KeptRequest oldest = std::move(kept_.front());
     kept_.pop_front();
-    book_.ForgetKept(session, name);
+    book_.ForgetKept(oldest.session, oldest.name);
     if (kept_pages_ < before) return true;
   }
   return false;

@@ -109,7 +109,12 @@ class MovedReuse {
   const double blend_recompute_;
   std::int64_t kept_pages_ = 0;
   std::uint64_t next_kept_ = 1;
-  std::deque<std::pair<std::string, std::uint64_t>> kept_;  // sessions and names, oldest first; some are gone
+  struct KeptRequest {
+    std::string session;
+    std::uint64_t name = 0;
+    std::weak_ptr<const void> pages;
+  };
+  std::deque<KeptRequest> kept_;  // oldest first; of some the pages are gone
   SessionBook book_;
   // Before any has been seen, what the judge has seen.
   Doubts thread_{.rate = 0.2};
