@@ -71,9 +71,11 @@ bool Engine::TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, M
 
 // The prompts that were admitted to be computed over moved chunks.
 void Engine::ComputeMoved() {
+  bool computed = false;
   for (const auto& running : running_) {
     Sequence& sequence = *running;
     if (sequence.moved.prompt == nullptr || !sequence.prefilling()) continue;
+    computed = true;
     arena_->ExpectUse(pool_->high_water());
     GrowLogits(1);
     sequence.started = std::chrono::steady_clock::now();
@@ -100,6 +102,7 @@ void Engine::ComputeMoved() {
     AcceptToken(sequence, runtime::SampleToken(row, sequence.request.sampling, sequence.generated()));
   }
   DropEnded();
+  if (computed) PublishLoad();
 }
 
 // The guard does not trust an answer's next token: all up to it is computed, and the sequence goes on as an exact one.
