@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Five agents in a chain (KVCOMM's setting, arXiv 2510.12872): each reads its role, a task, and all answers so far.
 
-  bench/system/five.py --model MODEL [--modes off,exact,auto] [--tasks 3] [--answer 512] [--blend-recompute R]
+  bench/system/five.py --model MODEL [--modes off,exact,auto] [--tasks 3] [--first 0] [--answer 512]
+                       [--blend-recompute R]
 
 Per mode a daemon, one session and --tasks tasks of some 700 new tokens; roles have about 500 tokens, answers --answer.
 Agents talk as agents do: chat messages in, text out, one after the other without a pause. The first task warms up
@@ -66,6 +67,7 @@ def main():
     parser.add_argument("--modes", default="off,exact,rotate,cacheblend,auto")
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--answer", type=int, default=512)
+    parser.add_argument("--first", type=int, default=0, help="number of the first task: other numbers, other texts")
     parser.add_argument("--blend-recompute", type=float, default=0.15)
     parser.add_argument("--format", choices=("text", "json"), default="text")
     args = parser.parse_args()
@@ -73,7 +75,8 @@ def main():
     for mode in args.modes.split(","):
         with tempfile.TemporaryDirectory() as folder:
             with Daemon(args.model, folder, "--blend-recompute", str(args.blend_recompute)) as daemon:
-                tasks = [chain(daemon, folder, mode, number, args.answer) for number in range(args.tasks + 1)][1:]
+                numbers = range(args.first, args.first + args.tasks + 1)
+                tasks = [chain(daemon, folder, mode, number, args.answer) for number in numbers][1:]
                 compared = audits(daemon)
         median = lambda value: [statistics.median(value(t[a]) for t in tasks) for a in range(5)]
         result[mode] = {
@@ -83,6 +86,7 @@ def main():
             "moved": median(lambda r: r["kvshare"]["moved_tokens"]),
             "computed": median(lambda r: r["kvshare"]["recomputed_tokens"] + r["kvshare"]["fresh_tokens"]),
             "audits": compared,
+            "each_ttft_ms": [[r["timings"]["ttft_ms"] for r in t] for t in tasks],
             "approximate": [sum(t[a]["kvshare"]["approximate"] for t in tasks) for a in range(5)],
         }
     if args.format == "json":
@@ -98,6 +102,8 @@ def main():
             print(f"  {mode:12} {a + 1:5} {prompt:8.0f} {prefix:8.0f} {moved:8.0f} {computed:9.0f} "
                   f"{approximate:10} of {args.tasks} {ttft:10.1f} {base[a] / ttft:9.2f}x")
     for mode, rows in result.items():
+        for times in rows["each_ttft_ms"]:
+            print(f"  {mode}, ttft ms of one task's agents: " + ", ".join(f"{ms:.0f}" for ms in times))
         for depth, a in enumerate(rows["audits"], 1):
             if a["audits"] > 0:
                 print(f"  {mode}, {depth} deep: {a['audits']} answers compared with exact, mean KL of the first token "

@@ -150,7 +150,7 @@ class ColdCrashTest : public ::testing::Test {
 TEST_F(ColdCrashTest, AtRandomMoments) {
   std::mt19937_64 rng(11);
   std::size_t acknowledged = 0;
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 200; ++round) {
     // Every other round is on a quota so small that pages are evicted all the time.
     const bool evicts = round % 2 == 1;
     const int quota = evicts ? 8 : 64;
