@@ -30,8 +30,7 @@ std::vector<double> Softmax(std::vector<double> x) {
 
 }  // namespace
 
-std::vector<const AnchorPool::Anchor*> AnchorPool::LongEnough(const std::string& placeholder,
-                                                              std::int64_t tokens) const {
+std::vector<const Anchor*> AnchorPool::LongEnough(const std::string& placeholder, std::int64_t tokens) const {
   std::vector<const Anchor*> found;
   const auto anchors = placeholders_.find(placeholder);
   if (anchors == placeholders_.end()) return found;
@@ -46,13 +45,14 @@ bool AnchorPool::Shareable(const std::string& placeholder, const KvBlock& base) 
   if (anchors.size() < 2) return false;
   std::vector<double> score;
   for (const Anchor* anchor : anchors) {
+    const std::vector<std::uint16_t>& base_values = *anchor->base;
     double squares = 0;
     for (int layer = 0; layer < base.layers; ++layer) {
       for (std::int64_t t = 0; t < base.tokens; ++t) {
         const auto ours = base.row(layer, 1, t);
         const std::size_t theirs = static_cast<std::size_t>(((layer * 2 + 1) * anchor->tokens + t) * base.width);
         for (std::size_t i = 0; i < ours.size(); ++i) {
-          const double difference = ours[i] - Widen(anchor->base[theirs + i]);
+          const double difference = ours[i] - Widen(base_values[theirs + i]);
           squares += difference * difference;
         }
       }
@@ -93,11 +93,12 @@ void AnchorPool::Correct(const std::string& placeholder, const std::string& agen
     for (std::int64_t t = 0; t < block->tokens; ++t) {
       std::vector<double> score;
       for (const Anchor* anchor : anchors) {
+        const std::vector<std::uint16_t>& base_values = *anchor->base;
         double sum = 0;
         for (int layer = 0; layer < block->layers; ++layer) {
           const auto ours = block->row(layer, part, t);
           const std::size_t theirs = static_cast<std::size_t>(((layer * 2 + part) * anchor->tokens + t) * width);
-          for (std::size_t i = 0; i < ours.size(); ++i) sum += std::abs(ours[i] - Widen(anchor->base[theirs + i]));
+          for (std::size_t i = 0; i < ours.size(); ++i) sum += std::abs(ours[i] - Widen(base_values[theirs + i]));
         }
         score.push_back(-sum / static_cast<double>(block->layers * width));
       }
@@ -105,7 +106,7 @@ void AnchorPool::Correct(const std::string& placeholder, const std::string& agen
       for (int layer = 1; layer < block->layers; ++layer) {
         const auto row = block->row(layer, part, t);
         for (std::size_t a = 0; a < anchors.size(); ++a) {
-          const Stored& offset = anchors[a]->offsets.at(agent);
+          const std::vector<std::uint16_t>& offset = *anchors[a]->offsets.at(agent);
           const std::size_t at = static_cast<std::size_t>(((layer * 2 + part) * anchors[a]->tokens + t) * width);
           const auto w = static_cast<float>(weight[a]);
           for (std::size_t i = 0; i < row.size(); ++i) row[i] += w * Widen(offset[at + i]);
@@ -121,18 +122,63 @@ void AnchorPool::Register(const std::string& placeholder, const std::string& age
   Anchors& anchors = placeholders_[placeholder];
   auto anchor = std::find_if(anchors.begin(), anchors.end(),
                              [&](const Anchor& a) { return a.content == content && a.tokens == base.tokens; });
+  std::vector<std::uint16_t> values(base.values.size());
   if (anchor == anchors.end()) {
     if (anchors.size() >= options_.max_anchors) EvictFrom(anchors);
-    anchors.push_back({.content = content, .tokens = base.tokens, .serial = next_serial_++});
+    std::transform(base.values.begin(), base.values.end(), values.begin(), Narrow);
+    anchors.push_back({.placeholder = placeholder,
+                       .content = content,
+                       .layers = base.layers,
+                       .tokens = base.tokens,
+                       .width = base.width,
+                       .base = std::make_shared<const std::vector<std::uint16_t>>(values),
+                       .serial = next_serial_++});
     anchor = std::prev(anchors.end());
-    for (const float value : base.values) anchor->base.push_back(Narrow(value));
-    bytes_ += BytesOf(*anchor);
+    bytes_ += anchor->bytes();
   }
-  bytes_ -= BytesOf(*anchor);
-  Stored& offset = anchor->offsets[agent];
-  offset.resize(base.values.size());
-  for (std::size_t i = 0; i < offset.size(); ++i) offset[i] = Narrow(real.values[i] - Widen(anchor->base[i]));
-  bytes_ += BytesOf(*anchor);
+  bytes_ -= anchor->bytes();
+  const std::vector<std::uint16_t>& known = *anchor->base;
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = Narrow(real.values[i] - Widen(known[i]));
+  anchor->offsets[agent] = std::make_shared<const std::vector<std::uint16_t>>(std::move(values));
+  anchor->version = next_version_++;
+  bytes_ += anchor->bytes();
+  KeepWithinBytes();
+}
+
+std::vector<Anchor> AnchorPool::Snapshot() const {
+  std::vector<Anchor> all;
+  for (const auto& [name, anchors] : placeholders_) all.insert(all.end(), anchors.begin(), anchors.end());
+  std::sort(all.begin(), all.end(), [](const Anchor& a, const Anchor& b) { return a.serial < b.serial; });
+  return all;
+}
+
+void AnchorPool::Restore(std::vector<Anchor> saved) {
+  std::vector<Anchor> since = Snapshot();
+  const auto known = [&since](const Anchor& a) {
+    return std::any_of(since.begin(), since.end(), [&a](const Anchor& b) {
+      return a.placeholder == b.placeholder && a.content == b.content && a.tokens == b.tokens;
+    });
+  };
+  std::erase_if(saved, known);
+  placeholders_.clear();
+  bytes_ = 0;
+  // What was saved keeps its names, so that who saved it knows it again; what is newer gets new ones.
+  for (const Anchor& anchor : saved) {
+    next_serial_ = std::max(next_serial_, anchor.serial + 1);
+    next_version_ = std::max(next_version_, anchor.version + 1);
+  }
+  for (Anchor& anchor : since) {
+    anchor.serial = next_serial_++;
+    anchor.version = next_version_++;
+  }
+  for (std::vector<Anchor>* part : {&saved, &since}) {
+    for (Anchor& anchor : *part) {
+      Anchors& anchors = placeholders_[anchor.placeholder];
+      if (anchors.size() >= options_.max_anchors) EvictFrom(anchors);
+      bytes_ += anchor.bytes();
+      anchors.push_back(std::move(anchor));
+    }
+  }
   KeepWithinBytes();
 }
 
@@ -142,18 +188,12 @@ std::size_t AnchorPool::anchors() const {
   return count;
 }
 
-std::size_t AnchorPool::BytesOf(const Anchor& anchor) {
-  std::size_t values = anchor.base.size();
-  for (const auto& [agent, offset] : anchor.offsets) values += offset.size();
-  return values * sizeof(std::uint16_t);
-}
-
 // Among the oldest, the one used least; of equals the oldest.
 void AnchorPool::EvictFrom(Anchors& anchors) {
   const auto window = anchors.begin() + static_cast<std::ptrdiff_t>(std::min(options_.window, anchors.size()));
   const auto victim =
       std::min_element(anchors.begin(), window, [](const Anchor& a, const Anchor& b) { return a.used < b.used; });
-  bytes_ -= BytesOf(*victim);
+  bytes_ -= victim->bytes();
   anchors.erase(victim);
 }
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -49,6 +50,28 @@ struct AnchorOptions {
   std::size_t max_bytes = std::size_t{512} << 20;  // of all anchors; the least used are dropped beyond it
 };
 
+// An anchor as it is handed out and taken back (anchors/anchor_record.h): everything but its place in the pool's order.
+// Values lie as KvBlock's do, in bf16, as KV itself is kept: half the memory, and offsets are small beside what they
+// correct. They are shared and never change, so that a copy of an anchor costs nothing.
+struct Anchor {
+  using Values = std::shared_ptr<const std::vector<std::uint16_t>>;
+
+  std::string placeholder;
+  std::string content;
+  int layers = 0;
+  std::int64_t tokens = 0;
+  std::int64_t width = 0;
+  Values base;
+  std::map<std::string, Values> offsets;  // by agent
+  std::int64_t used = 0;
+  // Names this content of the anchor within its pool, in order of insertion. An anchor that learns another agent's
+  // offset keeps its serial and gets a new version.
+  std::uint64_t serial = 0;
+  std::uint64_t version = 0;
+
+  std::size_t bytes() const { return (1 + offsets.size()) * base->size() * sizeof(std::uint16_t); }
+};
+
 class AnchorPool {
  public:
   explicit AnchorPool(const AnchorOptions& options = {}) : options_(options) {}
@@ -73,22 +96,20 @@ class AnchorPool {
 
   std::size_t bytes() const { return bytes_; }
   std::size_t anchors() const;
+  // Changes with every Register: what was saved at this number is still what there is.
+  std::uint64_t version() const { return next_version_; }
+
+  // All anchors, oldest first. Cheap: values are shared.
+  std::vector<Anchor> Snapshot() const;
+  // Takes back what a Snapshot of an earlier pool of the same session and model gave, oldest first, as older than
+  // anything registered since; what is known by content here is left out, being newer. Limits hold as ever. A pool that
+  // has nothing is afterwards as the earlier one was, to the bit.
+  void Restore(std::vector<Anchor> saved);
 
  private:
-  // bf16, as KV itself is kept: half the memory, and offsets are small beside what they correct.
-  using Stored = std::vector<std::uint16_t>;
-  struct Anchor {
-    std::string content;
-    std::int64_t tokens = 0;
-    Stored base;
-    std::map<std::string, Stored> offsets;  // by agent
-    std::int64_t used = 0;
-    std::uint64_t serial = 0;
-  };
   using Anchors = std::deque<Anchor>;  // in order of insertion
 
   std::vector<const Anchor*> LongEnough(const std::string& placeholder, std::int64_t tokens) const;
-  static std::size_t BytesOf(const Anchor& anchor);
   void EvictFrom(Anchors& anchors);
   void KeepWithinBytes();
 
@@ -96,6 +117,7 @@ class AnchorPool {
   std::map<std::string, Anchors> placeholders_;
   std::size_t bytes_ = 0;
   std::uint64_t next_serial_ = 1;
+  std::uint64_t next_version_ = 1;
 };
 
 }  // namespace kvshare::anchors

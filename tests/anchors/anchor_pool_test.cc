@@ -6,6 +6,8 @@
 #include <cmath>
 #include <random>
 
+#include "tests/anchors/anchor_samples.h"
+
 namespace kvshare::anchors {
 namespace {
 
@@ -134,6 +136,60 @@ TEST(AnchorPoolTest, TheSameContentSeenByAnotherAgentIsOneAnchor) {
   EXPECT_EQ(pool.anchors(), 1u);
   EXPECT_TRUE(pool.HasOffset("p", "a", 8));
   EXPECT_TRUE(pool.HasOffset("p", "b", 8));
+}
+
+TEST(AnchorPoolTest, ARestoredPoolGoesOnAsTheOneThatWasSaved) {
+  AnchorPool pool({.max_anchors = 4});
+  TeachSamples(&pool, 0, 12);
+  AnchorPool restored({.max_anchors = 4});
+  restored.Restore(pool.Snapshot());
+  EXPECT_EQ(restored.bytes(), pool.bytes());
+  EXPECT_EQ(restored.version(), pool.version());
+  EXPECT_EQ(Describe(restored.Snapshot()), Describe(pool.Snapshot()));
+  for (AnchorPool* p : {&pool, &restored}) TeachSamples(p, 12, 17);  // evicts: what is used least is known too
+  EXPECT_EQ(Describe(restored.Snapshot()), Describe(pool.Snapshot()));
+  for (const std::string agent : {"critic", "judge"}) {
+    KvBlock a = SampleBlock(99, 5), b = a;
+    pool.Correct("slot1/planner", agent, &a);
+    restored.Correct("slot1/planner", agent, &b);
+    EXPECT_EQ(a.values, b.values);
+    EXPECT_NE(a.values, SampleBlock(99, 5).values);
+  }
+}
+
+TEST(AnchorPoolTest, WhatWasLearntMeanwhileStaysNewer) {
+  AnchorPool old, pool;
+  TeachSamples(&old, 0, 6);
+  pool.Register("slot0/planner", "critic", "text0", SampleBlock(70, 6), SampleBlock(71, 6));  // known to both
+  pool.Register("slot0/planner", "critic", "new", SampleBlock(72, 6), SampleBlock(73, 6));
+  const std::vector<Anchor> since = pool.Snapshot();
+  const std::uint64_t before = pool.version();
+  pool.Restore(old.Snapshot());
+  EXPECT_GT(pool.version(), before);
+  const std::vector<Anchor> all = pool.Snapshot();
+  ASSERT_EQ(all.size(), old.anchors() + 1);
+  EXPECT_EQ(all.back().content, "new");
+  EXPECT_EQ(all[all.size() - 2].content, "text0");
+  EXPECT_EQ(*all[all.size() - 2].base, *since.front().base);
+  for (std::size_t i = 1; i < all.size(); ++i) {
+    EXPECT_GT(all[i].serial, all[i - 1].serial);
+    for (std::size_t j = 0; j < i; ++j) EXPECT_NE(all[i].version, all[j].version);
+  }
+  std::size_t bytes = 0;
+  for (const Anchor& anchor : all) bytes += anchor.bytes();
+  EXPECT_EQ(pool.bytes(), bytes);
+}
+
+TEST(AnchorPoolTest, RestoringKeepsToTheLimits) {
+  AnchorPool old;
+  TeachSamples(&old, 0, 20);
+  const std::size_t one = old.Snapshot().front().bytes();
+  AnchorPool few({.max_anchors = 3}), small({.max_bytes = 4 * one});
+  few.Restore(old.Snapshot());
+  small.Restore(old.Snapshot());
+  EXPECT_EQ(few.anchors(), 6u);  // of two placeholders
+  EXPECT_LE(small.bytes(), 4 * one);
+  EXPECT_GT(small.anchors(), 0u);
 }
 
 }  // namespace
