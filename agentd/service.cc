@@ -48,6 +48,9 @@ ColdStats ColdStatsOf(const ColdTier& cold) {
           .state = tier.degraded.empty() ? "ok" : tier.degraded};
 }
 
+// Of what may be used on disk, the part that is for anchors.
+constexpr std::int64_t AnchorBytes(std::int64_t cold_bytes) { return cold_bytes / 16; }
+
 // All requests share one scope until a daemon serves several tenants.
 Digest DefaultScope() { return DigestBuilder("scope").Text("default").Finish(); }
 
@@ -112,7 +115,9 @@ class ServiceImpl final : public Service {
                  .max_waiting = options.max_waiting,
                  .prefill_chunk_tokens = options.prefill_chunk_tokens,
                  .always_load = options.always_load,
-                 .blend_recompute = options.blend_recompute,
+                 .moved = {.blend_recompute = options.blend_recompute,
+                           .anchor_dir = cold_ == nullptr ? "" : options.cold_dir + "/anchors",
+                           .anchor_bytes = AnchorBytes(options.cold_bytes)},
                  .leases = leases}) {}
 
   SharedPages Shared() const override {
@@ -207,7 +212,11 @@ class ServiceImpl final : public Service {
 
   Stats GetStats() const override {
     Stats stats = stats_.Snapshot();
-    if (cold_ != nullptr) stats.cold = ColdStatsOf(*cold_);
+    stats.anchors = engine_.anchor_stats();
+    if (cold_ == nullptr) return stats;
+    stats.cold = ColdStatsOf(*cold_);
+    stats.cold.bytes += stats.anchors.disk_bytes;
+    stats.cold.capacity_bytes += stats.anchors.disk_capacity_bytes;
     return stats;
   }
 
@@ -336,7 +345,7 @@ Result<std::unique_ptr<Service>> NewService(std::unique_ptr<runtime::Model> mode
   if (!options.cold_dir.empty()) {
     ColdTierOptions tier;
     tier.directory = options.cold_dir;
-    tier.max_bytes = options.cold_bytes;
+    tier.max_bytes = options.cold_bytes - AnchorBytes(options.cold_bytes);
     tier.space = model->space();
     tier.page_bytes = model->kv_layout().page_bytes();
     KVS_ASSIGN_OR_RETURN(cold, ColdTier::Open(tier));

@@ -171,6 +171,7 @@ Result<std::int64_t> Engine::Evict(const EvictRequest& request) {
         dropped += moved_.kept_pages();
         moved_.Clear();
         healer_.Clear();
+        if (request.cold) moved_.anchors().ForgetSaved();
       }
       demoter_.KeepDropped(!request.cold);  // asked to leave memory, not to be lost
       dropped += pool_->EvictFrom(from);
@@ -180,6 +181,10 @@ Result<std::int64_t> Engine::Evict(const EvictRequest& request) {
     });
   }
   if (!request.cold || cold_ == nullptr) return dropped;
+  if (key.empty() && !request.host) {
+    OnEngineThread([&] { moved_.anchors().ForgetSaved(); });
+  }
+  if (key.empty()) moved_.anchors().Flush();
   std::unordered_map<std::string, std::vector<Digest>> children;
   std::vector<Digest> open;
   cold_->ForEach(kAll, [&](const ColdEntry& entry) {

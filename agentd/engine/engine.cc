@@ -40,7 +40,8 @@ Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* 
       planner_(pool, cold, stats),
       demoter_(cold, pool, arena->pages(), stats),
       leases_(pool, options.leases),
-      moved_(model, pool, arena->pages(), stats, options.blend_recompute),
+      moved_(model, pool, arena->pages(), stats, options.moved,
+             [this](std::function<void()> task) { Post(std::move(task)); }),
       healer_(model, pool, arena, HealerEvents()) {
   KVS_CHECK(options.max_running >= 1 && options.max_waiting >= 1 && options.prefill_chunk_tokens >= 1);
   KVS_CHECK(options.max_running <= model->max_batch_rows());
@@ -147,9 +148,11 @@ void Engine::ClearPool() {
     moved_.Clear();
     healer_.Clear();
     pool_->Clear();
+    moved_.anchors().ForgetSaved();
     replan_ = true;
     PublishLoad();
   });
+  moved_.anchors().Flush();
   if (cold_ != nullptr) cold_->Clear();
 }
 
@@ -166,6 +169,9 @@ void Engine::Drain() {
     draining_ = true;
     all_ended_.wait(lock, [this] { return outstanding_count_ == 0; });
   }
+  moved_.anchors().Flush();  // first what is still being read back: it is saved with the rest
+  OnEngineThread([&] { moved_.anchors().Save(); });
+  moved_.anchors().Flush();
   if (cold_ == nullptr) return;
   // Flush waits until what the tier has taken is on disk; then it has room for more. It may have none for other
   // reasons (a full disk): then memory's pages are lost with the process, and counted.

@@ -40,7 +40,7 @@ struct EngineOptions {
   std::int64_t max_waiting = 0;           // >= 1
   std::int64_t prefill_chunk_tokens = 0;  // >= 1
   bool always_load = false;
-  double blend_recompute = 0;  // ServiceOptions'
+  MovedReuseOptions moved;
   LeaseLimits leases;
 };
 
@@ -75,6 +75,8 @@ class Engine {
   Result<std::int64_t> Prefetch(std::span<const TokenId> prompt);
   Result<std::int64_t> Evict(const EvictRequest& request);
   Result<std::vector<Entry>> Entries(const EntriesRequest& request);
+
+  AnchorStats anchor_stats() const { return moved_.anchors().stats(); }
 
   void ClearPool();
   Status CheckIntegrity();

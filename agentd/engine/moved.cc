@@ -28,7 +28,9 @@ std::int64_t NewTokens(const EngineRequest& request) {
 Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPrefix& stored) {
   MovedPlan moved;
   if (request.reuse == ReuseMode::kOff || request.reuse == ReuseMode::kExact) return moved;
-  if (request.session == nullptr || request.max_tokens == 0 || !stored.cold.pages.empty()) return moved;
+  if (request.session == nullptr || request.max_tokens == 0) return moved;
+  if (request.reuse == ReuseMode::kKvcomm) moved_.anchors().Of(*request.session);  // what is on disk is on its way
+  if (!stored.cold.pages.empty()) return moved;
   FoundChunks found = moved_.Find(request, stored.tokens(), NewTokens(request));
   if (found.chunks.empty()) return moved;
   ReusePlan& plan = moved.plan.emplace(planner_.Plan(request.prompt, request.reuse, stored));
@@ -81,6 +83,7 @@ void Engine::ComputeMoved() {
     sequence.started = std::chrono::steady_clock::now();
     MovedPrompt& prompt = *sequence.moved.prompt;
     Status status = prompt.Prefill(logits_.data());
+    if (sequence.moved.anchors != nullptr) moved_.anchors().Taught(*sequence.request.session);
     const auto row = std::span(logits_).first(static_cast<std::size_t>(model_->config().vocab_size));
     // Whatever was wrong with reusing, computing may still work.
     if (!status.ok() || prompt.Doubtful(row)) status = ComputeExactly(sequence, logits_.data());

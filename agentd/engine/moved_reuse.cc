@@ -18,9 +18,6 @@ constexpr std::int64_t kEdgeTokens = 2;
 // Below this a chunk costs more to place than to compute.
 constexpr std::int64_t kMinChunkTokens = 32;
 
-// Sessions that may have anchors: each may take as much memory as AnchorOptions says.
-constexpr std::size_t kAnchoredSessions = 4;
-
 // How far one request moves the rate of doubts.
 constexpr double kDoubtStep = 0.15;
 constexpr std::int64_t kTryEvery = 8;
@@ -180,16 +177,15 @@ bool MovedReuse::Yield() {
   return false;
 }
 
-std::shared_ptr<anchors::AnchorPool> MovedReuse::AnchorsOf(const std::string& session) {
-  const auto known =
-      std::find_if(anchors_.begin(), anchors_.end(), [&](const auto& entry) { return entry.first == session; });
-  if (known != anchors_.end()) {
-    anchors_.splice(anchors_.begin(), anchors_, known);
-  } else {
-    anchors_.emplace_front(session, std::make_shared<anchors::AnchorPool>());
-    if (anchors_.size() > kAnchoredSessions) anchors_.pop_back();
-  }
-  return anchors_.front().second;
+std::unique_ptr<AnchorStore> MovedReuse::StoreFor(const runtime::Model& model, const MovedReuseOptions& options) {
+  if (options.anchor_dir.empty()) return nullptr;
+  const kernels::KvLayout layout = model.kv_layout();
+  return std::make_unique<AnchorStore>(
+      AnchorStoreOptions{.directory = options.anchor_dir,
+                         .max_bytes = options.anchor_bytes,
+                         .space = model.space(),
+                         .layers = static_cast<int>(layout.num_layers),
+                         .width = std::int64_t{layout.num_kv_heads} * layout.head_dim});
 }
 
 MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& prefix, FoundChunks& found) {
@@ -209,7 +205,7 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   work.leases = std::move(found.leases);
   work.kept = std::move(found.kept);
   if (prefix.tail != kNoPage) exact.pages.push_back(prefix.tail);
-  if (request.reuse == ReuseMode::kKvcomm) work.anchors = AnchorsOf(*request.session);
+  if (request.reuse == ReuseMode::kKvcomm) work.anchors = anchors_.Of(*request.session);
   work.prompt = std::make_unique<MovedPrompt>(model_, pages_, request.prompt, std::move(exact), std::move(chunks),
                                               options, work.anchors.get(), names_->AgentName(request.agent));
   return work;
@@ -240,7 +236,7 @@ void MovedReuse::Answered(const EngineRequest& request, const MovedPrompt& promp
 void MovedReuse::Clear() {
   book_.Clear();
   kept_.clear();
-  anchors_.clear();
+  anchors_.Clear();
 }
 
 }  // namespace kvshare::agentd

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "agentd/engine/anchor_shelf.h"
 #include "agentd/engine/request.h"
 #include "agentd/engine/stats_book.h"
 #include "agentd/pool/kv_pool.h"
@@ -45,14 +46,24 @@ struct MovedWork {
   std::unique_ptr<MovedPrompt> prompt;  // null: nothing is moved
 };
 
+struct MovedReuseOptions {
+  double blend_recompute = 0;     // ServiceOptions'
+  std::string anchor_dir;         // where anchors are kept; empty: in memory alone
+  std::int64_t anchor_bytes = 0;  // that may be used there
+};
+
 // The engine's thread; all must outlive it. Sessions are strangers to each other: nothing found under one name was
 // ever recorded under another.
 class MovedReuse {
  public:
-  // `blend_recompute`: ServiceOptions'.
   MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPages& pages, StatsBook* names,
-             double blend_recompute)
-      : model_(model), pool_(pool), pages_(pages), names_(names), blend_recompute_(blend_recompute) {}
+             const MovedReuseOptions& options, AnchorShelf::Post post)
+      : model_(model),
+        pool_(pool),
+        pages_(pages),
+        names_(names),
+        blend_recompute_(options.blend_recompute),
+        anchors_(StoreFor(*model, options), options.anchor_bytes, std::move(post)) {}
 
   // These tokens stood from position 0 in a prompt of `session`, and their KV is in the pool, exact.
   void Record(const std::string& session, std::span<const TokenId> tokens, AgentId source) {
@@ -90,6 +101,11 @@ class MovedReuse {
   // The margin that the guard asks of such answers.
   double margin() const;
 
+  // What sessions have taught in mode kvcomm.
+  AnchorShelf& anchors() { return anchors_; }
+  const AnchorShelf& anchors() const { return anchors_; }
+
+  // All but what is on disk.
   void Clear();
 
  private:
@@ -100,7 +116,7 @@ class MovedReuse {
   Doubts& DoubtsOf(const MovedPrompt& prompt) { return prompt.OneThread() ? thread_ : elsewhere_; }
 
   static void SetStraysAside(FoundChunks* found);
-  std::shared_ptr<anchors::AnchorPool> AnchorsOf(const std::string& session);
+  static std::unique_ptr<AnchorStore> StoreFor(const runtime::Model& model, const MovedReuseOptions& options);
 
   runtime::Model* const model_;
   KvPool* const pool_;
@@ -121,8 +137,7 @@ class MovedReuse {
   Doubts elsewhere_{.rate = 0.6};
   anchors::GuardMargin guard_;
   anchors::AuditBook audits_;
-  // KVCOMM's, which are made of a session's KV and so are the session's own. Most recently used first.
-  std::list<std::pair<std::string, std::shared_ptr<anchors::AnchorPool>>> anchors_;
+  AnchorShelf anchors_;
 };
 
 }  // namespace kvshare::agentd

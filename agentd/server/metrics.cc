@@ -17,6 +17,8 @@ constexpr std::string_view kMissReasons[] = {
     "repaired", "move_slower_than_recompute", "other_company", "quality_guard", "no_anchor"};               // moved
 // clang-format on
 
+constexpr std::string_view kAnchorMisses[] = {"damaged", "other_version", "other_space", "other_scope", "unreadable"};
+
 // Of a daemon that has none yet: as the engine has them, so that a series does not change when the model is loaded.
 const std::vector<double> kRequestSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
                                              1,     2.5,    5,     10,   25,    50,   100, 250};
@@ -191,6 +193,20 @@ void Tiers(Writer& out, const Stats& stats) {
               stats.cold.integrity_errors);
 }
 
+void Anchors(Writer& out, const AnchorStats& anchors) {
+  out.Family("kvshare_anchor_bytes", "gauge", "What mode kvcomm has learnt.");
+  out.Sample(anchors.bytes, {{"tier", "host"}});
+  out.Sample(anchors.disk_bytes, {{"tier", "cold"}});
+  out.Counter("kvshare_anchors_saved_total", "Anchors written to disk.", anchors.saved);
+  out.Counter("kvshare_anchors_loaded_total", "Anchors read back for their session.", anchors.loaded);
+  out.Counter("kvshare_anchors_dropped_total", "Anchors that could not be written.", anchors.dropped);
+  std::map<std::string_view, std::int64_t> misses;
+  for (const std::string_view reason : kAnchorMisses) misses[reason] = 0;
+  for (const auto& [reason, times] : anchors.misses) misses[reason] = times;
+  out.Family("kvshare_anchor_misses_total", "counter", "Saved anchors, or lists of them, that were not used, by why.");
+  for (const auto& [reason, times] : misses) out.Sample(times, {{"reason", reason}});
+}
+
 void Sockets(Writer& out, const MetricsInput& in) {
   out.Counter("kvshare_zmq_messages_total", "Frames received on the native socket.", in.wire.frames);
   out.Counter("kvshare_zmq_malformed_total", "Of these, refused before anything was asked.", in.wire.malformed_frames);
@@ -214,6 +230,7 @@ std::string MetricsText(const MetricsInput& input) {
   Requests(out, input.stats);
   Tokens(out, input.stats);
   Tiers(out, input.stats);
+  Anchors(out, input.stats.anchors);
   Sockets(out, input);
   return out.Take();
 }

@@ -171,7 +171,6 @@ void AnchorStore::Clear() {
     jobs_.push_back({.what = What::kClear, .session = {}, .pool = {}, .done = nullptr});
   }
   changed_.notify_all();
-  Flush();
 }
 
 void AnchorStore::Flush() {

@@ -38,7 +38,7 @@ struct AnchorStoreStats {
   std::array<std::int64_t, anchors::kAnchorFaults> misses{};  // by AnchorFault: lists and records that were not used
 };
 
-// Thread-safe. All I/O happens on a thread of its own, in the order of the calls; only Clear and Flush wait for it.
+// Thread-safe. All I/O happens on a thread of its own, in the order of the calls; only Flush waits for it.
 class AnchorStore {
  public:
   explicit AnchorStore(AnchorStoreOptions options);
@@ -52,9 +52,9 @@ class AnchorStore {
   void Save(const std::string& session, std::vector<anchors::Anchor> pool);
   // `done` gets what the session has saved, oldest first, on the store's thread; it must be short.
   void Load(const std::string& session, std::function<void(std::vector<anchors::Anchor>)> done);
-  // Forgets everything, of every session and space. Returns when it is gone.
+  // Forgets everything, of every session and space.
   void Clear();
-  // Returns when everything that Save accepted before is on disk, or was dropped.
+  // Returns when everything that was asked for before is done.
   void Flush();
 
   AnchorStoreStats stats() const;

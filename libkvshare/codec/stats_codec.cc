@@ -88,6 +88,32 @@ Status ReadApproximate(const wire::Approximate* in, ApproximateStats* out) {
   return OkStatus();
 }
 
+Result<Offset<wire::Anchors>> WriteAnchors(FlatBufferBuilder& builder, const AnchorStats& a) {
+  std::vector<MissReason> reasons;
+  for (const auto& [reason, times] : a.misses) reasons.push_back({reason, times});
+  KVS_ASSIGN_OR_RETURN(const auto misses, WriteMissReasons(builder, reasons));
+  return wire::CreateAnchors(builder, a.bytes, a.disk_bytes, a.disk_capacity_bytes, a.saved, a.loaded, a.dropped,
+                             misses);
+}
+
+Status ReadAnchors(const wire::Anchors* in, AnchorStats* out) {
+  if (in == nullptr) return OkStatus();  // an older daemon
+  out->bytes = in->bytes();
+  out->disk_bytes = in->disk_bytes();
+  out->disk_capacity_bytes = in->disk_capacity_bytes();
+  out->saved = in->saved();
+  out->loaded = in->loaded();
+  out->dropped = in->dropped();
+  std::vector<MissReason> reasons;
+  KVS_RETURN_IF_ERROR(ReadMissReasons(in->misses(), &reasons));
+  for (MissReason& reason : reasons) {
+    if (!out->misses.emplace(std::move(reason.reason), reason.tokens).second) {
+      return InvalidArgument("a reason for unused anchors stands twice in the statistics");
+    }
+  }
+  return OkStatus();
+}
+
 }  // namespace
 
 Result<Offset<wire::Stats>> WriteStats(FlatBufferBuilder& builder, const Stats& stats) {
@@ -119,9 +145,10 @@ Result<Offset<wire::Stats>> WriteStats(FlatBufferBuilder& builder, const Stats& 
   KVS_ASSIGN_OR_RETURN(const auto inter_token, WriteHistogram(builder, stats.inter_token_seconds));
   KVS_RETURN_IF_ERROR(CheckFinite("uptime", stats.uptime_s));
   KVS_ASSIGN_OR_RETURN(const auto approximate, WriteApproximate(builder, stats.approximate));
+  KVS_ASSIGN_OR_RETURN(const auto anchors, WriteAnchors(builder, stats.anchors));
   return wire::CreateStats(builder, totals, pool, cold, stats.requests_running, stats.requests_waiting,
                            stats.requests_failed, miss_reasons, agents, stats.pinned_bytes, stats.client_leases,
-                           stats.uptime_s, ttft, queue, prefill, inter_token, approximate);
+                           stats.uptime_s, ttft, queue, prefill, inter_token, approximate, anchors);
 }
 
 Result<Stats> ReadStats(const wire::Stats& in) {
@@ -149,6 +176,7 @@ Result<Stats> ReadStats(const wire::Stats& in) {
     KVS_RETURN_IF_ERROR(ReadName("cold tier's state", cold->state(), &stats.cold.state));
   }
   KVS_RETURN_IF_ERROR(ReadApproximate(in.approximate(), &stats.approximate));
+  KVS_RETURN_IF_ERROR(ReadAnchors(in.anchors(), &stats.anchors));
   stats.requests_running = in.requests_running();
   stats.requests_waiting = in.requests_waiting();
   stats.requests_failed = in.requests_failed();

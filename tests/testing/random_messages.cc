@@ -165,6 +165,15 @@ Stats RandomStats(Rng& rng) {
     stats.approximate.audits.push_back(
         {.audits = RandomCount(rng), .failures = RandomCount(rng), .kl_sum = RandomNumber(rng)});
   }
+  stats.anchors = {.bytes = RandomCount(rng),
+                   .disk_bytes = RandomCount(rng),
+                   .disk_capacity_bytes = RandomCount(rng),
+                   .saved = RandomCount(rng),
+                   .loaded = RandomCount(rng),
+                   .dropped = RandomCount(rng)};
+  for (const char* reason : {"damaged", "other_space"}) {
+    if (Below(rng, 2) == 0) stats.anchors.misses[reason] = RandomCount(rng);
+  }
   stats.pinned_bytes = RandomCount(rng);
   stats.client_leases = RandomCount(rng);
   stats.uptime_s = RandomNumber(rng);
@@ -436,6 +445,10 @@ struct Describer {
     for (const AuditTotals& audit : a.audits) {
       out << audit.audits << ' ' << audit.failures << ' ' << audit.kl_sum << ' ';
     }
+    const AnchorStats& n = s.anchors;
+    out << n.bytes << ' ' << n.disk_bytes << ' ' << n.disk_capacity_bytes << ' ' << n.saved << ' ' << n.loaded << ' '
+        << n.dropped << ' ' << n.misses.size() << ' ';
+    for (const auto& [reason, times] : n.misses) Add(MissReason{reason, times});
     for (const Histogram* h : {&s.ttft_seconds, &s.queue_seconds, &s.prefill_seconds, &s.inter_token_seconds}) Add(*h);
     out << s.agents.size() << ' ';
     for (const auto& [agent, totals] : s.agents) {

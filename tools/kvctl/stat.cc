@@ -57,6 +57,14 @@ void PrintStatText(const Stats& stats) {
         static_cast<long long>(all.audits), static_cast<long long>(all.failures),
         all.audits > 0 ? all.kl_sum / static_cast<double>(all.audits) : 0.0, MiB(a.kept_bytes).c_str());
   }
+  if (const AnchorStats& n = stats.anchors; n.bytes + n.disk_bytes > 0) {
+    std::printf("anchors    %s in memory, %s on disk, %lld saved, %lld read back", MiB(n.bytes).c_str(),
+                MiB(n.disk_bytes).c_str(), static_cast<long long>(n.saved), static_cast<long long>(n.loaded));
+    for (const auto& [reason, times] : n.misses) {
+      if (times > 0) std::printf(", %lld refused: %s", static_cast<long long>(times), reason.c_str());
+    }
+    std::printf("\n");
+  }
   for (const auto& [reason, tokens] : stats.miss_reasons) {
     std::printf("missed     %lld tokens: %s\n", static_cast<long long>(tokens), reason.c_str());
   }

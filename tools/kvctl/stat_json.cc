@@ -55,6 +55,14 @@ Json ApproximateJson(const ApproximateStats& a) {
           {"kept_bytes", a.kept_bytes}, {"guard_margin", a.guard_margin}, {"audits", std::move(audits)}};
 }
 
+Json AnchorsJson(const AnchorStats& a) {
+  Json misses = Json::object();
+  for (const auto& [reason, times] : a.misses) misses[reason] = times;
+  return {{"bytes", a.bytes},           {"disk_bytes", a.disk_bytes}, {"disk_capacity_bytes", a.disk_capacity_bytes},
+          {"saved", a.saved},           {"loaded", a.loaded},         {"dropped", a.dropped},
+          {"misses", std::move(misses)}};
+}
+
 Json AgentsJson(const Stats& stats) {
   Json agents = Json::object();
   for (const auto& [agent, totals] : stats.agents) agents[agent] = TotalsJson(totals);
@@ -105,6 +113,7 @@ Json StatJson(const Stats& stats) {
   json["pool"] = PoolJson(stats);
   json["cold"] = ColdJson(stats.cold);
   json["approximate"] = ApproximateJson(stats.approximate);
+  json["anchors"] = AnchorsJson(stats.anchors);
   json["ttft_ms"] = LatencyJson(stats.ttft_seconds);
   json["queue_ms"] = LatencyJson(stats.queue_seconds);
   json["prefill_ms"] = LatencyJson(stats.prefill_seconds);

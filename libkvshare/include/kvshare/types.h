@@ -242,6 +242,17 @@ struct ApproximateStats {
   std::vector<AuditTotals> audits;  // by depth: over exact KV, over answers of such requests, and so on; at most 8
 };
 
+// What mode kvcomm has learnt, and what of it is on disk (docs/design/anchors-persisted.md).
+struct AnchorStats {
+  std::int64_t bytes = 0;                      // in memory
+  std::int64_t disk_bytes = 0;                 // zero without a cold directory, as all below
+  std::int64_t disk_capacity_bytes = 0;        // a part of the cold tier's
+  std::int64_t saved = 0;                      // anchors written
+  std::int64_t loaded = 0;                     // anchors read back
+  std::int64_t dropped = 0;                    // anchors that could not be written
+  std::map<std::string, std::int64_t> misses;  // why what was saved was not used -> how often
+};
+
 // Totals since the daemon started.
 struct ReuseTotals {
   std::int64_t requests = 0;
@@ -261,7 +272,7 @@ struct PoolStats {
 };
 struct ColdStats {  // zero until a cold tier is configured
   std::int64_t entries = 0;
-  std::int64_t bytes = 0;             // of its quota, in use
+  std::int64_t bytes = 0;             // of its quota, in use, anchors included
   std::int64_t hits = 0;              // pages loaded
   std::int64_t misses = 0;            // pages that were asked for and could not be loaded
   std::int64_t integrity_errors = 0;  // records that were damaged, and dropped
@@ -286,6 +297,7 @@ struct Stats {
   PoolStats pool;
   ColdStats cold;
   ApproximateStats approximate;
+  AnchorStats anchors;
   std::int64_t requests_running = 0;
   std::int64_t requests_waiting = 0;
   std::int64_t requests_failed = 0;

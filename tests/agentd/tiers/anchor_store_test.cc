@@ -250,6 +250,7 @@ TEST_F(AnchorStoreTest, ClearLeavesNothing) {
   store->Save("s", SamplePool(3));
   store->Save("t", SamplePool(3));
   store->Clear();
+  store->Flush();
   EXPECT_TRUE(Files().empty());
   EXPECT_EQ(store->stats().bytes, 0);
   EXPECT_TRUE(Load(*store, "s").empty());
