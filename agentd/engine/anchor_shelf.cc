@@ -46,7 +46,7 @@ void AnchorShelf::Loaded(const std::string& session, std::uint64_t load, std::ve
 
 void AnchorShelf::Taught(const std::string& session) {
   Shelved* const shelved = Find(session);
-  if (shelved != nullptr && shelved->loading == 0 && shelved->pool->version() != shelved->saved) SaveOne(*shelved);
+  if (shelved != nullptr && shelved->pool->version() != shelved->saved) SaveOne(*shelved);
   KeepWithinLimits();
 }
 

@@ -58,6 +58,7 @@ TEST_F(AnchorShelfTest, ASessionFindsItsPoolAgain) {
     shelf->Taught("s");
     EXPECT_EQ(shelf->Of("s"), pool);
     EXPECT_EQ(shelf->stats().bytes, static_cast<std::int64_t>(pool->bytes()));
+    shelf->Flush();
     pool->Shareable("slot0/planner", anchors::SampleBlock(0, 6));  // used once more, by nobody who teaches
     taught = Describe(pool->Snapshot());
     shelf->Save();
@@ -99,8 +100,11 @@ TEST_F(AnchorShelfTest, PoolsThatWereDroppedForRoomComeBack) {
   const auto shelf = Open();
   const auto first = shelf->Of("s0");
   Settle(*shelf);
-  TeachSamples(first.get(), 0, 4);
-  for (std::size_t i = 0; i < AnchorShelf::kMaxSessions + 3; ++i) {
+  TeachSamples(first.get(), 0, 5);
+  shelf->Taught("s0");
+  shelf->Flush();
+  first->Shareable("slot0/planner", anchors::SampleBlock(0, 6));  // used since it was saved
+  for (std::size_t i = 1; i < AnchorShelf::kMaxSessions + 3; ++i) {
     TeachSamples(shelf->Of("s" + std::to_string(i)).get(), 4, 5);
     Settle(*shelf);
     shelf->Taught("s" + std::to_string(i));

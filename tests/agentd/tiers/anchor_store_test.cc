@@ -105,6 +105,11 @@ TEST_F(AnchorStoreTest, OnlyWhatChangedIsWritten) {
   EXPECT_EQ(store->stats().saved, before + 1);
   EXPECT_EQ(Describe(Load(*store, "s")), Describe(pool.Snapshot()));
   EXPECT_EQ(Files().size(), pool.anchors() + 1) << "what nothing names is gone";
+  pool.Shareable("slot0/planner", anchors::SampleBlock(0, 6));  // used, and nothing learnt
+  store->Save("s", pool.Snapshot());
+  store->Flush();
+  EXPECT_EQ(store->stats().saved, before + 1);
+  EXPECT_EQ(Describe(Load(*store, "s")), Describe(pool.Snapshot()));
 }
 
 TEST_F(AnchorStoreTest, OtherWeightsFindNothingAndTheReasonIsCounted) {
