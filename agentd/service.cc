@@ -115,6 +115,7 @@ class ServiceImpl final : public Service {
                  .max_waiting = options.max_waiting,
                  .prefill_chunk_tokens = options.prefill_chunk_tokens,
                  .always_load = options.always_load,
+                 .load_in_parts = options.load_in_parts,
                  .moved = {.blend_recompute = options.blend_recompute,
                            .anchor_dir = cold_ == nullptr ? "" : options.cold_dir + "/anchors",
                            .anchor_bytes = AnchorBytes(options.cold_bytes)},

@@ -34,6 +34,7 @@ struct ServiceOptions {
   std::string cold_dir;                 // where KV is kept on disk; empty: nowhere
   std::int64_t cold_bytes = 8ll << 30;  // what may be used there, all in all
   bool always_load = false;             // load from disk what is there, also where computing would be faster
+  bool load_in_parts = true;            // compute a model's first layers while the last are loaded; false to compare
   std::int64_t max_leases = 4096;       // held at once by all clients
   std::int64_t max_pins = 1024;         // likewise
   std::chrono::milliseconds max_lease_ttl = std::chrono::minutes(10);

@@ -8,6 +8,7 @@
 
 #include "kernels/paged_kv.h"
 #include "kvshare/types.h"
+#include "runtime/layer_gate.h"
 #include "runtime/layer_hook.h"
 
 namespace kvshare::runtime {
@@ -22,6 +23,8 @@ struct ForwardBatch {
 
   // Called in every layer before attention; null: none, at no cost. Not owned.
   LayerHook* hook = nullptr;
+  // Called before every layer, when stored KV may still be on its way; null: it is all there. Not owned.
+  LayerGate* gate = nullptr;
   // >= 0: layers before this one are computed whole, of this one only q, k and v (stored, and shown to the hook), and
   // the step ends; logit_rows must be empty. What a policy needs to see how far stored KV is off. -1: all layers.
   int stop_after_layer = -1;

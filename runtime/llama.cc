@@ -274,6 +274,7 @@ Status LlamaModel::Forward(const ForwardBatch& batch, const KvPages& pages, floa
 
   backend.Embed({.ids = batch.ids, .table = weights.embedding, .out = rows.x});
   for (int layer = 0; layer < c.num_layers; ++layer) {
+    if (batch.gate != nullptr) batch.gate->BeforeLayer(layer);
     const LayerWeights& w = weights.layers[static_cast<std::size_t>(layer)];
     const std::int64_t before = rows.x.rows;
     rows.q = qkv_.Rows(before);

@@ -28,18 +28,21 @@ void Engine::Plan() {
   }
   std::int64_t prefill_left = std::min(rows_left, options_.prefill_chunk_tokens);
   for (const auto& sequence : running_) {
-    if (sequence->prefilling() && sequence->loading == 0 && prefill_left > 0) AddWork(sequence.get(), &prefill_left);
+    if (!sequence->prefilling() || prefill_left == 0) continue;
+    if (sequence->loading == 0 || MayOverlap(*sequence, prefill_left)) AddWork(sequence.get(), &prefill_left);
   }
   while (replan_ && (prefill_left > 0 || cold_ != nullptr)) replan_ = AdmitNext(&prefill_left);
 }
 
 void Engine::AddWork(Sequence* sequence, std::int64_t* row_budget) {
-  const std::int64_t left = static_cast<std::int64_t>(sequence->tokens.size()) - sequence->computed;
+  // What is being loaded counts as computed here; Commit sees whether it is.
+  const std::int64_t begin = sequence->loading != 0 ? sequence->plan.stored.tokens() : sequence->computed;
+  const std::int64_t left = static_cast<std::int64_t>(sequence->tokens.size()) - begin;
   const std::int64_t count = std::min(left, *row_budget);
   KVS_CHECK(count > 0);
   *row_budget -= count;
   if (sequence->started == SteadyTime{}) sequence->started = std::chrono::steady_clock::now();
-  work_.push_back({.sequence = sequence, .begin = sequence->computed, .count = count});
+  work_.push_back({.sequence = sequence, .begin = begin, .count = count});
 }
 
 // Admits the waiting request whose turn it is. False when none can be admitted until something changes.

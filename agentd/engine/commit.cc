@@ -19,6 +19,8 @@ void Engine::Commit(const Status& forward) {
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   for (const Work& work : work_) {
     Sequence& sequence = *work.sequence;
+    if (sequence.loading != 0) EndPromotion(sequence.loading);
+    if (sequence.computed < work.begin) continue;  // not all that the rows were computed over has come: once more
     if (!forward.ok()) {
       Fail(sequence, forward.WithContext("forward step"));
       continue;

@@ -42,7 +42,8 @@ Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* 
       leases_(pool, options.leases),
       moved_(model, pool, arena->pages(), stats, options.moved,
              [this](std::function<void()> task) { Post(std::move(task)); }),
-      healer_(model, pool, arena, HealerEvents()) {
+      healer_(model, pool, arena, HealerEvents()),
+      gate_(cold, model->kv_layout()) {
   KVS_CHECK(options.max_running >= 1 && options.max_waiting >= 1 && options.prefill_chunk_tokens >= 1);
   KVS_CHECK(options.max_running <= model->max_batch_rows());
   GrowLogits(std::min(options.max_running, kFirstLogitRows));  // touched here, not in a request
@@ -233,7 +234,7 @@ bool Engine::Step() {
       rows += work.count;
       if (work.sequence->prefilling()) prefill_rows += work.count;
     }
-    if (forward.ok()) costs_.Measured(prefill_rows, rows, seconds);
+    if (forward.ok()) costs_.Measured(prefill_rows, rows, seconds - gate_.waited_seconds());
     Commit(forward);
   }
   const bool demoted = demoter_.Work(kDemotedBytesPerStep);
@@ -325,6 +326,11 @@ void Engine::Materialize() {
 
 Status Engine::Forward() {
   BuildBatch(work_, &batch_);
+  gate_.Clear();
+  for (const Work& work : work_) {
+    if (work.sequence->loading != 0) gate_.Add(promotions_.at(work.sequence->loading)->progress);
+  }
+  batch_.gate = gate_.empty() ? nullptr : &gate_;
   GrowLogits(static_cast<std::int64_t>(batch_.logit_rows.size()));
   return model_->Forward(batch_, arena_->pages(), batch_.logit_rows.empty() ? nullptr : logits_.data());
 }

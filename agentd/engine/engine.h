@@ -40,6 +40,7 @@ struct EngineOptions {
   std::int64_t max_waiting = 0;           // >= 1
   std::int64_t prefill_chunk_tokens = 0;  // >= 1
   bool always_load = false;
+  bool load_in_parts = true;
   MovedReuseOptions moved;
   LeaseLimits leases;
 };
@@ -139,7 +140,8 @@ class Engine {
 
   // promote.cc: pages on their way into memory.
   void BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv);
-  void EndPromotion(std::uint64_t id, std::vector<ColdLoaded> loaded);
+  void EndPromotion(std::uint64_t id);
+  bool MayOverlap(const Sequence& sequence, std::int64_t rows) const;
   void PublishLoaded(const Promotion& promotion, KvHandle& kv, std::span<const ColdLoaded> good);
   // Loads what the cold tier has of `tokens`, then calls `done`. Where memory has no room for it, `done` is called with
   // what there is.
@@ -192,6 +194,7 @@ class Engine {
   std::vector<float> logits_;  // [rows whose logits are wanted, vocab]
   std::uint64_t next_promotion_ = 1;
   std::map<std::uint64_t, std::unique_ptr<Promotion>> promotions_;
+  LoadGate gate_;                                                    // of the step that is being computed
   std::vector<std::pair<std::vector<TokenId>, FetchDone>> fetches_;  // that wait for a promotion of the same pages
   std::deque<std::uint64_t> plan_order_;
   std::unordered_map<std::uint64_t, ReusePlan> plans_;  // of the last requests, for ExplainRequest

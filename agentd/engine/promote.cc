@@ -14,20 +14,46 @@ void Engine::BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv) 
   pool_->Extend(kv, promotion->start + promotion->run.tokens());
   arena_->ExpectUse(pool_->high_water());
   std::vector<ColdLoad> loads = LoadsOf(promotion->run, promotion->start, kv, arena_->pages());
+  promotion->begun = std::chrono::steady_clock::now();
+  const std::shared_ptr<LoadProgress> progress = promotion->progress;
+  const bool in_parts = options_.load_in_parts && promotion->sequence != nullptr && gate_.all_parts() > 1;
   promotions_.emplace(id, std::move(promotion));
-  cold_->Load(std::move(loads), [this, id](std::vector<ColdLoaded> loaded) {
-    Post([this, id, loaded = std::make_shared<std::vector<ColdLoaded>>(std::move(loaded))] {
-      EndPromotion(id, std::move(*loaded));
-    });
-  });
+  PartsReady on_parts;
+  if (in_parts) {
+    on_parts = [this, progress, all = gate_.all_parts()](int ready) {
+      progress->PartsAre(ready);
+      if (ready < all) Post([] {});  // a step may begin
+    };
+  }
+  cold_->Load(
+      std::move(loads),
+      [this, id, progress](std::vector<ColdLoaded> loaded) {
+        progress->Ended(std::move(loaded));
+        Post([this, id] { EndPromotion(id); });
+      },
+      std::move(on_parts));
 }
 
-// What was loaded well is stored, whoever asked for it and whether anybody still does.
-void Engine::EndPromotion(std::uint64_t id, std::vector<ColdLoaded> loaded) {
+// Whether a step of this sequence's next rows may begin although its pages are not all there: when computing takes at
+// least as long as what is still to be read, so that the step does not wait (and everybody else with it).
+bool Engine::MayOverlap(const Sequence& sequence, std::int64_t rows) const {
+  const Promotion& promotion = *promotions_.at(sequence.loading);
+  const int ready = promotion.progress->parts();
+  if (ready == 0) return false;
+  const std::chrono::duration<double> so_far = std::chrono::steady_clock::now() - promotion.begun;
+  const double left = so_far.count() / ready * (gate_.all_parts() - ready);
+  const std::int64_t wanted = sequence.prompt_tokens - sequence.plan.stored.tokens();
+  return left <= costs_.seconds_per_token() * static_cast<double>(std::min(rows, wanted));
+}
+
+// What was loaded well is stored, whoever asked for it and whether anybody still does. The load has ended, or is about
+// to. Does nothing when this was done already.
+void Engine::EndPromotion(std::uint64_t id) {
   const auto found = promotions_.find(id);
-  KVS_CHECK(found != promotions_.end());
+  if (found == promotions_.end()) return;
   const std::unique_ptr<Promotion> promotion = std::move(found->second);
   promotions_.erase(found);
+  const std::vector<ColdLoaded> loaded = promotion->progress->AwaitEnd();
   MissKind why = MissKind::kColdUnreadable;
   const std::size_t good = CountGood(*promotion, loaded, &why);
   if (Sequence* const sequence = promotion->sequence; sequence != nullptr) {

@@ -1,6 +1,7 @@
 #include "agentd/engine/promotion.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "libkvshare/core/check.h"
 
@@ -16,6 +17,57 @@ MissKind ReasonOf(const Status& status) {
 }
 
 }  // namespace
+
+void LoadProgress::PartsAre(int ready) {
+  {
+    const std::lock_guard lock(mutex_);
+    parts_ = std::max(parts_, ready);
+  }
+  changed_.notify_all();
+}
+
+void LoadProgress::Ended(std::vector<ColdLoaded> loaded) {
+  {
+    const std::lock_guard lock(mutex_);
+    loaded_ = std::move(loaded);
+  }
+  changed_.notify_all();
+}
+
+int LoadProgress::parts() const {
+  const std::lock_guard lock(mutex_);
+  return parts_;
+}
+
+void LoadProgress::AwaitParts(int parts) {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return parts_ >= parts || loaded_.has_value(); });
+}
+
+std::vector<ColdLoaded> LoadProgress::AwaitEnd() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return loaded_.has_value(); });
+  return *std::move(loaded_);
+}
+
+LoadGate::LoadGate(const ColdTier* tier, const kernels::KvLayout& layout) {
+  if (tier == nullptr) return;
+  for (int layer = 0; layer < layout.num_layers; ++layer) {
+    const std::size_t end = layer + 1 < layout.num_layers ? layout.slab_offset(layer + 1, 0, 0) : layout.page_bytes();
+    parts_.push_back(tier->PartsFor(end));
+  }
+}
+
+void LoadGate::Clear() {
+  loads_.clear();
+  waited_seconds_ = 0;
+}
+
+void LoadGate::BeforeLayer(int layer) {
+  const SteadyTime begin = std::chrono::steady_clock::now();
+  for (const auto& load : loads_) load->AwaitParts(parts_[static_cast<std::size_t>(layer)]);
+  waited_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
 
 std::vector<ColdLoad> LoadsOf(const ColdRun& run, std::int64_t start, const KvHandle& kv,
                               const kernels::KvPages& pages) {

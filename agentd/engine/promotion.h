@@ -1,9 +1,14 @@
 // Promotion: pages on their way from the cold tier into memory, for a request that waits for them or for whoever asked.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "agentd/engine/demoter.h"
@@ -11,13 +16,34 @@
 #include "agentd/engine/sequence.h"
 #include "agentd/pool/kv_pool.h"
 #include "agentd/tiers/cold_tier.h"
+#include "kernels/paged_kv.h"
 #include "kvshare/status.h"
+#include "runtime/layer_gate.h"
 
 namespace kvshare::agentd {
 
 // Called on the engine's thread once: OK when what could be loaded is in memory and stays until the call returns,
 // Unavailable when the engine stops.
 using FetchDone = std::function<void(const Status&)>;
+
+// What a load has brought so far. Threads of the tier tell it, the engine's asks.
+class LoadProgress {
+ public:
+  void PartsAre(int ready);
+  void Ended(std::vector<ColdLoaded> loaded);
+
+  int parts() const;
+  // Returns when this many parts are ready or the load has ended, for better or worse.
+  void AwaitParts(int parts);
+  // Once; returns when the load has ended.
+  std::vector<ColdLoaded> AwaitEnd();
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  int parts_ = 0;
+  std::optional<std::vector<ColdLoaded>> loaded_;
+};
 
 // tokens:  0 ................ start ............................... start + run.tokens()
 //          |-- in memory already --|-- pages of the run, being loaded --|
@@ -29,6 +55,7 @@ struct Promotion {
   KvHandle kv;                   // where the pages go, unless the sequence has it
   FetchDone done;                // may be empty
   SteadyTime begun;
+  std::shared_ptr<LoadProgress> progress = std::make_shared<LoadProgress>();
 };
 
 // The reads that fill the run's places in `kv`, which must reach that far.
@@ -38,5 +65,25 @@ std::vector<ColdLoad> LoadsOf(const ColdRun& run, std::int64_t start, const KvHa
 // How many pages of the run, from its first, were loaded and are what was wanted: each of this parent, at this position
 // and of these tokens, compared in full. `why`: what became of the next one, where there is one.
 std::size_t CountGood(const Promotion& promotion, std::span<const ColdLoaded> loaded, MissKind* why);
+
+// Holds a step's layers back until the loads that its sequences wait for have brought them.
+class LoadGate final : public runtime::LayerGate {
+ public:
+  // `tier` may be null: then nothing is ever added.
+  LoadGate(const ColdTier* tier, const kernels::KvLayout& layout);
+
+  void Clear();
+  void Add(std::shared_ptr<LoadProgress> progress) { loads_.push_back(std::move(progress)); }
+  bool empty() const { return loads_.empty(); }
+  int all_parts() const { return parts_.empty() ? 1 : parts_.back(); }
+  double waited_seconds() const { return waited_seconds_; }  // since Clear
+
+  void BeforeLayer(int layer) override;
+
+ private:
+  std::vector<int> parts_;  // [layers]: that must be ready before it
+  std::vector<std::shared_ptr<LoadProgress>> loads_;
+  double waited_seconds_ = 0;
+};
 
 }  // namespace kvshare::agentd

@@ -47,6 +47,7 @@ ColdTierImpl::ColdTierImpl(const ColdTierOptions& options, std::string space_pat
     : options_(options),
       space_path_(std::move(space_path)),
       slot_bytes_(SlotBytes(options.page_bytes)),
+      parts_(PartsOf(options.page_bytes)),
       max_slots_(max_slots),
       lock_(std::move(lock)),
       foreign_(std::move(foreign)),
@@ -140,7 +141,7 @@ bool ColdTierImpl::Store(const ColdPage& page, std::span<const std::byte> kv) {
     last_use_ = Clock::now();
   }
   job.page = page;
-  job.payload = CopyAndSum(kv, job.image->bytes().subspan(kRecordHeaderBytes));
+  job.parts = CopyAndSumParts(kv, job.image->bytes().subspan(kRecordHeaderBytes));
   FaultPoint("demote.before_payload");
   {
     const std::lock_guard lock(mutex_);

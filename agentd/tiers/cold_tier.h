@@ -12,6 +12,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvshare/status.h"
@@ -63,6 +64,13 @@ struct ColdLoaded {
   Status status;
   ColdPage page;  // as stored, when OK: the caller compares parent and tokens with what it wants, in full
 };
+
+// Called on a thread of the tier; must be short, and may call the tier, but not Flush, Scrub or Clear.
+// All that was asked for, in order.
+using LoadDone = std::function<void(std::vector<ColdLoaded>)>;
+// The first so many parts of every page are in place and verified; a page's parts lie side by side
+// (docs/formats/cold-tier.md). Not called in order; the largest number counts. Not called any more after a failure.
+using PartsReady = std::function<void(int parts)>;
 
 // Totals since Open, except where a line says "now".
 struct ColdTierStats {
@@ -124,9 +132,12 @@ class ColdTier {
   // Whether Store would probably take a page at this moment.
   virtual bool CanStore() const = 0;
 
-  // Reads pages; `done` gets one ColdLoaded per page, in order, on a thread of the tier (it must be short, and may call
-  // the tier, but not Flush, Scrub or Clear). Pages count as used. What is being loaded is not evicted.
-  virtual void Load(std::vector<ColdLoad> pages, std::function<void(std::vector<ColdLoaded>)> done) = 0;
+  // Reads pages. They count as used; what is being loaded is not evicted. With `on_parts`, the first parts of all pages
+  // are read before the second ones, and so on; without it, pages are read whole, which disks like better.
+  virtual void Load(std::vector<ColdLoad> pages, LoadDone done, PartsReady on_parts) = 0;
+  void Load(std::vector<ColdLoad> pages, LoadDone done) { Load(std::move(pages), std::move(done), nullptr); }
+  // How many parts hold the first `bytes` of a page; all of them for page_bytes.
+  virtual int PartsFor(std::size_t bytes) const = 0;
   // How long loading `pages` pages would take now, in seconds, from what recent loads took; for load-or-recompute.
   virtual double EstimateLoadSeconds(std::size_t pages) const = 0;
 

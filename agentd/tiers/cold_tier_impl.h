@@ -53,7 +53,8 @@ class ColdTierImpl final : public ColdTier {
   Result<ColdEntry> Find(const Digest& context) const override;
   bool Store(const ColdPage& page, std::span<const std::byte> kv) override;
   bool CanStore() const override;
-  void Load(std::vector<ColdLoad> pages, std::function<void(std::vector<ColdLoaded>)> done) override;
+  void Load(std::vector<ColdLoad> pages, LoadDone done, PartsReady on_parts) override;
+  int PartsFor(std::size_t bytes) const override;
   double EstimateLoadSeconds(std::size_t pages) const override;
   void Touch(const Digest& context) override;
   void Remove(const Digest& context) override;
@@ -71,23 +72,35 @@ class ColdTierImpl final : public ColdTier {
   struct StoreJob {
     ColdPage page;
     std::unique_ptr<AlignedBuffer> image;  // of a whole slot
-    Checksum payload;
+    PartSums parts;
     std::uint64_t ticket = 0;
     std::optional<std::uint64_t> slot;  // once its record is written there
     std::uint64_t generation = 0;
   };
+  // A page of a job, as far as it was read. Its parts may be read by several threads.
+  struct PageRead {
+    std::optional<WantedRecord> wanted;  // none: not stored
+    std::optional<RecordHeader> header;
+    PartSums sums;
+    Status status;  // the first thing that was wrong
+  };
   struct LoadJob {
     std::vector<ColdLoad> pages;
-    std::vector<ColdLoaded> results;
-    std::function<void(std::vector<ColdLoaded>)> done;
-    std::size_t remaining = 0;
+    LoadDone done;
+    PartsReady on_parts;
+    std::vector<PageRead> reads;    // by page
+    std::vector<std::size_t> left;  // by part: the reads that lack it
+    std::size_t parts_ready = 0;
+    std::size_t remaining = 0;  // reads
     std::int64_t bytes = 0;
     Clock::time_point started;
   };
+  // One read: parts [first, end) of a page. None: nothing of the job is stored, and only `done` is left to call.
   struct LoadItem {
     std::shared_ptr<LoadJob> job;
     std::size_t page = 0;
-    std::optional<WantedRecord> wanted;  // none: nothing of the job is stored, and only `done` is left to call
+    std::size_t first = 0;
+    std::size_t end = 0;
   };
   // An index entry that is due to be deleted; its slot becomes free after that.
   struct Delete {
@@ -118,7 +131,11 @@ class ColdTierImpl final : public ColdTier {
 
   // cold_tier_load.cc
   void ReadLoop();
-  void ReadItem(LoadItem item, std::span<std::byte> scratch);
+  void ReadItem(const LoadItem& item, std::span<std::byte> scratch);
+  // Notes what a read brought. Returns how many parts are ready now, 0 when that is nothing new.
+  std::size_t EndItem(const LoadItem& item, Result<PartsRead> read);
+  std::vector<ColdLoaded> EndJob(LoadJob& job);
+  std::int64_t BytesOf(const LoadItem& item) const;
   WantedRecord PinForReading(const DirectoryEntry& entry);  // mutex_ held
   // The end of what PinForReading began; drops the entry when what was read was bad.
   void FinishReading(const WantedRecord& wanted, const Status& status);
@@ -132,6 +149,7 @@ class ColdTierImpl final : public ColdTier {
   const ColdTierOptions options_;
   const std::string space_path_;
   const std::size_t slot_bytes_;
+  const PayloadParts parts_;
   const std::uint64_t max_slots_;
   const std::unique_ptr<DirectoryLock> lock_;
   const std::unique_ptr<ForeignSpaces> foreign_;

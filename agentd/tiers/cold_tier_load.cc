@@ -16,36 +16,50 @@ constexpr double kDecay = 0.8;  // of what recent loads weigh, per load
 
 }  // namespace
 
-void ColdTierImpl::Load(std::vector<ColdLoad> pages, std::function<void(std::vector<ColdLoaded>)> done) {
+void ColdTierImpl::Load(std::vector<ColdLoad> pages, LoadDone done, PartsReady on_parts) {
   auto job = std::make_shared<LoadJob>();
-  job->results.resize(pages.size());
+  job->reads.resize(pages.size());
   job->pages = std::move(pages);
   job->done = std::move(done);
+  job->on_parts = std::move(on_parts);
   job->started = Clock::now();
   {
     const std::lock_guard lock(mutex_);
     ++loads_;
     last_use_ = job->started;
+    std::size_t stored = 0;
     for (std::size_t i = 0; i < job->pages.size(); ++i) {
       const ColdLoad& page = job->pages[i];
       KVS_CHECK(page.destination.size() == options_.page_bytes);
       const DirectoryEntry* const entry = clearing_ ? nullptr : directory_.Find(page.context);
       if (entry == nullptr) {
-        ++totals_.misses;
-        job->results[i].status = NotFound("the cold tier does not hold " + page.context.Hex());
+        job->reads[i].status = NotFound("the cold tier does not hold " + page.context.Hex());
         continue;
       }
-      ++job->remaining;
-      load_queue_.push_back({job, i, PinForReading(*entry)});
+      job->reads[i].wanted = PinForReading(*entry);
+      ++stored;
     }
-    job->bytes = static_cast<std::int64_t>(job->remaining * slot_bytes_);
+    job->left.assign(parts_.count, stored);
+    const std::size_t step = job->on_parts ? 1 : parts_.count;
+    for (std::size_t part = 0; part < parts_.count; part += step) {
+      for (std::size_t i = 0; i < job->pages.size(); ++i) {
+        if (!job->reads[i].wanted.has_value()) continue;
+        load_queue_.push_back({job, i, part, part + step});
+        ++job->remaining;
+      }
+    }
+    job->bytes = static_cast<std::int64_t>(stored * slot_bytes_);
     waiting_load_bytes_ += job->bytes;
-    if (job->remaining == 0) {
+    if (stored == 0) {
       job->remaining = 1;
-      load_queue_.push_back({job, 0, std::nullopt});
+      load_queue_.push_back({job});
     }
   }
   load_ready_.notify_all();
+}
+
+int ColdTierImpl::PartsFor(std::size_t bytes) const {
+  return static_cast<int>((bytes + parts_.bytes - 1) / parts_.bytes);
 }
 
 WantedRecord ColdTierImpl::PinForReading(const DirectoryEntry& entry) {
@@ -65,28 +79,25 @@ void ColdTierImpl::ReadLoop() {
       item = std::move(load_queue_.front());
       load_queue_.pop_front();
     }
-    ReadItem(std::move(item), scratch.bytes());
+    ReadItem(item, scratch.bytes());
   }
 }
 
-void ColdTierImpl::ReadItem(LoadItem item, std::span<std::byte> scratch) {
+std::int64_t ColdTierImpl::BytesOf(const LoadItem& item) const {
+  const std::size_t payload = slot_bytes_ - kRecordHeaderBytes;
+  const std::size_t bytes = std::min(item.end * parts_.bytes, payload) - std::min(item.first * parts_.bytes, payload);
+  return static_cast<std::int64_t>(item.first == 0 && item.end > 0 ? bytes + kRecordHeaderBytes : bytes);
+}
+
+void ColdTierImpl::ReadItem(const LoadItem& item, std::span<std::byte> scratch) {
   LoadJob& job = *item.job;
-  if (item.wanted.has_value()) {
+  if (item.end > 0) {
     FaultPoint("promote.before_read");
-    auto read = ReadRecord(*slabs_, *item.wanted, scratch, job.pages[item.page].destination);
+    auto read = ReadParts(*slabs_, *job.reads[item.page].wanted, item.first, item.end, scratch,
+                          job.pages[item.page].destination);
     FaultPoint("promote.after_read");
-    FinishReading(*item.wanted, read.status());
-    ColdLoaded& result = job.results[item.page];
-    result.status = read.status();
-    if (read.ok()) result.page = std::move(*read);
-    const std::lock_guard lock(mutex_);
-    waiting_load_bytes_ -= static_cast<std::int64_t>(slot_bytes_);
-    if (read.ok()) {
-      ++totals_.hits;
-      totals_.read_bytes += static_cast<std::int64_t>(options_.page_bytes);
-      directory_.Use(item.wanted->context, /*hit=*/true);
-    } else {
-      ++totals_.misses;
+    if (const std::size_t ready = EndItem(item, std::move(read)); ready > 0 && job.on_parts) {
+      job.on_parts(static_cast<int>(ready));
     }
   }
   {
@@ -102,12 +113,55 @@ void ColdTierImpl::ReadItem(LoadItem item, std::span<std::byte> scratch) {
     }
     last_use_ = now;
   }
-  job.done(std::move(job.results));
+  job.done(EndJob(job));
   {
     const std::lock_guard lock(mutex_);
     --loads_;
   }
   idle_.notify_all();
+}
+
+std::size_t ColdTierImpl::EndItem(const LoadItem& item, Result<PartsRead> read) {
+  LoadJob& job = *item.job;
+  const std::lock_guard lock(mutex_);
+  waiting_load_bytes_ -= BytesOf(item);
+  PageRead& page = job.reads[item.page];
+  if (read.ok()) {
+    if (read->header.has_value()) page.header = std::move(read->header);
+    std::copy(read->sums.begin() + static_cast<std::ptrdiff_t>(item.first),
+              read->sums.begin() + static_cast<std::ptrdiff_t>(item.end),
+              page.sums.begin() + static_cast<std::ptrdiff_t>(item.first));
+  } else if (page.status.ok()) {
+    page.status = read.status();
+  }
+  for (std::size_t part = item.first; part < item.end; ++part) --job.left[part];
+  const std::size_t before = job.parts_ready;
+  for (; job.parts_ready < parts_.count && job.left[job.parts_ready] == 0; ++job.parts_ready) {
+    for (PageRead& each : job.reads) {
+      if (each.status.ok()) each.status = CheckPart(*each.header, each.sums, job.parts_ready);
+    }
+  }
+  const bool good = std::all_of(job.reads.begin(), job.reads.end(), [](const PageRead& r) { return r.status.ok(); });
+  return good && job.parts_ready > before ? job.parts_ready : 0;
+}
+
+std::vector<ColdLoaded> ColdTierImpl::EndJob(LoadJob& job) {
+  std::vector<ColdLoaded> loaded(job.reads.size());
+  for (std::size_t i = 0; i < loaded.size(); ++i) {
+    PageRead& read = job.reads[i];
+    if (read.wanted.has_value()) FinishReading(*read.wanted, read.status);
+    loaded[i].status = read.status;
+    if (read.status.ok()) loaded[i].page = std::move(read.header->page);
+    const std::lock_guard lock(mutex_);
+    if (read.status.ok()) {
+      ++totals_.hits;
+      totals_.read_bytes += static_cast<std::int64_t>(options_.page_bytes);
+      directory_.Use(read.wanted->context, /*hit=*/true);
+    } else {
+      ++totals_.misses;
+    }
+  }
+  return loaded;
 }
 
 void ColdTierImpl::FinishReading(const WantedRecord& wanted, const Status& status) {

@@ -58,7 +58,7 @@ void ColdTierImpl::WriteBatch(std::vector<StoreJob> jobs) {
                                  .page_bytes = options_.page_bytes,
                                  .space = options_.space,
                                  .page = job.page,
-                                 .payload = job.payload};
+                                 .parts = job.parts};
     const Status written = WriteRecord(*slabs_, slots[i], header, job.image->bytes());
     FaultPoint("publish.after_payload");
     if (!written.ok()) {

@@ -17,7 +17,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "records are little-endian as they lie in memory");
 
 constexpr std::array<char, 8> kMagic = {'K', 'V', 'S', 'C', 'O', 'L', 'D', '1'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::uint8_t kIndexVersion = 1;
 
 // Where the fields of a header lie.
@@ -26,8 +26,8 @@ constexpr std::size_t kSpaceAt = 32, kContextAt = 64, kParentAt = 96, kChainAt =
 constexpr std::size_t kValidAt = 168, kSourceSizeAt = 172, kSessionSizeAt = 174, kTokensAt = 176;
 constexpr std::size_t kSourceAt = kTokensAt + kMaxPageTokens * sizeof(TokenId);
 constexpr std::size_t kSessionAt = kSourceAt + kMaxLabelBytes;
-constexpr std::size_t kPayloadSumAt = kSessionAt + kMaxLabelBytes;
-constexpr std::size_t kReservedAt = kPayloadSumAt + 16;
+constexpr std::size_t kPartSumsAt = kSessionAt + kMaxLabelBytes;
+constexpr std::size_t kReservedAt = kPartSumsAt + sizeof(PartSums);
 constexpr std::size_t kHeaderSumAt = kRecordHeaderBytes - 16;
 
 template <typename T>
@@ -80,6 +80,18 @@ Checksum CopyAndSum(std::span<const std::byte> from, std::span<std::byte> to) {
   return {sum.low64, sum.high64};
 }
 
+PartSums CopyAndSumParts(std::span<const std::byte> page, std::span<std::byte> payload) {
+  PartSums sums;
+  const PayloadParts parts = PartsOf(page.size());
+  KVS_CHECK(payload.size() == PayloadBytes(page.size()));
+  for (std::size_t i = 0; i < parts.count; ++i) {
+    const std::size_t begin = i * parts.bytes;
+    sums[i] = CopyAndSum(page.subspan(begin, std::min(parts.bytes, page.size() - begin)),
+                         payload.subspan(begin, std::min(parts.bytes, payload.size() - begin)));
+  }
+  return sums;
+}
+
 void EncodeRecordHeader(const RecordHeader& record, std::span<std::byte> header) {
   KVS_CHECK(header.size() == kRecordHeaderBytes);
   const ColdPage& page = record.page;
@@ -102,7 +114,7 @@ void EncodeRecordHeader(const RecordHeader& record, std::span<std::byte> header)
   std::memcpy(header.data() + kTokensAt, page.tokens.data(), page.tokens.size() * sizeof(TokenId));
   std::memcpy(header.data() + kSourceAt, source.data(), source.size());
   std::memcpy(header.data() + kSessionAt, session.data(), session.size());
-  Put(header, kPayloadSumAt, record.payload);
+  Put(header, kPartSumsAt, record.parts);
   Put(header, kHeaderSumAt, ChecksumOf(header.first(kHeaderSumAt)));
 }
 
@@ -136,7 +148,7 @@ Result<RecordHeader> DecodeRecordHeader(std::span<const std::byte> header) {
   std::memcpy(record.page.tokens.data(), header.data() + kTokensAt, valid * sizeof(TokenId));
   record.page.source = GetText(header, kSourceAt, source_size);
   record.page.session = GetText(header, kSessionAt, session_size);
-  record.payload = Get<Checksum>(header, kPayloadSumAt);
+  record.parts = Get<PartSums>(header, kPartSumsAt);
   if (ChainContext(record.page.parent, record.page.tokens) != record.page.context) {
     return DataLoss("a record's name is not that of its tokens");
   }

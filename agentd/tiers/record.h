@@ -2,6 +2,8 @@
 // gives every byte. Both decoders take bytes that nobody vouches for.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -23,6 +25,21 @@ inline constexpr std::size_t PayloadBytes(std::size_t page_bytes) {
 }
 inline constexpr std::size_t SlotBytes(std::size_t page_bytes) { return kRecordHeaderBytes + PayloadBytes(page_bytes); }
 
+// A payload's parts: stretches of one size (the last may be shorter), each with a checksum of its own, so that a reader
+// can use a model's first layers while the last are still being read. At least 256 KiB each: disks like large reads.
+inline constexpr std::size_t kMaxPayloadParts = 8;
+struct PayloadParts {
+  std::size_t count = 1;
+  std::size_t bytes = 0;  // of each but the last
+};
+inline constexpr PayloadParts PartsOf(std::size_t page_bytes) {
+  constexpr std::size_t kLeastBytes = std::size_t{256} << 10;
+  const std::size_t payload = PayloadBytes(page_bytes);
+  const std::size_t wanted = std::clamp<std::size_t>(payload / kLeastBytes, 1, kMaxPayloadParts);
+  const std::size_t bytes = PayloadBytes((payload + wanted - 1) / wanted);
+  return {.count = (payload + bytes - 1) / bytes, .bytes = bytes};
+}
+
 // A fast checksum against rot, not against an enemy (XXH3-128).
 struct Checksum {
   std::uint64_t low = 0;
@@ -34,12 +51,16 @@ Checksum ChecksumOf(std::span<const std::byte> bytes);
 // over memory, where copying first and summing later would be two.
 Checksum CopyAndSum(std::span<const std::byte> from, std::span<std::byte> to);
 
+using PartSums = std::array<Checksum, kMaxPayloadParts>;  // zero behind the last part
+// Copies a page to `payload` (PayloadBytes) and sums its parts.
+PartSums CopyAndSumParts(std::span<const std::byte> page, std::span<std::byte> payload);
+
 struct RecordHeader {
   std::uint64_t generation = 0;  // of all records ever written here, this one: an index entry means exactly one
   std::uint64_t page_bytes = 0;
   Digest space;
   ColdPage page;
-  Checksum payload;  // of the payload with its padding
+  PartSums parts;  // of the payload with its padding
 };
 
 // Fills `header` (kRecordHeaderBytes). Requires 1..64 tokens; labels are cut to kMaxLabelBytes.

@@ -1,7 +1,9 @@
 // A record between a slot and memory: what is written can be verified, and nothing is given back unverified.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "agentd/tiers/record.h"
@@ -11,7 +13,7 @@
 namespace kvshare::agentd {
 
 // Completes `slot_image` (slot_bytes) with the header and writes it. The payload with its padding is in place, and its
-// checksum in `header`.
+// checksums in `header`.
 Status WriteRecord(SlabStore& slabs, std::uint64_t slot, const RecordHeader& header, std::span<std::byte> slot_image);
 
 // Reads the record that an index entry means. `scratch`: slot_bytes, aligned. `destination`: page_bytes; aligned memory
@@ -23,8 +25,19 @@ struct WantedRecord {
   std::uint64_t slot = 0;
   std::uint64_t generation = 0;
 };
-Result<ColdPage> ReadRecord(SlabStore& slabs, const WantedRecord& wanted, std::span<std::byte> scratch,
-                            std::span<std::byte> destination);
+Result<RecordHeader> ReadRecord(SlabStore& slabs, const WantedRecord& wanted, std::span<std::byte> scratch,
+                                std::span<std::byte> destination);
+
+// Reads parts [first, end) of the same into their places in `destination`. Errors as above, but checksums of parts are
+// the caller's to compare, who has the header when the first part was read.
+struct PartsRead {
+  std::optional<RecordHeader> header;  // with part 0: that of the record which is wanted
+  PartSums sums;                       // of these parts
+};
+Result<PartsRead> ReadParts(SlabStore& slabs, const WantedRecord& wanted, std::size_t first, std::size_t end,
+                            std::span<std::byte> scratch, std::span<std::byte> destination);
+// DataLoss unless part `part` is what was written.
+Status CheckPart(const RecordHeader& header, const PartSums& sums, std::size_t part);
 
 // Reads only the header. DataLoss when there is none.
 Result<RecordHeader> ReadRecordHeader(SlabStore& slabs, std::uint64_t slot, std::span<std::byte> scratch);

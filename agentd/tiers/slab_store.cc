@@ -152,13 +152,13 @@ Result<SlabStore::Place> SlabStore::Find(std::uint64_t slot) const {
   return Place{files_[slot / slots_per_file_], static_cast<off_t>(slot % slots_per_file_ * slot_bytes_)};
 }
 
-// Calls transfer(fd, offset, done) until `bytes` are done.
+// Calls transfer(fd, offset in the file, done) until `bytes` are done, from `offset` in the slot on.
 template <typename Transfer>
-Status SlabStore::Repeat(std::uint64_t slot, std::size_t bytes, Transfer transfer) {
+Status SlabStore::Repeat(std::uint64_t slot, std::size_t offset, std::size_t bytes, Transfer transfer) {
   KVS_ASSIGN_OR_RETURN(const Place place, Find(slot));
   std::size_t done = 0;
   while (done < bytes) {
-    const ssize_t n = transfer(place.fd, place.offset + static_cast<off_t>(done), done);
+    const ssize_t n = transfer(place.fd, place.offset + static_cast<off_t>(offset + done), done);
     if (n > 0) {
       done += static_cast<std::size_t>(n);
     } else if (n < 0 && errno == EINVAL) {
@@ -178,20 +178,21 @@ Status SlabStore::Repeat(std::uint64_t slot, std::size_t bytes, Transfer transfe
 
 Status SlabStore::Write(std::uint64_t slot, std::span<const std::byte> record) {
   KVS_CHECK(record.size() <= slot_bytes_);
-  return Repeat(slot, record.size(), [&](int fd, off_t offset, std::size_t done) {
+  return Repeat(slot, 0, record.size(), [&](int fd, off_t offset, std::size_t done) {
     return pwrite(fd, record.data() + done, record.size() - done, offset);
   });
 }
 
-Status SlabStore::Read(std::uint64_t slot, std::span<std::byte> first, std::span<std::byte> second) {
-  KVS_CHECK(first.size() + second.size() <= slot_bytes_);
-  return Repeat(slot, first.size() + second.size(), [&](int fd, off_t offset, std::size_t done) {
+Status SlabStore::Read(std::uint64_t slot, std::size_t offset, std::span<std::byte> first,
+                       std::span<std::byte> second) {
+  KVS_CHECK(offset + first.size() + second.size() <= slot_bytes_);
+  return Repeat(slot, offset, first.size() + second.size(), [&](int fd, off_t at, std::size_t done) {
     const std::size_t in_first = std::min(done, first.size());
     const std::size_t in_second = done - in_first;
     const iovec parts[2] = {{first.data() + in_first, first.size() - in_first},
                             {second.data() + in_second, second.size() - in_second}};
     const bool skip = in_first == first.size();
-    return preadv(fd, parts + (skip ? 1 : 0), skip || second.empty() ? 1 : 2, offset);
+    return preadv(fd, parts + (skip ? 1 : 0), skip || second.empty() ? 1 : 2, at);
   });
 }
 

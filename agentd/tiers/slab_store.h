@@ -42,8 +42,8 @@ class SlabStore {
   // Buffers are aligned to 4096 and multiples of it in size. Unavailable, naming the file, when the disk fails;
   // ResourceExhausted when it is full.
   Status Write(std::uint64_t slot, std::span<const std::byte> record);
-  // Reads the slot's beginning into `first` and what follows into `second` (may be empty).
-  Status Read(std::uint64_t slot, std::span<std::byte> first, std::span<std::byte> second);
+  // Reads the slot from `offset` on, a multiple of 4096, into `first` and what follows into `second` (may be empty).
+  Status Read(std::uint64_t slot, std::size_t offset, std::span<std::byte> first, std::span<std::byte> second);
   // Everything written so far survives a power cut.
   Status Sync();
   Status DeleteAll();
@@ -59,7 +59,7 @@ class SlabStore {
   Status OpenFile(std::size_t file);
   Status Allocate(std::size_t file, std::uint64_t slots);
   template <typename Transfer>
-  Status Repeat(std::uint64_t slot, std::size_t bytes, Transfer transfer);
+  Status Repeat(std::uint64_t slot, std::size_t offset, std::size_t bytes, Transfer transfer);
 
   const std::string directory_;
   const std::size_t slot_bytes_;

@@ -66,14 +66,15 @@ class Claims {
   std::unordered_map<std::uint64_t, IndexValue> by_slot_;
 };
 
-// Visits every entry of the index. Entries that are not ours, or lie outside the slabs, are dropped and counted.
-Status ReadIndex(OpenSpaceResult& space, std::uint64_t slots_before_shrinking) {
+// Visits every entry of the index. Entries that are not ours, or lie outside the slabs, are dropped and counted; those
+// in slots from `max_slots` on are given back.
+Status ReadIndex(OpenSpaceResult& space, std::uint64_t max_slots) {
   Claims claims(space);
   const Status status = space.index->ForEach([&](std::string_view key, std::string_view text) {
     auto value = DecodeIndexValue(key, text);
-    if (value.ok() && value->slot < space.slabs->slots()) return claims.Add(std::move(*value));
-    const bool given_back = value.ok() && value->slot < slots_before_shrinking;
-    ++(given_back ? space.evictions : space.integrity_errors);
+    const bool there = value.ok() && value->slot < space.slabs->slots();
+    if (there && value->slot < max_slots) return claims.Add(std::move(*value));
+    ++(there ? space.evictions : space.integrity_errors);
     if (key.size() != sizeof(Digest)) return;
     Digest context;
     std::copy(key.begin(), key.end(), context.bytes.begin());
@@ -152,14 +153,20 @@ Result<OpenSpaceResult> OpenSpace(const std::string& path, const Digest& space_n
   if (error) return Unavailable(path + ": cannot be made: " + error.message());
   OpenSpaceResult space;
   KVS_ASSIGN_OR_RETURN(space.slabs, SlabStore::Open(path, SlotBytes(page_bytes)));
-  const std::uint64_t slots_before = space.slabs->slots();
-  KVS_RETURN_IF_ERROR(space.slabs->Shrink(max_slots));
-
-  auto index = ColdIndex::Open(path + kIndexName, /*create=*/slots_before == 0);
+  auto index = ColdIndex::Open(path + kIndexName, /*create=*/space.slabs->slots() == 0);
   Status status = index.status();
   if (index.ok()) {
     space.index = std::move(*index);
-    status = ReadIndex(space, slots_before);
+    status = ReadIndex(space, max_slots);
+  }
+  if (space.slabs->slots() > max_slots) {
+    // Entries first: one without a slot would look like damage to whoever opens this after a crash. A disk too full to
+    // forget them gets its slots back all the same.
+    FaultPoint("shrink.before_index");
+    if (status.ok()) static_cast<void>(space.index->Apply({.deletes = space.useless, .puts = {}}));
+    FaultPoint("shrink.after_index");
+    KVS_RETURN_IF_ERROR(space.slabs->Shrink(max_slots));
+    FaultPoint("shrink.after_slots");
   }
   if (!status.ok()) KVS_RETURN_IF_ERROR(Rebuild(space, path, space_name, page_bytes, status));
 

@@ -2,8 +2,10 @@
 // exchanged on the way, stores can be refused, and the estimate of a load's time is what the test says.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -23,6 +25,7 @@ namespace kvshare::testing {
 struct TierHooks {
   // On a thread of the tier; changes what was loaded before the engine sees it.
   std::function<void(std::vector<agentd::ColdLoaded>&)> on_loaded;
+  std::optional<std::size_t> lost;  // a page whose last part is damaged, in every load
   std::optional<double> estimate_seconds;
   std::atomic<bool> refuse_stores = false;
   std::atomic<int> loads = 0;  // calls of Load
@@ -41,10 +44,35 @@ struct TierHooks {
     std::unique_lock lock(mutex);
     changed.wait(lock, [&] { return loads >= n; });
   }
+  void AwaitHiding() {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return hidings > 0; });
+  }
+
+  // While loads are held, what was read last is not there: its place has other bytes. Of page `lost` it never comes.
+  void HideLastPart(const std::vector<agentd::ColdLoad>& pages) {
+    std::unique_lock lock(mutex);
+    if (!held) return;
+    std::vector<std::vector<std::byte>> hidden;
+    for (const agentd::ColdLoad& page : pages) {
+      const auto last = page.destination.last(page.destination.size() / 4);
+      hidden.emplace_back(last.begin(), last.end());
+      std::fill(last.begin(), last.end(), std::byte{0x5a});
+    }
+    ++hidings;
+    changed.notify_all();
+    changed.wait(lock, [&] { return !held; });
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+      if (lost == i) continue;
+      const auto last = pages[i].destination.last(hidden[i].size());
+      std::copy(hidden[i].begin(), hidden[i].end(), last.begin());
+    }
+  }
 
   std::mutex mutex;
   std::condition_variable changed;
-  bool held = false;  // guarded by mutex
+  bool held = false;  // these two guarded by mutex
+  int hidings = 0;
 };
 
 class HookedTier final : public agentd::ColdTier {
@@ -61,22 +89,36 @@ class HookedTier final : public agentd::ColdTier {
     return !hooks_->refuse_stores && tier_->Store(page, kv);
   }
   bool CanStore() const override { return !hooks_->refuse_stores && tier_->CanStore(); }
-  void Load(std::vector<agentd::ColdLoad> pages, std::function<void(std::vector<agentd::ColdLoaded>)> done) override {
+  using ColdTier::Load;
+  void Load(std::vector<agentd::ColdLoad> pages, agentd::LoadDone done, agentd::PartsReady on_parts) override {
     hooks_->loaded_pages += static_cast<std::int64_t>(pages.size());
     {
       const std::lock_guard lock(hooks_->mutex);
       ++hooks_->loads;
       hooks_->changed.notify_all();
     }
-    tier_->Load(std::move(pages), [hooks = hooks_, done = std::move(done)](std::vector<agentd::ColdLoaded> loaded) {
-      {
-        std::unique_lock lock(hooks->mutex);
-        hooks->changed.wait(lock, [&] { return !hooks->held; });
-      }
-      if (hooks->on_loaded) hooks->on_loaded(loaded);
-      done(std::move(loaded));
-    });
+    agentd::PartsReady hooked_parts;
+    if (on_parts) {
+      const int all = tier_->PartsFor(pages.front().destination.size());
+      hooked_parts = [hooks = hooks_, on_parts = std::move(on_parts), all, pages](int ready) {
+        if (ready == all) hooks->HideLastPart(pages);
+        if (ready < all || !hooks->lost.has_value()) on_parts(ready);
+      };
+    }
+    tier_->Load(
+        std::move(pages),
+        [hooks = hooks_, done = std::move(done)](std::vector<agentd::ColdLoaded> loaded) {
+          {
+            std::unique_lock lock(hooks->mutex);
+            hooks->changed.wait(lock, [&] { return !hooks->held; });
+          }
+          if (hooks->on_loaded) hooks->on_loaded(loaded);
+          if (hooks->lost.has_value()) loaded[*hooks->lost].status = DataLoss("the test lost it");
+          done(std::move(loaded));
+        },
+        std::move(hooked_parts));
   }
+  int PartsFor(std::size_t bytes) const override { return tier_->PartsFor(bytes); }
   double EstimateLoadSeconds(std::size_t pages) const override {
     return hooks_->estimate_seconds.value_or(tier_->EstimateLoadSeconds(pages));
   }

@@ -28,6 +28,10 @@ float Logit(std::uint64_t tape, std::int64_t id) {
   return static_cast<float>(Mix(tape + static_cast<std::uint64_t>(id)) >> 40);
 }
 
+std::byte* Tape(const KvPages& pages, PageIndex page, int value) {
+  return pages.slab(page, pages.layout.num_layers - 1, value, 0);
+}
+
 class HostBuffer final : public kernels::Buffer {
  public:
   explicit HostBuffer(std::size_t bytes) : bytes_(bytes) {}
@@ -61,8 +65,7 @@ class TapeBackend final : public kernels::Backend {
   void Attention(const kernels::AttentionParams&) override { KVS_CHECK(false); }
   void CopyPageRows(const KvPages& pages, PageIndex from, PageIndex to, int tokens) override {
     for (int value : {0, 1}) {
-      std::memcpy(pages.slab(to, 0, value, 0), pages.slab(from, 0, value, 0),
-                  sizeof(float) * static_cast<std::size_t>(tokens));
+      std::memcpy(Tape(pages, to, value), Tape(pages, from, value), sizeof(float) * static_cast<std::size_t>(tokens));
     }
   }
   Status Sync() override { return OkStatus(); }
@@ -90,7 +93,8 @@ class TapeModel final : public runtime::Model {
   kernels::Backend& backend() override { return backend_; }
   // K holds the token's id, V its position + 1.
   kernels::KvLayout kv_layout() const override {
-    return {.num_layers = 1, .num_kv_heads = 1, .head_dim = 1, .dtype = kernels::DType::kF32};
+    return {
+        .num_layers = options_.layers, .num_kv_heads = 1, .head_dim = options_.head_dim, .dtype = kernels::DType::kF32};
   }
   std::int64_t max_batch_rows() const override { return options_.max_batch_rows; }
   std::size_t weight_bytes() const override { return 0; }
@@ -106,6 +110,10 @@ class TapeModel final : public runtime::Model {
     if (probe_->fail_next_forwards > 0) {
       --probe_->fail_next_forwards;
       return Internal("the test asked for a failure");
+    }
+    for (int layer = 0; batch.gate != nullptr && layer < options_.layers; ++layer) {
+      batch.gate->BeforeLayer(layer);
+      ++probe_->gated_layers;
     }
     for (std::size_t r = 0; r < batch.ids.size(); ++r) {
       const auto [page, offset] = batch.slots[r];
@@ -126,12 +134,12 @@ class TapeModel final : public runtime::Model {
  private:
   static void Put(const KvPages& pages, PageIndex page, int value, int offset, std::int32_t x) {
     KVS_CHECK(page < pages.num_pages && offset >= 0 && offset < kPageTokens);
-    std::memcpy(pages.slab(page, 0, value, 0) + 4 * offset, &x, 4);
+    std::memcpy(Tape(pages, page, value) + 4 * offset, &x, 4);
   }
   static std::int32_t Get(const KvPages& pages, PageIndex page, int value, int offset) {
     KVS_CHECK(page < pages.num_pages);
     std::int32_t x;
-    std::memcpy(&x, pages.slab(page, 0, value, 0) + 4 * offset, 4);
+    std::memcpy(&x, Tape(pages, page, value) + 4 * offset, 4);
     return x;
   }
 

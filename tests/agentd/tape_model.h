@@ -20,6 +20,9 @@ struct TapeModelOptions {
   std::int64_t max_batch_rows = 256;
   TokenId eos = -1;  // -1: none
   int weights = 0;   // another number: another model, whose KV is not this one's
+  // Pages as large as real ones. The tape lies in the last layer.
+  int layers = 1;
+  int head_dim = 1;
 };
 
 // What the test sees of a model it gave away; outlives it.
@@ -28,7 +31,8 @@ struct TapeProbe {
   std::atomic<int> fail_next_forwards = 0;
   std::atomic<std::int64_t> forwards = 0;
   std::atomic<std::int64_t> rows = 0;
-  std::atomic<std::int64_t> wrong_rows = 0;  // rows of KV that were not what they should have been
+  std::atomic<std::int64_t> gated_layers = 0;  // begun behind a gate
+  std::atomic<std::int64_t> wrong_rows = 0;    // rows of KV that were not what they should have been
 };
 
 std::unique_ptr<runtime::Model> NewTapeModel(const TapeModelOptions& options, std::shared_ptr<TapeProbe> probe);

@@ -1,6 +1,7 @@
 // Memory and disk together: what one lacks the other gives, whatever happens to it on the way, and nobody who does not
 // need it waits for it.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <string>
 #include <thread>
@@ -32,8 +33,8 @@ class ColdPathTest : public ::testing::Test {
   }
 
   // Serves each prompt once and shuts down in order.
-  void Store(const std::vector<Ids>& prompts, int max_tokens = 1) {
-    const auto tape = Open();
+  void Store(const std::vector<Ids>& prompts, int max_tokens = 1, std::int64_t pool_pages = 0) {
+    const auto tape = Open(pool_pages);
     for (const Ids& prompt : prompts) tape->Ask(IdsRequest(prompt, max_tokens, "writer"));
     tape->service->Drain();
     EXPECT_EQ(tape->service->GetStats().cold.dropped, 0);
@@ -161,6 +162,92 @@ TEST_F(ColdPathTest, APageThatIsLostOnTheWayIsComputedAndSaysSo) {
       EXPECT_EQ(tape->Ask(IdsRequest(prompt, 8)).reuse.prefix_tokens, 299);
       tape->ExpectSound();
     }
+  }
+}
+
+// The model's last layer lies in the pages' last part, which the test holds back.
+class PipelinedLoadTest : public ColdPathTest {
+ protected:
+  PipelinedLoadTest() {
+    model_.layers = 4;
+    model_.head_dim = 512;  // pages of 1 MiB: four parts
+    Store({prompt_}, 1, kPoolPages);
+  }
+
+  // As after a restart; the engine takes computing for slower than any disk.
+  void OpenSlow() {
+    tape_.reset();
+    slow_ = true;
+    tape_ = Open(kPoolPages, [this] {
+      const auto begun = std::chrono::steady_clock::now();
+      while (slow_ && std::chrono::steady_clock::now() < begun + std::chrono::milliseconds(100)) {
+      }
+    });
+    tape_->Ask(IdsRequest(Counting(20, ++opened_), 1));
+    slow_ = false;
+  }
+
+  // What is stored, and 100 tokens that are not.
+  Ids Longer(std::size_t variant) const {
+    Ids ids = prompt_;
+    ids.push_back(static_cast<TokenId>(variant));
+    for (TokenId id = 1; id < 100; ++id) ids.push_back(49 - id % 50);
+    return ids;
+  }
+
+  // Returns when a step has begun whose pages are not all there.
+  void AwaitPipelinedStep() {
+    tape_->hooks->AwaitHiding();
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (tape_->probe->gated_layers == 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    EXPECT_GT(tape_->probe->gated_layers, 0) << "no step began before its pages were there";
+    EXPECT_LT(tape_->probe->gated_layers, model_.layers);
+  }
+
+  static constexpr std::int64_t kPoolPages = 40;
+  const Ids prompt_ = Counting(300);
+  TokenId opened_ = 0;
+  std::atomic<bool> slow_ = false;
+  std::unique_ptr<TapeService> tape_;
+};
+
+TEST_F(PipelinedLoadTest, AStepBeginsBeforeItsPagesAreAllThere) {
+  OpenSlow();
+  const Ids longer = Longer(0);
+  tape_->hooks->HoldLoads();
+  const auto recorder = tape_->Start(IdsRequest(longer, 4));
+  AwaitPipelinedStep();
+  tape_->hooks->ReleaseLoads();
+  const Recorder::Outcome& outcome = recorder->Wait();
+  ASSERT_TRUE(outcome.reply.has_value()) << outcome.error.message();
+  EXPECT_EQ(outcome.reply->ids, TapeContinuation(model_, longer, 4));
+  EXPECT_EQ(outcome.reply->reuse.prefix_tokens, 300);
+  EXPECT_EQ(tape_->Ask(IdsRequest(longer, 4)).reuse.prefix_tokens, 399);
+  tape_->ExpectSound();
+}
+
+TEST_F(PipelinedLoadTest, WhatWasComputedOverALostPageIsComputedAgain) {
+  for (std::size_t lost = 0; lost < 5; ++lost) {
+    OpenSlow();
+    const Ids longer = Longer(lost);
+    tape_->hooks->lost = lost;
+    tape_->hooks->HoldLoads();
+    const auto recorder = tape_->Start(IdsRequest(longer, 4));
+    const Ids other = Counting(100, static_cast<TokenId>(20 + lost));
+    const auto beside = tape_->Start(IdsRequest(other, 30));
+    AwaitPipelinedStep();
+    tape_->hooks->ReleaseLoads();
+    const Recorder::Outcome& outcome = recorder->Wait();
+    ASSERT_TRUE(outcome.reply.has_value()) << outcome.error.message();
+    const auto kept = static_cast<std::int64_t>(lost * 64);
+    EXPECT_EQ(outcome.reply->ids, TapeContinuation(model_, longer, 4));
+    EXPECT_EQ(outcome.reply->reuse.prefix_tokens, kept);
+    EXPECT_EQ(MissTokens(outcome.reply->reuse, "cold_damaged"), 300 - kept);
+    ASSERT_TRUE(beside->Wait().reply.has_value());
+    EXPECT_EQ(beside->Wait().reply->ids, TapeContinuation(model_, other, 30));
+    EXPECT_EQ(tape_->probe->wrong_rows, lost < 4 ? 64 : 44);  // seen by the step that was thrown away, and by no other
+    const Status sound = tape_->service->CheckIntegrity();
+    EXPECT_TRUE(sound.ok()) << sound.message();
   }
 }
 

@@ -201,6 +201,27 @@ TEST_F(ColdCrashTest, AtEveryFaultPoint) {
   }
 }
 
+// What a smaller quota gives back is no damage, whoever comes to see it.
+TEST_F(ColdCrashTest, WhileAQuotaBecomesSmaller) {
+  constexpr std::uint64_t kIds = 600;
+  for (const char* point : {"shrink.before_index", "shrink.after_index", "shrink.after_slots"}) {
+    {
+      auto tier = ColdTier::Open({.directory = directory_.path().string(),
+                                  .max_bytes = 64 << 20,
+                                  .space = TestSpace(),
+                                  .page_bytes = kPageBytes});
+      ASSERT_TRUE(tier.ok());
+      for (std::uint64_t id = 0; id < kIds; ++id) ASSERT_TRUE(StorePage(**tier, TestPage(id), kPageBytes));
+      ASSERT_TRUE((*tier)->Flush().ok());
+      ASSERT_EQ((*tier)->stats().entries, kIds);
+    }
+    Worker worker(directory_.path().string(), 8, 1, kIds, std::string(point) + ":1");
+    ASSERT_EQ(worker.Wait(), SIGKILL) << point << " was never passed";
+    Check(8, kIds, true, point);
+    if (HasFailure()) return;
+  }
+}
+
 TEST_F(ColdCrashTest, WhileTheIndexIsMadeAnew) {
   for (const char* point : {"rebuild.before_scan", "rebuild.before_move", "rebuild.between_moves"}) {
     {

@@ -5,8 +5,10 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
 #include <set>
 
+#include "agentd/tiers/record.h"
 #include "agentd/tiers/space_directory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -86,6 +88,80 @@ TEST_F(ColdTierTest, ManyPagesInOneLoadSomeOfThemNotStored) {
   EXPECT_EQ(tier->stats().misses, 8);
   EXPECT_EQ(LoadAll(*tier, {}, page_bytes_).size(), 0u);
   EXPECT_EQ(LoadOne(*tier, TestPage(20).context, page_bytes_).status.code(), StatusCode::kNotFound);
+}
+
+// Whoever is told of a part finds it whole, in every page, whatever happens behind it.
+TEST_F(ColdTierTest, PartsComeInOrderAndVerified) {
+  for (const std::size_t page_bytes : {std::size_t{1} << 20, (std::size_t{1} << 20) + 100, std::size_t{5000}}) {
+    SCOPED_TRACE(page_bytes);
+    const testing::TempDir directory;
+    const auto open = [&] {
+      auto tier = ColdTier::Open({.directory = directory.path().string(),
+                                  .max_bytes = 128 << 20,
+                                  .space = TestSpace(),
+                                  .page_bytes = page_bytes});
+      EXPECT_TRUE(tier.ok()) << tier.status().message();
+      return std::move(*tier);
+    };
+    {
+      const auto tier = open();
+      for (std::uint64_t id = 0; id < 6; ++id) ASSERT_TRUE(StorePage(*tier, TestPage(id), page_bytes));
+      ASSERT_TRUE(tier->Flush().ok());
+    }
+    const PayloadParts parts = PartsOf(page_bytes);
+    EXPECT_EQ(parts.count, page_bytes > 5000 ? 4u : 1u);
+    // Round `spoiled`: a byte of that part of page 3 is flipped first; in the last round none.
+    for (std::size_t spoiled = 0; spoiled <= parts.count; ++spoiled) {
+      SCOPED_TRACE(spoiled);
+      const std::string slab = FilesEndingIn(directory.path(), ".slab").at(0);
+      const std::string bytes = ReadFile(slab);
+      const Digest context = TestPage(3).context;
+      const std::size_t named = bytes.find(std::string(context.bytes.begin(), context.bytes.end()));
+      const std::size_t slot = named / SlotBytes(page_bytes) * SlotBytes(page_bytes);
+      const std::size_t place = slot + kRecordHeaderBytes + spoiled * parts.bytes + 7;
+      if (spoiled < parts.count) {
+        const char flipped = static_cast<char>(bytes[place] ^ 1);
+        Overwrite(slab, place, {&flipped, 1});
+      }
+      const auto tier = open();
+      EXPECT_EQ(tier->PartsFor(page_bytes), static_cast<int>(parts.count));
+      std::vector<std::unique_ptr<AlignedBuffer>> memory;
+      std::vector<ColdLoad> loads;
+      std::vector<std::vector<std::byte>> wanted;
+      for (std::uint64_t id = 0; id < 6; ++id) {
+        memory.push_back(std::make_unique<AlignedBuffer>(PayloadBytes(page_bytes)));
+        loads.push_back({TestPage(id).context, memory.back()->bytes().first(page_bytes)});
+        wanted.push_back(TestKv(TestPage(id).context, page_bytes));
+      }
+      std::atomic<int> most = 0, wrong = 0;
+      std::promise<std::vector<ColdLoaded>> promise;
+      tier->Load(
+          loads, [&](std::vector<ColdLoaded> loaded) { promise.set_value(std::move(loaded)); },
+          [&](int ready) {
+            for (int seen = most; seen < ready && !most.compare_exchange_weak(seen, ready);) {
+            }
+            const std::size_t end = std::min(page_bytes, static_cast<std::size_t>(ready) * parts.bytes);
+            for (std::size_t i = 0; i < loads.size(); ++i) {
+              wrong += std::memcmp(loads[i].destination.data(), wanted[i].data(), end) != 0;
+            }
+          });
+      const std::vector<ColdLoaded> loaded = promise.get_future().get();
+      EXPECT_EQ(wrong, 0);
+      EXPECT_LE(most, static_cast<int>(spoiled));  // in the last round, all
+      if (spoiled == parts.count) {
+        EXPECT_EQ(most, static_cast<int>(parts.count));
+      }
+      for (std::size_t i = 0; i < loaded.size(); ++i) {
+        const bool lost = i == 3 && spoiled < parts.count;
+        EXPECT_EQ(loaded[i].status.code(), lost ? StatusCode::kDataLoss : StatusCode::kOk);
+      }
+      if (spoiled < parts.count) {
+        ASSERT_TRUE(StorePage(*tier, TestPage(3), page_bytes));
+      }
+      ASSERT_TRUE(tier->Flush().ok());
+      EXPECT_TRUE(tier->CheckIntegrity().ok()) << tier->CheckIntegrity().message();
+    }
+  }
 }
 
 TEST_F(ColdTierTest, TailsAndTheLongerPageThatServesBoth) {

@@ -13,7 +13,7 @@ namespace {
 RecordHeader SomeRecord(std::size_t tokens) {
   RecordHeader record = {
       .generation = 42, .page_bytes = 5000, .space = TestSpace(), .page = TestPartialPage(3, tokens)};
-  record.payload = {.low = 1, .high = 2};
+  for (std::size_t i = 0; i < kMaxPayloadParts; ++i) record.parts[i] = {.low = i + 1, .high = 2};
   return record;
 }
 
@@ -27,7 +27,7 @@ TEST(Record, HeaderRoundTrip) {
     EXPECT_EQ(decoded->generation, record.generation);
     EXPECT_EQ(decoded->page_bytes, record.page_bytes);
     EXPECT_EQ(decoded->space, record.space);
-    EXPECT_EQ(decoded->payload, record.payload);
+    EXPECT_EQ(decoded->parts, record.parts);
     EXPECT_TRUE(SamePage(decoded->page, record.page));
   }
 }
