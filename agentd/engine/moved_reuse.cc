@@ -45,20 +45,6 @@ struct KeptPages {
 
 }  // namespace
 
-// Where those in company are the greater part, the others are computed.
-void MovedReuse::SetStraysAside(FoundChunks* found) {
-  std::int64_t strays = 0, all = 0;
-  for (const FoundChunk& chunk : found->chunks) {
-    all += chunk.chunk.length;
-    if (!chunk.chunk.in_company) strays += chunk.chunk.length;
-  }
-  if (!ComputeStrays(strays, all)) return;
-  const auto aside = std::stable_partition(found->chunks.begin(), found->chunks.end(),
-                                           [](const FoundChunk& chunk) { return chunk.chunk.in_company; });
-  found->strays.assign(std::make_move_iterator(aside), std::make_move_iterator(found->chunks.end()));
-  found->chunks.erase(aside, found->chunks.end());
-}
-
 FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens) const {
   FoundChunks found;
   const std::string& session = *request.session;
@@ -127,7 +113,15 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     chunk.content = ContentDigest(tokens).Hex();
     found.chunks.push_back(std::move(out));
   }
-  if (request.reuse == ReuseMode::kAuto) SetStraysAside(&found);
+  if (request.reuse != ReuseMode::kAuto) return found;
+  std::vector<ChunkCompany> company;
+  for (const FoundChunk& chunk : found.chunks) company.push_back({chunk.chunk.length, chunk.chunk.in_company});
+  const std::vector<std::size_t> strays = Strays(company);
+  for (auto i = strays.rbegin(); i != strays.rend(); ++i) {
+    const auto stray = found.chunks.begin() + static_cast<std::ptrdiff_t>(*i);
+    found.strays.insert(found.strays.begin(), std::move(*stray));
+    found.chunks.erase(stray);
+  }
   return found;
 }
 

@@ -115,7 +115,6 @@ class MovedReuse {
   };
   Doubts& DoubtsOf(const MovedPrompt& prompt) { return prompt.OneThread() ? thread_ : elsewhere_; }
 
-  static void SetStraysAside(FoundChunks* found);
   static std::unique_ptr<AnchorStore> StoreFor(const runtime::Model& model, const MovedReuseOptions& options);
 
   runtime::Model* const model_;

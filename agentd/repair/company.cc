@@ -48,4 +48,17 @@ bool InCompany(std::span<const TokenId> here, std::span<const TokenId> there, st
   return std::abs(i - j) <= kCompanyShift;
 }
 
+std::vector<std::size_t> Strays(std::span<const ChunkCompany> chunks) {
+  std::vector<std::size_t> strays;
+  std::int64_t all = 0, astray = 0;
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    all += chunks[i].tokens;
+    if (chunks[i].in_company) continue;
+    astray += chunks[i].tokens;
+    strays.push_back(i);
+  }
+  if (2 * astray > all) strays.clear();
+  return strays;
+}
+
 }  // namespace kvshare::agentd

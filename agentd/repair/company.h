@@ -1,8 +1,10 @@
 // What decides how well stored KV serves at another place: what it was computed to see.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kvshare/types.h"
 
@@ -17,8 +19,12 @@ inline constexpr std::int64_t kCompanyShift = 32;
 // as many there (kCompanyShift); of the rest as much as kCompanyGap may differ in one place. Time linear in `here`.
 bool InCompany(std::span<const TokenId> here, std::span<const TokenId> there, std::int64_t lead);
 
-// Whether mode auto is better off computing its chunks that are not in company, `strays` tokens of `all`: the rest is
-// then trusted as it is stored.
-constexpr bool ComputeStrays(std::int64_t strays, std::int64_t all) { return 2 * strays <= all; }
+struct ChunkCompany {
+  std::int64_t tokens = 0;
+  bool in_company = false;
+};
+// Which of a prompt's chunks mode auto computes although they are stored, as ascending indices: those that are not in
+// company, where they are at most half of all tokens. The rest is then trusted as it is stored.
+std::vector<std::size_t> Strays(std::span<const ChunkCompany> chunks);
 
 }  // namespace kvshare::agentd

@@ -131,18 +131,14 @@ bool MovedPrefill::InCompany(const Stored& stored, std::int64_t begin) {
 
 // As the daemon does.
 void MovedPrefill::SetStraysAside() {
-  std::int64_t strays = 0, all = 0;
-  for (const agentd::MovedChunk& chunk : moved_) {
-    all += chunk.length;
-    if (!chunk.in_company) strays += chunk.length;
-  }
-  if (!agentd::ComputeStrays(strays, all)) return;
-  for (std::size_t i = moved_.size(); i-- > 0;) {
-    if (moved_[i].in_company) continue;
-    strays_[chunk_of_[i]] = {.cached_tokens = moved_[i].length,
-                             .computed_pairs = moved_[i].length * model_->config().num_layers};
-    moved_.erase(moved_.begin() + static_cast<std::ptrdiff_t>(i));
-    chunk_of_.erase(chunk_of_.begin() + static_cast<std::ptrdiff_t>(i));
+  std::vector<agentd::ChunkCompany> company;
+  for (const agentd::MovedChunk& chunk : moved_) company.push_back({chunk.length, chunk.in_company});
+  const std::vector<std::size_t> strays = agentd::Strays(company);
+  for (auto i = strays.rbegin(); i != strays.rend(); ++i) {
+    strays_[chunk_of_[*i]] = {.cached_tokens = moved_[*i].length,
+                              .computed_pairs = moved_[*i].length * model_->config().num_layers};
+    moved_.erase(moved_.begin() + static_cast<std::ptrdiff_t>(*i));
+    chunk_of_.erase(chunk_of_.begin() + static_cast<std::ptrdiff_t>(*i));
   }
 }
 

@@ -79,5 +79,14 @@ TEST_F(InCompanyTest, RepeatingTextIsNotTakenForMore) {
   EXPECT_FALSE(InCompany(Join({head, loop}), Join({head, loop, loop}), 40));
 }
 
+TEST(Strays, AreComputedWhereTheyAreTheLesserPart) {
+  using Indices = std::vector<std::size_t>;
+  EXPECT_EQ(Strays({}), Indices{});
+  EXPECT_EQ(Strays(std::vector<ChunkCompany>{{100, true}, {40, false}, {60, false}}), (Indices{1, 2}));
+  EXPECT_EQ(Strays(std::vector<ChunkCompany>{{100, true}, {41, false}, {60, false}}), Indices{});
+  EXPECT_EQ(Strays(std::vector<ChunkCompany>{{100, true}, {41, true}}), Indices{});
+  EXPECT_EQ(Strays(std::vector<ChunkCompany>{{100, false}}), Indices{});
+}
+
 }  // namespace
 }  // namespace kvshare::agentd
