@@ -69,7 +69,7 @@ void ReadIndexValue(const std::uint8_t* data, std::size_t size, bool fix) {
 
 std::vector<std::string> Seeds() {
   std::vector<std::byte> header(kRecordHeaderBytes);
-  EncodeRecordHeader({.generation = 7, .page_bytes = 4096, .space = {}, .page = SeedPage(), .payload = {}}, header);
+  EncodeRecordHeader({.generation = 7, .page_bytes = 4096, .space = {}, .page = SeedPage(), .parts = {}}, header);
   const std::string bytes(reinterpret_cast<const char*>(header.data()), header.size());
   const IndexValue value = {.slot = 3, .generation = 7, .last_used = 9, .page = SeedPage()};
   const std::string entry = std::string(KeyOf(value.page.context)) + EncodeIndexValue(value);
