@@ -28,8 +28,9 @@ void Engine::BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv) 
   cold_->Load(
       std::move(loads),
       [this, id, progress](std::vector<ColdLoaded> loaded) {
-        progress->Ended(std::move(loaded));
+        // In this order: once the load has ended for it, the engine waits for nobody here, and may be gone.
         Post([this, id] { EndPromotion(id); });
+        progress->Ended(std::move(loaded));
       },
       std::move(on_parts));
 }
