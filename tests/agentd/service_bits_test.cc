@@ -55,16 +55,6 @@ class ServiceBitsTest : public ::testing::TestWithParam<kernels::DType> {
     }
   }
 
-  static GenerateReply Ask(agentd::Service& service, const GenerateRequest& request) {
-    const auto recorder = std::make_shared<Recorder>();
-    const Result<std::uint64_t> id = service.Generate(request, recorder);
-    EXPECT_TRUE(id.ok()) << id.status().message();
-    if (!id.ok()) return {};
-    const Recorder::Outcome& outcome = recorder->Wait();
-    EXPECT_TRUE(outcome.reply.has_value()) << outcome.error.message();
-    return outcome.reply.value_or(GenerateReply{});
-  }
-
   // Runs all cases, `in_flight` at a time, and compares. Returns the prompt tokens that were reused.
   std::int64_t Run(agentd::Service& service, std::size_t in_flight) {
     std::int64_t reused = 0;

@@ -102,6 +102,17 @@ inline GenerateRequest IdsRequest(std::vector<TokenId> ids, int max_tokens, std:
   return request;
 }
 
+// Waits for the reply; a failure fails the test.
+inline GenerateReply Ask(agentd::Service& service, const GenerateRequest& request) {
+  const auto recorder = std::make_shared<Recorder>();
+  const Result<std::uint64_t> id = service.Generate(request, recorder);
+  EXPECT_TRUE(id.ok()) << id.status().message();
+  if (!id.ok()) return {};
+  const Recorder::Outcome& outcome = recorder->Wait();
+  EXPECT_TRUE(outcome.reply.has_value()) << outcome.error.message();
+  return outcome.reply.value_or(GenerateReply{});
+}
+
 struct TapeService {
   TapeModelOptions model;
   std::shared_ptr<TapeProbe> probe = std::make_shared<TapeProbe>();

@@ -61,13 +61,7 @@ class AnchorsServiceTest : public ::testing::Test {
     request.reuse = ReuseMode::kKvcomm;
     request.session = session;
     request.ignore_eos = true;
-    const auto recorder = std::make_shared<Recorder>();
-    const Result<std::uint64_t> id = service.Generate(request, recorder);
-    EXPECT_TRUE(id.ok()) << id.status().message();
-    if (!id.ok()) return {};
-    const Recorder::Outcome& outcome = recorder->Wait();
-    EXPECT_TRUE(outcome.reply.has_value()) << outcome.error.message();
-    return outcome.reply.value_or(GenerateReply{});
+    return testing::Ask(service, request);
   }
 
   // Two agents read the same notes, one behind the other's first words.

@@ -42,16 +42,6 @@ Ids Join(std::initializer_list<Ids> parts) {
   return all;
 }
 
-GenerateReply Ask(agentd::Service& service, const GenerateRequest& request) {
-  const auto recorder = std::make_shared<Recorder>();
-  const Result<std::uint64_t> id = service.Generate(request, recorder);
-  EXPECT_TRUE(id.ok()) << id.status().message();
-  if (!id.ok()) return {};
-  const Recorder::Outcome& outcome = recorder->Wait();
-  EXPECT_TRUE(outcome.reply.has_value()) << outcome.error.message();
-  return outcome.reply.value_or(GenerateReply{});
-}
-
 GenerateRequest Request(Ids prompt, ReuseMode mode, const std::string& agent, const std::string& session,
                         int max_tokens = 6) {
   GenerateRequest request = IdsRequest(std::move(prompt), max_tokens, agent);

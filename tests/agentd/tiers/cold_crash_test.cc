@@ -120,6 +120,17 @@ class ColdCrashTest : public ::testing::Test {
     while (worker.NextLine(&line)) Hear(line);
     stored_.clear();
   }
+  // Stores pages [0, ids) here, on a quota that holds them.
+  void Fill(std::uint64_t ids) {
+    auto tier = ColdTier::Open({.directory = directory_.path().string(),
+                                .max_bytes = 64 << 20,
+                                .space = TestSpace(),
+                                .page_bytes = kPageBytes});
+    ASSERT_TRUE(tier.ok()) << tier.status().message();
+    for (std::uint64_t id = 0; id < ids; ++id) ASSERT_TRUE(StorePage(**tier, TestPage(id), kPageBytes));
+    ASSERT_TRUE((*tier)->Flush().ok());
+    ASSERT_EQ((*tier)->stats().entries, static_cast<std::int64_t>(ids));
+  }
   // Opens the directory here and judges everything.
   void Check(int quota_mib, std::uint64_t ids, bool evicts, const std::string& when) {
     auto tier = ColdTier::Open({.directory = directory_.path().string(),
@@ -205,16 +216,7 @@ TEST_F(ColdCrashTest, AtEveryFaultPoint) {
 TEST_F(ColdCrashTest, WhileAQuotaBecomesSmaller) {
   constexpr std::uint64_t kIds = 600;
   for (const char* point : {"shrink.before_index", "shrink.after_index", "shrink.after_slots"}) {
-    {
-      auto tier = ColdTier::Open({.directory = directory_.path().string(),
-                                  .max_bytes = 64 << 20,
-                                  .space = TestSpace(),
-                                  .page_bytes = kPageBytes});
-      ASSERT_TRUE(tier.ok());
-      for (std::uint64_t id = 0; id < kIds; ++id) ASSERT_TRUE(StorePage(**tier, TestPage(id), kPageBytes));
-      ASSERT_TRUE((*tier)->Flush().ok());
-      ASSERT_EQ((*tier)->stats().entries, kIds);
-    }
+    ASSERT_NO_FATAL_FAILURE(Fill(kIds));
     Worker worker(directory_.path().string(), 8, 1, kIds, std::string(point) + ":1");
     ASSERT_EQ(worker.Wait(), SIGKILL) << point << " was never passed";
     Check(8, kIds, true, point);
@@ -224,15 +226,7 @@ TEST_F(ColdCrashTest, WhileAQuotaBecomesSmaller) {
 
 TEST_F(ColdCrashTest, WhileTheIndexIsMadeAnew) {
   for (const char* point : {"rebuild.before_scan", "rebuild.before_move", "rebuild.between_moves"}) {
-    {
-      auto tier = ColdTier::Open({.directory = directory_.path().string(),
-                                  .max_bytes = 64 << 20,
-                                  .space = TestSpace(),
-                                  .page_bytes = kPageBytes});
-      ASSERT_TRUE(tier.ok());
-      for (std::uint64_t id = 0; id < 50; ++id) ASSERT_TRUE(StorePage(**tier, TestPage(id), kPageBytes));
-      ASSERT_TRUE((*tier)->Flush().ok());
-    }
+    ASSERT_NO_FATAL_FAILURE(Fill(50));
     for (std::uint64_t id = 0; id < 50; ++id) acknowledged_.insert(id);
     for (const std::string& file : FilesEndingIn(directory_.path(), "CURRENT")) {
       if (file.find("damaged") == std::string::npos) Overwrite(file, 0, std::string(8, '\0'));
