@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <limits>
 
 #include "libkvshare/core/check.h"
 
@@ -75,22 +77,62 @@ void AuditBook::Record(double margin, double kl) {
   next_ = (next_ + 1) % recent_.size();
 }
 
-double AuditBook::Threshold(double fallback) const {
-  std::vector<Audit> sorted = recent_;
+std::optional<double> AuditBook::Threshold(double floor) const {
+  std::vector<Audit> sorted;
+  std::copy_if(recent_.begin(), recent_.end(), std::back_inserter(sorted),
+               [floor](const Audit& audit) { return audit.margin >= floor; });
   std::sort(sorted.begin(), sorted.end(), [](const Audit& a, const Audit& b) { return a.margin > b.margin; });
-  double threshold = fallback;
+  const auto audits = static_cast<std::int64_t>(sorted.size());
+  if (ClopperPearsonUpper(0, audits, limits_.confidence) <= limits_.failure_rate) {
+    return LeastWith(limits_.failure_rate, sorted);
+  }
+  const double early = LeastWith(limits_.early_failure_rate, sorted);
+  return std::isinf(early) ? std::nullopt : std::optional(early);
+}
+
+double AuditBook::LeastWith(double failure_rate, std::span<const Audit> sorted) const {
+  double threshold = std::numeric_limits<double>::infinity();
   std::int64_t failed = 0;
   for (std::size_t i = 0; i < sorted.size(); ++i) {
     failed += sorted[i].failed;
-    // A threshold takes in all audits of the same probability.
+    // A threshold takes in all audits of the same margin.
     if (i + 1 < sorted.size() && sorted[i + 1].margin == sorted[i].margin) continue;
     const auto accepted = static_cast<std::int64_t>(i) + 1;
+    if (static_cast<double>(failed) > failure_rate * static_cast<double>(accepted)) continue;  // the bound is above
     // The same as ClopperPearsonUpper(failed, accepted) <= failure_rate, without solving for the bound.
-    if (BinomialCdf(failed, accepted, limits_.failure_rate) <= 1 - limits_.confidence) {
-      threshold = sorted[i].margin;
-    }
+    if (BinomialCdf(failed, accepted, failure_rate) <= 1 - limits_.confidence) threshold = sorted[i].margin;
   }
   return threshold;
+}
+
+double Guard::DoubtRate() const {
+  const double asked = margin();
+  const auto missed = std::count_if(least_.begin(), least_.end(), [asked](double least) { return least < asked; });
+  return (kPriorWeight * prior_.doubts + static_cast<double>(missed)) /
+         (kPriorWeight + static_cast<double>(least_.size()));
+}
+
+void Guard::Answered(double least_margin) {
+  quantile_.Answered(least_margin < quantile_.value());
+  if (least_.size() < kRemembered) {
+    least_.push_back(least_margin);
+  } else {
+    least_[next_] = least_margin;
+    next_ = (next_ + 1) % least_.size();
+  }
+  Learn();
+}
+
+void Guard::Audited(double margin, double kl) {
+  book_.Record(margin, kl);
+  Learn();
+}
+
+// Audits of what the quantile sends back anyway say nothing of what is trusted.
+void Guard::Learn() {
+  const std::optional<double> threshold = book_.Threshold(quantile_.value());
+  taught_ = threshold.has_value();
+  audited_ = std::min(threshold.value_or(prior_.margin), GuardMargin::kMost);
 }
 
 }  // namespace kvshare::anchors

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,7 +31,7 @@ class GuardMargin {
     value_ = value_ < kLeast ? kLeast : value_ > kMost ? kMost : value_;
   }
 
-  static constexpr double kDoubtedShare = 0.22;
+  static constexpr double kDoubtedShare = 0.15;
   static constexpr double kLeast = 0.02;  // nats: a tie, in which either token is as good
   static constexpr double kMost = 4.0;    // 55 : 1
 
@@ -40,10 +41,11 @@ class GuardMargin {
 };
 
 struct AuditLimits {
-  double kl = 0.05;            // nats: an answer further from exact than this is a failure
-  double failure_rate = 0.02;  // what is tolerated among accepted answers
-  double confidence = 0.95;    // of that statement
-  std::size_t window = 512;    // audits remembered, the oldest forgotten first
+  double kl = 0.05;                  // nats: an answer further from exact than this is a failure
+  double failure_rate = 0.02;        // what is tolerated among accepted answers
+  double early_failure_rate = 0.10;  // while there are too few audits to say that of any margin
+  double confidence = 0.95;          // of that statement
+  std::size_t window = 512;          // audits remembered, the oldest forgotten first
 };
 
 // Audits: pairs of what the guard saw and what an exact recomputation then measured. From them comes the smallest
@@ -54,10 +56,11 @@ class AuditBook {
 
   void Record(double margin, double kl);
 
-  // The smallest threshold t such that, of the remembered audits with margin >= t, failures are rare enough:
-  // ClopperPearsonUpper(failures, audits) <= failure_rate. `fallback` while the audits do not suffice to say that of
-  // any threshold.
-  double Threshold(double fallback) const;
+  // The smallest threshold t >= floor such that, of the remembered audits with margin >= t, failures are rare enough:
+  // ClopperPearsonUpper(failures, audits) <= failure_rate. Infinity where there are audits enough with margin >= floor
+  // to say that of some threshold (149 with the defaults) and it is true of none. Before, the same with
+  // early_failure_rate (from 29 on); empty while that is true of none either.
+  std::optional<double> Threshold(double floor) const;
 
   std::int64_t audits() const { return recorded_; }
   std::int64_t failures() const { return failures_; }  // of all recorded
@@ -67,11 +70,53 @@ class AuditBook {
     double margin = 0;
     bool failed = false;
   };
+  // Of audits in descending order of margin. Infinity where no threshold has so few failures.
+  double LeastWith(double failure_rate, std::span<const Audit> sorted) const;
+
   AuditLimits limits_;
   std::vector<Audit> recent_;
   std::size_t next_ = 0;
   std::int64_t recorded_ = 0;
   std::int64_t failures_ = 0;
+};
+
+// Whether answers over chunks of one kind are trusted: the margin that is asked of them, and how often they miss it.
+// What audits can say with confidence holds; the quantile lies below it as a floor, because the likelier of two tokens
+// can change where their margin is small however near the distributions are.
+class Guard {
+ public:
+  // Before anything is known of answers: the margin that is asked of them at least, and how often they miss it.
+  struct Prior {
+    double margin = 0;
+    double doubts = 0;  // share of answers
+  };
+  explicit Guard(const Prior& prior) : prior_(prior), audited_(prior.margin) {}
+
+  double margin() const { return audited_ < quantile_.value() ? quantile_.value() : audited_; }  // nats
+  // Share of answers whose least sure watched token is not that sure.
+  double DoubtRate() const;
+  // Audits say nothing yet, and there are so few that more may soon.
+  bool learning() const { return !taught_ && book_.audits() < kLearningAudits; }
+
+  // The least sure token that was watched in an answer, or in the part of it before it was sent back.
+  void Answered(double least_margin);
+  // A token of an answer, and how far its distribution was from exact, in nats.
+  void Audited(double margin, double kl);
+
+ private:
+  void Learn();
+
+  static constexpr std::size_t kRemembered = 64;  // answers
+  static constexpr double kPriorWeight = 4;       // as many answers
+  static constexpr std::int64_t kLearningAudits = 64;
+
+  Prior prior_;
+  GuardMargin quantile_;
+  AuditBook book_;
+  double audited_;  // what the book asks; at most GuardMargin::kMost
+  bool taught_ = false;
+  std::vector<double> least_;  // of the last answers
+  std::size_t next_ = 0;
 };
 
 }  // namespace kvshare::anchors

@@ -32,6 +32,6 @@ inline constexpr std::int64_t kMaxTimeoutMs = std::int64_t{10} * 366 * 24 * 3600
 // tables, and the largest reply has two for each agent.
 inline constexpr std::uint32_t kMaxDepth = 8;
 inline constexpr std::uint32_t kMaxRequestTables = 16;
-inline constexpr std::uint32_t kMaxReplyTables = 2 * kMaxAgents + kMaxMissReasons + kMaxAuditDepths + 21;
+inline constexpr std::uint32_t kMaxReplyTables = 2 * kMaxAgents + kMaxMissReasons + 2 * kMaxAuditDepths + 21;
 
 }  // namespace kvshare::wire

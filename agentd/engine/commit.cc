@@ -35,11 +35,12 @@ void Engine::Commit(const Status& forward) {
     if (work.logits_row >= 0) {
       const auto row = std::span(logits_).subspan(static_cast<std::size_t>(work.logits_row) * vocab, vocab);
       if (sequence.moved.prompt != nullptr && sequence.moved.prompt->Doubtful(row)) {
-        if (const Status status = Recompute(sequence, row.data()); !status.ok()) {
+        if (const Status status = Recompute(sequence, row); !status.ok()) {
           Fail(sequence, status.WithContext("computing the prompt"));
           continue;
         }
       }
+      if (sequence.moved.prompt != nullptr) MayAudit(sequence, row);
       AcceptToken(sequence, runtime::SampleToken(row, sequence.request.sampling, sequence.generated()));
     } else if (!sequence.prefilling()) {
       sequence.first_token = sequence.last_token = std::chrono::steady_clock::now();
@@ -174,7 +175,8 @@ void Engine::PublishLoad() {
   load.pinned_bytes = usage.retained * page_bytes;
   load.client_leases = leases_.leases();
   load.kept_bytes = moved_.kept_pages() * page_bytes;
-  load.guard_margin = moved_.margin();
+  load.guard_margin = moved_.margin(/*one_thread=*/true);
+  load.guard_margin_elsewhere = moved_.margin(/*one_thread=*/false);
   load.running = std::count_if(running_.begin(), running_.end(), [](const auto& s) { return !s->ended; });
   {
     const std::lock_guard lock(mutex_);

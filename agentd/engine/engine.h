@@ -9,6 +9,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <random>
+#include <span>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -114,12 +116,14 @@ class Engine {
   MovedPlan PlanMoved(const EngineRequest& request, const StoredPrefix& stored);
   bool TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, MovedPlan& moved, std::int64_t* row_budget);
   void ComputeMoved();
-  Status Recompute(Sequence& sequence, float* logits);
+  Status Recompute(Sequence& sequence, std::span<float> logits);
+  Status SendBack(Sequence& sequence, std::span<float> logits);
+  void MayAudit(Sequence& sequence, std::span<const float> logits);
   Status ComputeExactly(Sequence& sequence, float* logits);
   void BecomeExact(Sequence& sequence);
   void Record(const Sequence& sequence);
   void KeepMoved(Sequence& sequence);
-  void HealLater(const Sequence& sequence);
+  void HealLater(Sequence& sequence);
   Healer::Events HealerEvents();
 
   void Materialize();
@@ -185,6 +189,7 @@ class Engine {
   WaitingQueue waiting_;
   MovedReuse moved_;
   Healer healer_;
+  std::mt19937_64 audit_draw_;                      // which of an answer's tokens is audited; changes no answer
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
   std::vector<Work> work_;
   bool replan_ = false;    // something has changed since no waiting request could be admitted

@@ -15,16 +15,19 @@ void Healer::Add(HealJob job) {
 bool Healer::Work() {
   if (!current_.has_value() && !Begin()) return false;
   const auto n = static_cast<std::int64_t>(current_->tokens.size());
-  // A step ends where the prompt does: there the audit's logits come from.
-  const bool in_prompt = computed_ < current_->prompt_tokens;
-  const std::int64_t end = std::min(in_prompt ? current_->prompt_tokens : n, computed_ + kRowsPerStep);
+  // A step ends before an audited token: its last row says what that should have been.
+  const AuditPoint* point = audited_ < current_->audits.size() ? &current_->audits[audited_] : nullptr;
+  const std::int64_t end = std::min(point != nullptr ? point->at : n, computed_ + kRowsPerStep);
   std::vector<float> logits;
-  if (end == current_->prompt_tokens && !current_->logits.empty()) logits.resize(current_->logits.size());
+  if (point != nullptr && end == point->at) logits.resize(point->logits.size());
   if (!Compute(end, logits.empty() ? nullptr : logits.data()).ok()) {
     End();
     return true;
   }
-  if (!logits.empty()) events_.on_audit(*current_, anchors::KlDivergence(logits, current_->logits));
+  if (!logits.empty()) {
+    events_.on_audit(*current_, *point, anchors::KlDivergence(logits, point->logits));
+    ++audited_;
+  }
   Store();
   if (computed_ == n) {
     events_.on_healed(*current_);
@@ -46,6 +49,7 @@ bool Healer::Begin() {
     kv_ = std::move(*kv);
     computed_ = match.full_tokens();
     stored_ = match.pages.size();
+    audited_ = 0;
     current_ = std::move(job);
     return true;
   }

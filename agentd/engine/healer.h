@@ -20,15 +20,22 @@
 
 namespace kvshare::agentd {
 
+// What a token of an approximate answer was chosen by.
+struct AuditPoint {
+  std::int64_t at = 0;  // the token's index; the first of an answer stands at prompt_tokens
+  std::vector<float> logits;
+};
+
 struct HealJob {
   std::vector<TokenId> tokens;  // a prompt and the answer that was given
   std::int64_t prompt_tokens = 0;
   AgentId agent = 0;
   std::shared_ptr<const std::string> session;
-  std::vector<float> logits;  // that the answer's first token was chosen by; empty: not audited
-  bool one_thread = false;    // all that was moved was in company
-  int depth = 1;              // as KeptKv has it
-  std::uint64_t kept = 0;     // MovedReuse::Keep's name for what the answer stood on
+  std::vector<AuditPoint> audits;  // ascending
+  bool guarded = false;            // in mode auto: audits teach the guard
+  bool one_thread = false;         // all that was moved was in company
+  int depth = 1;                   // as KeptKv has it
+  std::uint64_t kept = 0;          // MovedReuse::Keep's name for what the answer stood on
 };
 
 // The engine's thread. It holds pages only while it is at a job, and gives them back on demand.
@@ -38,7 +45,7 @@ class Healer {
     // kv.pages()[begin, end) are in the index now.
     std::function<void(const KvHandle& kv, std::size_t begin, std::size_t end, const HealJob& job)> on_stored;
     std::function<void(const HealJob& job)> on_healed;
-    std::function<void(const HealJob& job, double kl)> on_audit;
+    std::function<void(const HealJob& job, const AuditPoint& point, double kl)> on_audit;
   };
 
   Healer(runtime::Model* model, KvPool* pool, PageArena* arena, Events events)
@@ -72,7 +79,8 @@ class Healer {
   std::optional<HealJob> current_;
   KvHandle kv_;
   std::int64_t computed_ = 0;
-  std::size_t stored_ = 0;  // pages
+  std::size_t stored_ = 0;   // pages
+  std::size_t audited_ = 0;  // points of current_
   runtime::ForwardBatch batch_;
 };
 

@@ -6,6 +6,7 @@
 
 #include "agentd/engine/engine.h"
 #include "libkvshare/core/check.h"
+#include "libkvshare/core/status_macros.h"
 #include "runtime/sampler.h"
 
 namespace kvshare::agentd {
@@ -32,7 +33,7 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   if (request.reuse == ReuseMode::kKvcomm) moved_.anchors().Of(*request.session);  // what is on disk is on its way
   if (!stored.cold.pages.empty()) return moved;
   FoundChunks found = moved_.Find(request, stored.tokens(), NewTokens(request));
-  if (found.chunks.empty()) return moved;
+  if (found.chunks.empty() && found.strays.empty()) return moved;
   ReusePlan& plan = moved.plan.emplace(planner_.Plan(request.prompt, request.reuse, stored));
   plan.repair = request.reuse;
   for (const FoundChunk& found_chunk : found.chunks) {
@@ -44,6 +45,7 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
     Mark({.fate = Fate::kDeclined, .start = chunk.start, .length = chunk.length, .miss = MissKind::kOtherCompany},
          &plan);
   }
+  if (found.chunks.empty()) return moved;
   moved.work = moved_.Prepare(request, stored.host, found);
   const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
   if (moved_.Pays(request, *moved.work.prompt, plain)) return moved;
@@ -86,7 +88,11 @@ void Engine::ComputeMoved() {
     if (sequence.moved.anchors != nullptr) moved_.anchors().Taught(*sequence.request.session);
     const auto row = std::span(logits_).first(static_cast<std::size_t>(model_->config().vocab_size));
     // Whatever was wrong with reusing, computing may still work.
-    if (!status.ok() || prompt.Doubtful(row)) status = ComputeExactly(sequence, logits_.data());
+    if (!status.ok()) {
+      status = ComputeExactly(sequence, logits_.data());
+    } else if (prompt.Doubtful(row)) {
+      status = SendBack(sequence, row);
+    }
     if (!status.ok()) {
       Fail(sequence, status.WithContext("computing the prompt"));
       continue;
@@ -98,7 +104,7 @@ void Engine::ComputeMoved() {
     RememberPlan(sequence);
     replan_ = true;
     if (sequence.moved.prompt != nullptr) {
-      sequence.first_logits.assign(row.begin(), row.end());
+      sequence.audits.push_back({.at = sequence.prompt_tokens, .logits = {row.begin(), row.end()}});
       sequence.one_thread = prompt.OneThread();
       for (const MovedChunk& chunk : prompt.chunks()) sequence.depth = std::max(sequence.depth, chunk.depth + 1);
     }
@@ -109,13 +115,32 @@ void Engine::ComputeMoved() {
 }
 
 // The guard does not trust an answer's next token: all up to it is computed, and the sequence goes on as an exact one.
-Status Engine::Recompute(Sequence& sequence, float* logits) {
+Status Engine::Recompute(Sequence& sequence, std::span<float> logits) {
   KVS_CHECK(sequence.moved.prompt->tokens() == sequence.computed);
-  const Status status = ComputeExactly(sequence, logits);
+  const Status status = SendBack(sequence, logits);
   if (!status.ok()) return status;
   BecomeExact(sequence);
   RememberPlan(sequence);
   return status;
+}
+
+// `logits` are doubtful: they become exact, and how far they were from it is an audit that costs nothing.
+Status Engine::SendBack(Sequence& sequence, std::span<float> logits) {
+  const std::vector<float> doubtful(logits.begin(), logits.end());
+  KVS_RETURN_IF_ERROR(ComputeExactly(sequence, logits.data()));
+  moved_.Audited(sequence.moved.prompt->OneThread(), anchors::Margin(doubtful),
+                 anchors::KlDivergence(logits, doubtful));
+  return OkStatus();
+}
+
+// Keeps what the answer's next token was chosen by, beside the first one's: of all after that, in the end, one at
+// random, each as likely as any other (reservoir sampling).
+void Engine::MayAudit(Sequence& sequence, std::span<const float> logits) {
+  const std::int64_t later = sequence.generated();  // >= 1
+  if (std::uniform_int_distribution<std::int64_t>(1, later)(audit_draw_) != 1) return;
+  sequence.audits.resize(2);
+  sequence.audits[1].at = sequence.computed;
+  sequence.audits[1].logits.assign(logits.begin(), logits.end());
 }
 
 // With the pages that were promised for it.
@@ -132,7 +157,7 @@ void Engine::BecomeExact(Sequence& sequence) {
   KVS_CHECK(counts.exact);
   const MissKind why = KindOf(counts.reason);
   if (why == MissKind::kQualityGuard) {
-    moved_.Answered(sequence.request, *sequence.moved.prompt, /*doubted=*/true);
+    moved_.Answered(sequence.request, *sequence.moved.prompt);
     stats_->SentBack();
   }
   MarkDeclined(why, &sequence.plan);
@@ -146,20 +171,21 @@ void Engine::BecomeExact(Sequence& sequence) {
 void Engine::KeepMoved(Sequence& sequence) {
   const MovedPrompt& prompt = *sequence.moved.prompt;
   const auto done = std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed));
-  moved_.Answered(sequence.request, prompt, /*doubted=*/false);
+  moved_.Answered(sequence.request, prompt);
   sequence.kept = moved_.Keep(sequence.request, done, prompt, sequence.kv);
   sequence.computed = prompt.lead_tokens();
 }
 
 // And what it stands on is computed exactly when there is time.
-void Engine::HealLater(const Sequence& sequence) {
+void Engine::HealLater(Sequence& sequence) {
   HealJob job;
   job.tokens = sequence.tokens;
   job.prompt_tokens = sequence.prompt_tokens;
   job.agent = sequence.request.agent;
   job.session = sequence.request.session;
-  job.logits = sequence.first_logits;
-  job.one_thread = sequence.one_thread && sequence.request.reuse == ReuseMode::kAuto;
+  job.audits = std::move(sequence.audits);
+  job.guarded = sequence.request.reuse == ReuseMode::kAuto;
+  job.one_thread = sequence.one_thread;
   job.depth = sequence.depth;
   job.kept = sequence.kept;
   healer_.Add(std::move(job));
@@ -175,9 +201,11 @@ Healer::Events Engine::HealerEvents() {
     moved_.Healed(*job.session, job.tokens, job.agent, job.kept);
     PublishLoad();
   };
-  events.on_audit = [this](const HealJob& job, double kl) {
-    stats_->Audited(job.depth, kl);
-    if (job.one_thread) moved_.Audited(anchors::Margin(job.logits), kl);
+  events.on_audit = [this](const HealJob& job, const AuditPoint& point, double kl) {
+    const std::int64_t token = point.at - job.prompt_tokens;
+    stats_->Audited(job.depth, /*later=*/token > 0, kl);
+    if (!job.guarded || token >= MovedPrompt::kGuardedTokens) return;
+    moved_.Audited(job.one_thread, anchors::Margin(point.logits), kl);
   };
   return events;
 }

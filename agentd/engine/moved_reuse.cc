@@ -5,8 +5,7 @@
 #include <map>
 #include <optional>
 
-#include "agentd/repair/company.h"
-
+#include "agentd/repair/order.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/hash.h"
 
@@ -18,8 +17,7 @@ constexpr std::int64_t kEdgeTokens = 2;
 // Below this a chunk costs more to place than to compute.
 constexpr std::int64_t kMinChunkTokens = 32;
 
-// How far one request moves the rate of doubts.
-constexpr double kDoubtStep = 0.15;
+// What does not seem to pay is tried once in so many times, so that a judgement from a bad moment does not last.
 constexpr std::int64_t kTryEvery = 8;
 
 // Chunks of one prompt at most: attention pays for every one of them.
@@ -74,6 +72,8 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     found.leases.push_back(std::move(*lease));
   }
   std::optional<std::int64_t> lead;  // tokens before the first chunk in company
+  std::optional<FirstPlaces> places;
+  std::map<const TokenId*, std::vector<std::int64_t>> latest_seen;  // by the prompt in which chunks were computed
   for (const Recurrence& r : recurrences) {
     if (found.chunks.size() == kMaxChunks) break;
     FoundChunk out;
@@ -107,6 +107,12 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     chunk.in_company = InCompany(prompt.first(static_cast<std::size_t>(chunk.start)),
                                  there.first(static_cast<std::size_t>(chunk.base)), lead.value_or(chunk.start));
     if (chunk.in_company && !lead.has_value()) lead = chunk.start;
+    if (request.reuse == ReuseMode::kAuto) {
+      if (!places.has_value()) places.emplace(prompt);
+      auto& latest = latest_seen[there.data()];
+      if (latest.empty()) latest = places->LatestSeen(there);
+      out.saw_later = latest[static_cast<std::size_t>(chunk.base)] >= chunk.start + chunk.length;
+    }
     out.source = book_.source(session, r.run);
     chunk.placeholder = "slot" + std::to_string(found.chunks.size()) + "/" + names_->AgentName(out.source);
     const auto tokens = prompt.subspan(static_cast<std::size_t>(chunk.start), static_cast<std::size_t>(chunk.length));
@@ -115,7 +121,9 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
   }
   if (request.reuse != ReuseMode::kAuto) return found;
   std::vector<ChunkCompany> company;
-  for (const FoundChunk& chunk : found.chunks) company.push_back({chunk.chunk.length, chunk.chunk.in_company});
+  for (const FoundChunk& chunk : found.chunks) {
+    company.push_back({chunk.chunk.length, chunk.chunk.in_company, chunk.saw_later});
+  }
   const std::vector<std::size_t> strays = Strays(company);
   for (auto i = strays.rbegin(); i != strays.rend(); ++i) {
     const auto stray = found.chunks.begin() + static_cast<std::ptrdiff_t>(*i);
@@ -186,7 +194,8 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   KVS_CHECK(request.session != nullptr && !found.chunks.empty());
   RepairOptions options;
   options.mode = request.reuse;
-  options.min_margin = margin();
+  options.min_margin = margin(true);
+  options.min_margin_elsewhere = margin(false);
   if (request.reuse == ReuseMode::kCacheBlend || request.reuse == ReuseMode::kDhd) {
     options.recompute_ratio = blend_recompute_;
   }
@@ -205,26 +214,20 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   return work;
 }
 
-// Audits may ask for more than the guard's own margin, never for less.
-double MovedReuse::margin() const {
-  return std::max(guard_.value(), std::min(audits_.Threshold(0), anchors::GuardMargin::kMost));
-}
-
 bool MovedReuse::Pays(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain) {
   const auto moved = static_cast<double>(prompt.RowsToCompute());
   const auto all = static_cast<double>(plain);
   if (request.reuse != ReuseMode::kAuto) return moved < all;
-  Doubts& doubts = DoubtsOf(prompt);
-  if (moved + doubts.rate * all < all) return true;
-  // Now and then it is tried all the same, so that a rate from a bad moment does not last.
-  return moved < all && ++doubts.declined % kTryEvery == 0;
+  Trust& trust = TrustIn(prompt.OneThread());
+  if (moved + trust.guard.DoubtRate() * all < all) return true;
+  if (moved >= all) return false;
+  // So little is known of such answers because they were sent back: the first few are worth what they cost.
+  if (trust.guard.learning() && 2 * moved <= all) return true;
+  return ++trust.declined % kTryEvery == 0;
 }
 
-void MovedReuse::Answered(const EngineRequest& request, const MovedPrompt& prompt, bool doubted) {
-  if (request.reuse != ReuseMode::kAuto) return;
-  if (prompt.OneThread()) guard_.Answered(doubted);
-  double& rate = DoubtsOf(prompt).rate;
-  rate += kDoubtStep * ((doubted ? 1.0 : 0.0) - rate);
+void MovedReuse::Answered(const EngineRequest& request, const MovedPrompt& prompt) {
+  if (request.reuse == ReuseMode::kAuto) TrustIn(prompt.OneThread()).guard.Answered(prompt.least_margin());
 }
 
 void MovedReuse::Clear() {

@@ -15,6 +15,7 @@
 #include "agentd/engine/request.h"
 #include "agentd/engine/stats_book.h"
 #include "agentd/pool/kv_pool.h"
+#include "agentd/repair/company.h"
 #include "agentd/repair/moved_prompt.h"
 #include "agentd/repair/session_book.h"
 #include "anchors/anchor_pool.h"
@@ -27,12 +28,13 @@ namespace kvshare::agentd {
 // A part of a prompt, found.
 struct FoundChunk {
   MovedChunk chunk;
-  AgentId source = 0;  // whose prompt it stood in
+  AgentId source = 0;      // whose prompt it stood in
+  bool saw_later = false;  // ChunkCompany's
 };
 
 struct FoundChunks {
   std::vector<FoundChunk> chunks;  // ascending, disjoint
-  std::vector<FoundChunk> strays;  // mode auto: rather to be computed, being in other company than they were
+  std::vector<FoundChunk> strays;  // mode auto: rather to be computed (Strays)
   // While these live, the chunks' pages stay as they are.
   std::vector<KvHandle> leases;
   std::vector<std::shared_ptr<const void>> kept;
@@ -91,15 +93,16 @@ class MovedReuse {
   MovedWork Prepare(const EngineRequest& request, const PrefixMatch& prefix, FoundChunks& found);
 
   // Whether `prompt` can be expected to compute fewer rows than `plain`, which doing without it takes: how often the
-  // guard has had such prompts computed after all is part of it.
+  // guard would have such prompts computed after all is part of it.
   bool Pays(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain);
   // A request has ended that reused chunks, or the guard has just had it computed.
-  void Answered(const EngineRequest& request, const MovedPrompt& prompt, bool doubted);
+  void Answered(const EngineRequest& request, const MovedPrompt& prompt);
 
-  // An answer of one thread had this margin at its first token and was this far from exact, in nats.
-  void Audited(double margin, double kl) { audits_.Record(margin, kl); }
+  // A token of an answer in mode auto, within what the guard watches, had this margin and was this far from exact, in
+  // nats. `one_thread`: MovedPrompt::OneThread of its prompt.
+  void Audited(bool one_thread, double margin, double kl) { TrustIn(one_thread).guard.Audited(margin, kl); }
   // The margin that the guard asks of such answers.
-  double margin() const;
+  double margin(bool one_thread) const { return (one_thread ? thread_ : elsewhere_).guard.margin(); }
 
   // What sessions have taught in mode kvcomm.
   AnchorShelf& anchors() { return anchors_; }
@@ -109,11 +112,11 @@ class MovedReuse {
   void Clear();
 
  private:
-  struct Doubts {
-    double rate = 0;  // of requests that reuse chunks
+  struct Trust {
+    anchors::Guard guard;
     std::int64_t declined = 0;
   };
-  Doubts& DoubtsOf(const MovedPrompt& prompt) { return prompt.OneThread() ? thread_ : elsewhere_; }
+  Trust& TrustIn(bool one_thread) { return one_thread ? thread_ : elsewhere_; }
 
   static std::unique_ptr<AnchorStore> StoreFor(const runtime::Model& model, const MovedReuseOptions& options);
 
@@ -132,10 +135,8 @@ class MovedReuse {
   std::deque<KeptRequest> kept_;  // oldest first; of some the pages are gone
   SessionBook book_;
   // Before any has been seen, what the judge has seen.
-  Doubts thread_{.rate = 0.2};
-  Doubts elsewhere_{.rate = 0.6};
-  anchors::GuardMargin guard_;
-  anchors::AuditBook audits_;
+  Trust thread_{.guard = anchors::Guard(kThreadPrior)};
+  Trust elsewhere_{.guard = anchors::Guard(kElsewherePrior)};
   AnchorShelf anchors_;
 };
 

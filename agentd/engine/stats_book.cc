@@ -96,10 +96,10 @@ void StatsBook::Healed() {
   ++stats_.approximate.healed;
 }
 
-void StatsBook::Audited(int depth, double kl) {
+void StatsBook::Audited(int depth, bool later, double kl) {
   const std::size_t place = std::min(static_cast<std::size_t>(std::max(depth, 1)), kMaxDepths) - 1;
   const std::lock_guard lock(mutex_);
-  std::vector<AuditTotals>& audits = stats_.approximate.audits;
+  std::vector<AuditTotals>& audits = later ? stats_.approximate.later_audits : stats_.approximate.audits;
   if (audits.size() <= place) audits.resize(place + 1);
   ++audits[place].audits;
   audits[place].failures += kl > kAuditFailure;
@@ -115,6 +115,7 @@ void StatsBook::SetLoad(const Load& load) {
   stats_.client_leases = load.client_leases;
   stats_.approximate.kept_bytes = load.kept_bytes;
   stats_.approximate.guard_margin = load.guard_margin;
+  stats_.approximate.guard_margin_elsewhere = load.guard_margin_elsewhere;
 }
 
 Stats StatsBook::Snapshot() const {

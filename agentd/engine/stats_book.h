@@ -30,6 +30,7 @@ struct Load {
   std::int64_t client_leases = 0;
   std::int64_t kept_bytes = 0;
   double guard_margin = 0;
+  double guard_margin_elsewhere = 0;
 };
 
 // Thread-safe. The lock is held for the time of a few additions, never during a forward step, so readers do not wait
@@ -49,8 +50,9 @@ class StatsBook {
   void SentBack();
   // An approximate answer was computed exactly afterwards.
   void Healed();
-  // And was `kl` nats from it, standing on `depth` >= 1 approximate requests, itself included.
-  void Audited(int depth, double kl);
+  // And its first token, or one of the later ones, was `kl` nats from it; it stood on `depth` >= 1 approximate
+  // requests, itself included.
+  void Audited(int depth, bool later, double kl);
   void SetLoad(const Load& load);
 
   // All but the cold tier's counts.

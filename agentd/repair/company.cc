@@ -49,15 +49,17 @@ bool InCompany(std::span<const TokenId> here, std::span<const TokenId> there, st
 }
 
 std::vector<std::size_t> Strays(std::span<const ChunkCompany> chunks) {
-  std::vector<std::size_t> strays;
-  std::int64_t all = 0, astray = 0;
-  for (std::size_t i = 0; i < chunks.size(); ++i) {
-    all += chunks[i].tokens;
-    if (chunks[i].in_company) continue;
-    astray += chunks[i].tokens;
-    strays.push_back(i);
+  std::int64_t rest = 0, astray = 0;
+  for (const ChunkCompany& chunk : chunks) {
+    if (chunk.saw_later) continue;
+    rest += chunk.tokens;
+    if (!chunk.in_company) astray += chunk.tokens;
   }
-  if (2 * astray > all) strays.clear();
+  const bool few = 2 * astray <= rest;
+  std::vector<std::size_t> strays;
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    if (chunks[i].saw_later || (few && !chunks[i].in_company)) strays.push_back(i);
+  }
   return strays;
 }
 

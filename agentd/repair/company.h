@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "anchors/confidence.h"
 #include "kvshare/types.h"
 
 namespace kvshare::agentd {
@@ -22,9 +23,16 @@ bool InCompany(std::span<const TokenId> here, std::span<const TokenId> there, st
 struct ChunkCompany {
   std::int64_t tokens = 0;
   bool in_company = false;
+  bool saw_later = false;  // what only comes after it here (FirstPlaces)
 };
-// Which of a prompt's chunks mode auto computes although they are stored, as ascending indices: those that are not in
-// company, where they are at most half of all tokens. The rest is then trusted as it is stored.
+// Which of a prompt's chunks mode auto computes although they are stored, as ascending indices: those that saw what
+// comes later, and of the rest those that are not in company, where they are at most half of it. What is left is then
+// trusted as it is stored.
 std::vector<std::size_t> Strays(std::span<const ChunkCompany> chunks);
+
+// What is asked of answers in mode auto, by company, before any has been audited. That chunks of one thread are near
+// exact the judge has shown; of others it depends on what they are (docs/design/repair.md).
+inline constexpr anchors::Guard::Prior kThreadPrior{.margin = 0, .doubts = 0.2};
+inline constexpr anchors::Guard::Prior kElsewherePrior{.margin = 3, .doubts = 0.6};
 
 }  // namespace kvshare::agentd

@@ -387,10 +387,11 @@ Status MovedPrompt::PrefillPlain(std::string_view reason, float* logits) {
   return Recompute(logits);
 }
 
-bool MovedPrompt::Doubtful(std::span<const float> logits) const {
+bool MovedPrompt::Doubtful(std::span<const float> logits) {
   if (plain_ || options_.mode != ReuseMode::kAuto || tokens() >= prompt_tokens_ + kGuardedTokens) return false;
-  const double least = OneThread() ? options_.min_margin : options_.min_margin_elsewhere;
-  return anchors::Margin(logits) < least;
+  const double margin = anchors::Margin(logits);
+  least_margin_ = std::min(least_margin_, margin);
+  return margin < (OneThread() ? options_.min_margin : options_.min_margin_elsewhere);
 }
 
 Status MovedPrompt::Recompute(float* logits) {

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -45,8 +46,8 @@ struct RepairOptions {
   // comes on top. At 1 nothing is reused: the prompt is computed as if nothing were stored.
   double recompute_ratio = -1;
   // kAuto: where the likeliest next token is not ahead by this margin, in nats, the answer is not trusted and the
-  // prompt is computed. The first where all chunks are one thread (MovedPrompt::OneThread): anchors::GuardMargin's. The
-  // second elsewhere.
+  // prompt is computed (anchors::Guard). The first where all chunks are one thread (MovedPrompt::OneThread), the second
+  // elsewhere.
   double min_margin = 0.7;
   double min_margin_elsewhere = 3.0;
 };
@@ -100,7 +101,9 @@ class MovedPrompt {
   Status Prefill(float* logits);
   // True when the guard does not trust what the logits say: the caller should Recompute and ask again. Always false
   // once all is exact, in modes without a guard, and after the answer's first kGuardedTokens.
-  bool Doubtful(std::span<const float> logits) const;
+  bool Doubtful(std::span<const float> logits);
+  // The smallest margin that Doubtful has seen while it could doubt; infinity before.
+  double least_margin() const { return least_margin_; }
   // Computes everything so far (prompt and appended tokens) after the lead exactly, and the logits of the last row.
   // From then on KV lies in one run: the prefix's full pages, then the private ones.
   Status Recompute(float* logits);
@@ -188,6 +191,7 @@ class MovedPrompt {
   std::vector<std::vector<std::uint64_t>> skips_;  // per chunk, per page
   bool plain_ = false;                             // one run from position 0, as if nothing were stored
   std::vector<kernels::PageIndex> plain_pages_;
+  double least_margin_ = std::numeric_limits<double>::infinity();
   RepairCounts counts_;
 };
 

@@ -26,6 +26,16 @@ const std::vector<double> kTokenSeconds = {0.0005, 0.001, 0.0025, 0.005, 0.01, 0
 
 using Labels = std::vector<std::pair<std::string_view, std::string_view>>;
 
+AuditTotals Sum(std::span<const AuditTotals> audits) {
+  AuditTotals sum;
+  for (const AuditTotals& audit : audits) {
+    sum.audits += audit.audits;
+    sum.failures += audit.failures;
+    sum.kl_sum += audit.kl_sum;
+  }
+  return sum;
+}
+
 class Writer {
  public:
   void Family(const char* name, const char* type, const char* help) {
@@ -162,22 +172,26 @@ void Tiers(Writer& out, const Stats& stats) {
             static_cast<double>(stats.pool.leases));
   out.Gauge("kvshare_pinned_bytes", "KV that pins keep.", static_cast<double>(stats.pinned_bytes));
   const ApproximateStats& approximate = stats.approximate;
-  AuditTotals audits;
-  for (const AuditTotals& audit : approximate.audits) {
-    audits.audits += audit.audits;
-    audits.failures += audit.failures;
-    audits.kl_sum += audit.kl_sum;
-  }
+  const AuditTotals first = Sum(approximate.audits);
+  const AuditTotals later = Sum(approximate.later_audits);
   out.Counter("kvshare_approximate_answers_total", "Answers given over KV from other places.", approximate.answers);
   out.Counter("kvshare_guard_sent_back_total", "Prompts computed after all, because the guard doubted.",
               approximate.sent_back);
   out.Counter("kvshare_healed_total", "Approximate answers computed exactly afterwards.", approximate.healed);
-  out.Counter("kvshare_audits_total", "Of these, compared with exact by their first token.", audits.audits);
-  out.Counter("kvshare_audit_failures_total", "Of these, more than 0.05 nats away.", audits.failures);
+  const Labels by_first = {{"token", "first"}}, by_later = {{"token", "later"}};
+  out.Family("kvshare_audits_total", "counter",
+             "Of these, compared with exact by their first token, or by a later one.");
+  out.Sample(first.audits, by_first);
+  out.Sample(later.audits, by_later);
+  out.Family("kvshare_audit_failures_total", "counter", "Of these, more than 0.05 nats away.");
+  out.Sample(first.failures, by_first);
+  out.Sample(later.failures, by_later);
   out.Family("kvshare_audit_kl_nats_total", "counter", "KL(exact || approximate), summed over audits.");
-  out.Sample(audits.kl_sum);
-  out.Gauge("kvshare_guard_margin_nats", "By which the likeliest token must be ahead in mode auto.",
-            approximate.guard_margin);
+  out.Sample(first.kl_sum, by_first);
+  out.Sample(later.kl_sum, by_later);
+  out.Family("kvshare_guard_margin_nats", "gauge", "By which the likeliest token must be ahead in mode auto.");
+  out.Sample(approximate.guard_margin, {{"chunks", "thread"}});
+  out.Sample(approximate.guard_margin_elsewhere, {{"chunks", "elsewhere"}});
   out.Gauge("kvshare_kept_bytes", "KV of approximate requests that their sessions may use again.",
             static_cast<double>(approximate.kept_bytes));
   out.Gauge("kvshare_leases", "Leases that clients hold.", static_cast<double>(stats.client_leases));

@@ -1,10 +1,12 @@
 #include "bench/quality/moved_prefill.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <utility>
 
 #include "agentd/repair/company.h"
+#include "agentd/repair/order.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 
@@ -132,7 +134,9 @@ bool MovedPrefill::InCompany(const Stored& stored, std::int64_t begin) {
 // As the daemon does.
 void MovedPrefill::SetStraysAside() {
   std::vector<agentd::ChunkCompany> company;
-  for (const agentd::MovedChunk& chunk : moved_) company.push_back({chunk.length, chunk.in_company});
+  for (std::size_t i = 0; i < moved_.size(); ++i) {
+    company.push_back({moved_[i].length, moved_[i].in_company, saw_later_[i]});
+  }
   const std::vector<std::size_t> strays = agentd::Strays(company);
   for (auto i = strays.rbegin(); i != strays.rend(); ++i) {
     strays_[chunk_of_[*i]] = {.cached_tokens = moved_[*i].length,
@@ -155,16 +159,19 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
     session_ = c.session;
   }
   lead_.reset();
-  if (prompt_ != nullptr && policy_.mode == ReuseMode::kAuto && prompt_->OneThread()) {
-    guard_.Answered(prompt_->counts().exact || escalated_);
+  if (prompt_ != nullptr && !prompt_->chunks().empty() && policy_.mode == ReuseMode::kAuto) {
+    GuardOf().Answered(std::min(least_margin_, prompt_->least_margin()));
   }
   escalated_ = false;
+  least_margin_ = std::numeric_limits<double>::infinity();
   case_ = c;
   if (!c.chunks.empty()) {
     beginnings_.try_emplace(c.agent, c.prompt.begin(), c.prompt.begin() + c.chunks.front().begin);
   }
   moved_.clear();
   chunk_of_.clear();
+  saw_later_.clear();
+  const agentd::FirstPlaces places(case_.prompt);
   for (std::size_t i = 0; i < c.chunks.size(); ++i) {
     const Chunk& chunk = c.chunks[i];
     const std::int64_t begin = chunk.begin + kEdgeTokens;
@@ -183,6 +190,8 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
     moved.pages.resize(static_cast<std::size_t>(PagesFor(moved.first + moved.length)));
     moved_.push_back(std::move(moved));
     chunk_of_.push_back(i);
+    const std::vector<std::int64_t> latest = places.LatestSeen(stored.tokens);
+    saw_later_.push_back(latest[static_cast<std::size_t>(stored.offset)] >= end);
   }
   strays_.assign(c.chunks.size(), {});
   if (policy_.mode == ReuseMode::kAuto) SetStraysAside();
@@ -200,7 +209,8 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
 Result<std::vector<float>> MovedPrefill::Compute() {
   agentd::RepairOptions repair;
   repair.mode = policy_.mode;
-  repair.min_margin = guard_.value();
+  repair.min_margin = thread_.margin();
+  repair.min_margin_elsewhere = elsewhere_.margin();
   if (policy_.budget.has_value()) repair.recompute_ratio = *policy_.budget;
   free_.insert(free_.end(), used_.begin(), used_.end());
   const std::int64_t new_tokens = max_tokens_ - static_cast<std::int64_t>(case_.prompt.size());
@@ -210,9 +220,17 @@ Result<std::vector<float>> MovedPrefill::Compute() {
   prompt_->GivePages(used_, new_tokens);
   std::vector<float> logits(static_cast<std::size_t>(model_->config().vocab_size));
   KVS_RETURN_IF_ERROR(prompt_->Prefill(logits.data()));
-  if (prompt_->Doubtful(logits)) KVS_RETURN_IF_ERROR(prompt_->Recompute(logits.data()));
+  if (prompt_->Doubtful(logits)) KVS_RETURN_IF_ERROR(SendBack(logits));
   escalated_by_prefill_ = prompt_->counts().exact;
   return logits;
+}
+
+// As the daemon does, the guard learns from it; once from each answer.
+Status MovedPrefill::SendBack(std::span<float> logits) {
+  const std::vector<float> doubtful(logits.begin(), logits.end());
+  KVS_RETURN_IF_ERROR(prompt_->Recompute(logits.data()));
+  if (!escalated_) GuardOf().Audited(anchors::Margin(doubtful), anchors::KlDivergence(logits, doubtful));
+  return OkStatus();
 }
 
 Status MovedPrefill::Extend(std::span<const TokenId> ids, float* logits) {
@@ -223,7 +241,7 @@ Status MovedPrefill::Extend(std::span<const TokenId> ids, float* logits) {
     if (!prompt_->Doubtful({logits + i * vocab, vocab})) continue;
     // As it would have gone token by token: this one is asked again, and the rest follows it.
     prompt_->KeepAppended(appended + static_cast<std::int64_t>(i) + 1);
-    KVS_RETURN_IF_ERROR(prompt_->Recompute(logits + i * vocab));
+    KVS_RETURN_IF_ERROR(SendBack({logits + i * vocab, vocab}));
     if (i + 1 == ids.size()) return OkStatus();
     return prompt_->Append(ids.subspan(i + 1), logits + (i + 1) * vocab);
   }
@@ -238,6 +256,7 @@ void MovedPrefill::Rewind() {
   }
   peak_ = Costs();
   escalated_ = true;
+  least_margin_ = std::min(least_margin_, prompt_->least_margin());
   const Result<std::vector<float>> again = Compute();
   KVS_CHECK(again.ok());  // the very computation that succeeded before
 }

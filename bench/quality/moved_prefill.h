@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "agentd/repair/company.h"
 #include "agentd/repair/moved_prompt.h"
 #include "anchors/anchor_pool.h"
 #include "anchors/confidence.h"
@@ -52,6 +53,8 @@ class MovedPrefill final : public PrefillUnderTest {
   bool InCompany(const Stored& stored, std::int64_t begin);
   void SetStraysAside();
   Result<std::vector<float>> Compute();
+  Status SendBack(std::span<float> logits);
+  anchors::Guard& GuardOf() { return prompt_->OneThread() ? thread_ : elsewhere_; }
   std::vector<ChunkCost> CostsOf(const agentd::RepairCounts& counts) const;
 
   runtime::Model* const model_;
@@ -65,16 +68,19 @@ class MovedPrefill final : public PrefillUnderTest {
   std::map<std::string, std::vector<TokenId>> beginnings_;
   std::map<std::vector<TokenId>, std::vector<kernels::PageIndex>> stored_;  // by the tokens that were encoded
   anchors::AnchorPool anchors_;
-  anchors::GuardMargin guard_;
+  anchors::Guard thread_{agentd::kThreadPrior};
+  anchors::Guard elsewhere_{agentd::kElsewherePrior};
 
   Case case_;
   std::vector<agentd::MovedChunk> moved_;  // of case_
   std::vector<std::size_t> chunk_of_;      // moved_[i] is case_.chunks[chunk_of_[i]]
+  std::vector<bool> saw_later_;            // of moved_: ChunkCompany's
   std::vector<ChunkCost> strays_;          // by chunk of case_: what is computed although it was stored
   std::optional<std::int64_t> lead_;       // tokens before the first chunk in company
   std::unique_ptr<agentd::MovedPrompt> prompt_;
   bool escalated_by_prefill_ = false;
   bool escalated_ = false;       // by any attempt
+  double least_margin_ = 0;      // seen by the attempts that Rewind undid
   std::vector<ChunkCost> peak_;  // the dearest of the attempts that Rewind undid
 };
 

@@ -58,7 +58,7 @@ def audits(daemon):
         if stats["healed"] >= stats["answers"]:
             break
         time.sleep(1)
-    return stats["audits"]
+    return {"the first token": stats["audits"], "a later token": stats["later_audits"]}
 
 
 def main():
@@ -104,10 +104,11 @@ def main():
     for mode, rows in result.items():
         for times in rows["each_ttft_ms"]:
             print(f"  {mode}, ttft ms of one task's agents: " + ", ".join(f"{ms:.0f}" for ms in times))
-        for depth, a in enumerate(rows["audits"], 1):
-            if a["audits"] > 0:
-                print(f"  {mode}, {depth} deep: {a['audits']} answers compared with exact, mean KL of the first token "
-                      f"{a['kl_sum'] / a['audits']:.2g}, {a['failures']} above 0.05")
+        for token, depths in rows["audits"].items():
+            for depth, a in enumerate(depths, 1):
+                if a["audits"] > 0:
+                    print(f"  {mode}, {depth} deep: {a['audits']} answers compared with exact, mean KL of {token} "
+                          f"{a['kl_sum'] / a['audits']:.2g}, {a['failures']} above 0.05")
 
 
 if __name__ == "__main__":

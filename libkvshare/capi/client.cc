@@ -24,6 +24,14 @@ Json TotalsJson(const ReuseTotals& totals) {
           {"generated_tokens", totals.generated_tokens}};
 }
 
+Json AuditsJson(const std::vector<AuditTotals>& audits) {
+  Json json = Json::array();
+  for (const AuditTotals& audit : audits) {
+    json.push_back({{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}});
+  }
+  return json;
+}
+
 // As `kvctl stat --format json` has it.
 Json StatsJson(const Stats& stats) {
   Json json = TotalsJson(stats.totals);
@@ -53,11 +61,9 @@ Json StatsJson(const Stats& stats) {
                          {"healed", approximate.healed},
                          {"kept_bytes", approximate.kept_bytes},
                          {"guard_margin", approximate.guard_margin},
-                         {"audits", Json::array()}};
-  for (const AuditTotals& audit : approximate.audits) {
-    json["approximate"]["audits"].push_back(
-        {{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}});
-  }
+                         {"guard_margin_elsewhere", approximate.guard_margin_elsewhere},
+                         {"audits", AuditsJson(approximate.audits)},
+                         {"later_audits", AuditsJson(approximate.later_audits)}};
   json["requests_running"] = stats.requests_running;
   json["requests_waiting"] = stats.requests_waiting;
   json["requests_failed"] = stats.requests_failed;

@@ -8,6 +8,7 @@ namespace {
 
 using flatbuffers::FlatBufferBuilder;
 using flatbuffers::Offset;
+using flatbuffers::Vector;
 
 Offset<wire::Totals> WriteTotals(FlatBufferBuilder& builder, const ReuseTotals& totals) {
   return wire::CreateTotals(builder, totals.requests, totals.prompt_tokens, totals.prefix_tokens, totals.moved_tokens,
@@ -59,16 +60,35 @@ Status ReadHistogram(const wire::Histogram* in, Histogram* out) {
   return CheckHistogram(*out);
 }
 
-Result<Offset<wire::Approximate>> WriteApproximate(FlatBufferBuilder& builder, const ApproximateStats& a) {
-  KVS_RETURN_IF_ERROR(CheckSize("number of depths", a.audits.size(), wire::kMaxAuditDepths));
-  KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", a.guard_margin));
-  std::vector<Offset<wire::AuditTotals>> audits;
-  for (const AuditTotals& audit : a.audits) {
+using AuditList = Vector<Offset<wire::AuditTotals>>;
+
+Result<Offset<AuditList>> WriteAudits(FlatBufferBuilder& builder, std::span<const AuditTotals> audits) {
+  KVS_RETURN_IF_ERROR(CheckSize("number of depths", audits.size(), wire::kMaxAuditDepths));
+  std::vector<Offset<wire::AuditTotals>> out;
+  for (const AuditTotals& audit : audits) {
     KVS_RETURN_IF_ERROR(CheckFinite("the audits' KL", audit.kl_sum));
-    audits.push_back(wire::CreateAuditTotals(builder, audit.audits, audit.failures, audit.kl_sum));
+    out.push_back(wire::CreateAuditTotals(builder, audit.audits, audit.failures, audit.kl_sum));
   }
-  const auto list = builder.CreateVector(audits);
-  return wire::CreateApproximate(builder, a.answers, a.sent_back, a.healed, a.kept_bytes, a.guard_margin, list);
+  return builder.CreateVector(out);
+}
+
+Status ReadAudits(const AuditList* in, std::vector<AuditTotals>* out) {
+  if (in == nullptr) return OkStatus();
+  KVS_RETURN_IF_ERROR(CheckSize("number of depths", in->size(), wire::kMaxAuditDepths));
+  for (const wire::AuditTotals* audit : *in) {
+    out->push_back({.audits = audit->audits(), .failures = audit->failures(), .kl_sum = audit->kl_sum()});
+    KVS_RETURN_IF_ERROR(CheckFinite("the audits' KL", audit->kl_sum()));
+  }
+  return OkStatus();
+}
+
+Result<Offset<wire::Approximate>> WriteApproximate(FlatBufferBuilder& builder, const ApproximateStats& a) {
+  KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", a.guard_margin));
+  KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", a.guard_margin_elsewhere));
+  KVS_ASSIGN_OR_RETURN(const auto audits, WriteAudits(builder, a.audits));
+  KVS_ASSIGN_OR_RETURN(const auto later, WriteAudits(builder, a.later_audits));
+  return wire::CreateApproximate(builder, a.answers, a.sent_back, a.healed, a.kept_bytes, a.guard_margin, audits, later,
+                                 a.guard_margin_elsewhere);
 }
 
 Status ReadApproximate(const wire::Approximate* in, ApproximateStats* out) {
@@ -77,15 +97,12 @@ Status ReadApproximate(const wire::Approximate* in, ApproximateStats* out) {
           .sent_back = in->sent_back(),
           .healed = in->healed(),
           .kept_bytes = in->kept_bytes(),
-          .guard_margin = in->guard_margin()};
+          .guard_margin = in->guard_margin(),
+          .guard_margin_elsewhere = in->guard_margin_elsewhere()};
   KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", out->guard_margin));
-  if (in->audits() == nullptr) return OkStatus();
-  KVS_RETURN_IF_ERROR(CheckSize("number of depths", in->audits()->size(), wire::kMaxAuditDepths));
-  for (const wire::AuditTotals* audit : *in->audits()) {
-    out->audits.push_back({.audits = audit->audits(), .failures = audit->failures(), .kl_sum = audit->kl_sum()});
-    KVS_RETURN_IF_ERROR(CheckFinite("the audits' KL", audit->kl_sum()));
-  }
-  return OkStatus();
+  KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", out->guard_margin_elsewhere));
+  KVS_RETURN_IF_ERROR(ReadAudits(in->audits(), &out->audits));
+  return ReadAudits(in->later_audits(), &out->later_audits);
 }
 
 Result<Offset<wire::Anchors>> WriteAnchors(FlatBufferBuilder& builder, const AnchorStats& a) {

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
+#include <optional>
 #include <random>
 
 namespace kvshare::anchors {
@@ -37,10 +39,23 @@ TEST(ConfidenceTest, ClopperPearsonAgreesWithItsClosedFormAndItsDefinition) {
 
 TEST(AuditBookTest, SaysNothingBeforeItKnowsEnough) {
   AuditBook book;
-  for (int i = 0; i < 148; ++i) book.Record(0.99, 0.0);
-  EXPECT_EQ(book.Threshold(0.9), 0.9);
-  book.Record(0.99, 0.0);
-  EXPECT_EQ(book.Threshold(0.9), 0.99);
+  for (int i = 0; i < 28; ++i) book.Record(0.99, 0.0);
+  EXPECT_EQ(book.Threshold(0), std::nullopt);
+  book.Record(0.99, 0.0);  // 29 without a failure: at most 10 %
+  EXPECT_EQ(book.Threshold(0), 0.99);
+  book.Record(0.5, 1.0);
+  for (int i = 0; i < 16; ++i) book.Record(0.4, 0.0);
+  EXPECT_EQ(book.Threshold(0), 0.4);  // 46 with one failure: at most 10 % too
+  EXPECT_EQ(book.Threshold(0.45), 0.99);
+  EXPECT_EQ(book.Threshold(1.0), std::nullopt);
+}
+
+TEST(AuditBookTest, WhatIsSaidEarlyIsHeldToMoreWithTime) {
+  AuditBook book;
+  for (int i = 0; i < 148; ++i) book.Record(0.5, i % 20 == 0 ? 1.0 : 0.0);
+  EXPECT_EQ(book.Threshold(0), 0.5);  // 8 of 148: at most 10 %
+  book.Record(0.5, 0.0);
+  EXPECT_EQ(book.Threshold(0), std::numeric_limits<double>::infinity());  // but not at most 2 %
 }
 
 TEST(AuditBookTest, TheThresholdStandsAboveWhereFailuresAre) {
@@ -50,7 +65,7 @@ TEST(AuditBookTest, TheThresholdStandsAboveWhereFailuresAre) {
     const double p = std::uniform_real_distribution<>(0.3, 1.0)(rng);
     book.Record(p, p < 0.7 && i % 3 == 0 ? 1.0 : 0.001);
   }
-  const double threshold = book.Threshold(1.1);
+  const double threshold = book.Threshold(0).value();
   EXPECT_GT(threshold, 0.6);  // a few failures are tolerated among many
   EXPECT_LT(threshold, 0.75);
   EXPECT_EQ(book.audits(), 3000);
@@ -59,10 +74,57 @@ TEST(AuditBookTest, TheThresholdStandsAboveWhereFailuresAre) {
 TEST(AuditBookTest, OldAuditsAreForgottenAndNotANumberIsAFailure) {
   AuditBook book({.window = 200});
   for (int i = 0; i < 300; ++i) book.Record(0.95, std::nan(""));
-  EXPECT_EQ(book.Threshold(2.0), 2.0);
+  EXPECT_EQ(book.Threshold(0), std::numeric_limits<double>::infinity());
   EXPECT_EQ(book.failures(), 300);
   for (int i = 0; i < 200; ++i) book.Record(0.95, 0.0);
-  EXPECT_EQ(book.Threshold(2.0), 0.95);
+  EXPECT_EQ(book.Threshold(0), 0.95);
+}
+
+// Chunks that nothing is known of: strict, until audits say how near exact they are.
+TEST(GuardTest, LearnsThatChunksAreGoodFromAnswersItSendsBack) {
+  Guard guard({.margin = 3, .doubts = 0.6});
+  std::mt19937 rng(3);
+  std::exponential_distribution<double> margin(2.0);
+  EXPECT_EQ(guard.margin(), 3.0);
+  EXPECT_DOUBLE_EQ(guard.DoubtRate(), 0.6);
+  int sent_back = 0, first_trusted = 0;
+  for (int i = 1; i <= 2000; ++i) {
+    const double seen = margin(rng);
+    guard.Answered(seen);
+    if (seen >= guard.margin()) {
+      if (first_trusted == 0) first_trusted = i;
+      continue;
+    }
+    guard.Audited(seen, 0.01);
+    sent_back += i > 1000;
+  }
+  EXPECT_GE(first_trusted, 29);
+  EXPECT_LE(first_trusted, 60);
+  EXPECT_FALSE(guard.learning());
+  EXPECT_NEAR(sent_back / 1000.0, GuardMargin::kDoubtedShare, 0.1);
+  EXPECT_NEAR(guard.DoubtRate(), GuardMargin::kDoubtedShare, 0.12);
+}
+
+TEST(GuardTest, StaysStrictWhereAnswersAreFarFromExact) {
+  Guard guard({.margin = 3, .doubts = 0.6});
+  std::mt19937 rng(4);
+  std::uniform_real_distribution<double> margin(0, 2.9);
+  for (int i = 0; i < 600; ++i) {
+    const double seen = margin(rng);
+    guard.Answered(seen);
+    guard.Audited(seen, i % 5 == 0 ? 0.2 : 0.01);
+    ASSERT_GE(guard.margin(), 2.5) << i;  // a lucky few at the top may pass early
+  }
+  EXPECT_EQ(guard.margin(), GuardMargin::kMost);
+}
+
+TEST(GuardTest, LosesTrustAgain) {
+  Guard guard({.margin = 0, .doubts = 0.2});
+  for (int i = 0; i < 200; ++i) guard.Audited(1.0 + i * 0.01, 0.001);
+  guard.Answered(1.0);
+  EXPECT_LE(guard.margin(), 1.0);
+  for (int i = 0; i < 60; ++i) guard.Audited(1.0 + i * 0.01, 1.0);
+  EXPECT_GE(guard.margin(), 1.5);
 }
 
 // Whatever the scale of a model's margins, about a fifth of its requests is sent back, the least sure ones; where all

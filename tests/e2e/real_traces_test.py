@@ -40,7 +40,7 @@ class RealTracesTest(ProgramTest):
             self.skipTest(f"{path} is absent")
         dump = self.path("dump.jsonl")
         argv = ["--model", MODEL, "--compare", "off,exact", "--limit", LIMIT or limit, "--max-output", tokens]
-        argv += ["--as-fast-as-possible", "--slots", slots, "--kv-pool-size", "4GiB", "--dump", dump]
+        argv += ["--as-fast-as-possible", "--slots", slots, "--kv-pool-size", "8GiB", "--dump", dump]
         report = self.json("trace", "replay", path, *argv, "--format", "json")
         rows = [json.loads(line) for line in self.read(dump).splitlines()]
         off, exact = ([x for x in rows if x["mode"] == m] for m in ("off", "exact"))

@@ -160,10 +160,12 @@ Stats RandomStats(Rng& rng) {
                        .sent_back = RandomCount(rng),
                        .healed = RandomCount(rng),
                        .kept_bytes = RandomCount(rng),
-                       .guard_margin = RandomNumber(rng)};
-  for (std::uint64_t i = Below(rng, 5); i > 0; --i) {
-    stats.approximate.audits.push_back(
-        {.audits = RandomCount(rng), .failures = RandomCount(rng), .kl_sum = RandomNumber(rng)});
+                       .guard_margin = RandomNumber(rng),
+                       .guard_margin_elsewhere = RandomNumber(rng)};
+  for (auto* audits : {&stats.approximate.audits, &stats.approximate.later_audits}) {
+    for (std::uint64_t i = Below(rng, 5); i > 0; --i) {
+      audits->push_back({.audits = RandomCount(rng), .failures = RandomCount(rng), .kl_sum = RandomNumber(rng)});
+    }
   }
   stats.anchors = {.bytes = RandomCount(rng),
                    .disk_bytes = RandomCount(rng),
@@ -441,9 +443,13 @@ struct Describer {
         << c.written_bytes << ' ' << s.pinned_bytes << ' ' << s.client_leases << ' ' << s.uptime_s << ' ';
     Add(c.state);
     const ApproximateStats& a = s.approximate;
-    out << a.answers << ' ' << a.sent_back << ' ' << a.healed << ' ' << a.kept_bytes << ' ' << a.guard_margin << ' ';
-    for (const AuditTotals& audit : a.audits) {
-      out << audit.audits << ' ' << audit.failures << ' ' << audit.kl_sum << ' ';
+    out << a.answers << ' ' << a.sent_back << ' ' << a.healed << ' ' << a.kept_bytes << ' ' << a.guard_margin << ' '
+        << a.guard_margin_elsewhere << ' ';
+    for (const auto* audits : {&a.audits, &a.later_audits}) {
+      out << audits->size() << ' ';
+      for (const AuditTotals& audit : *audits) {
+        out << audit.audits << ' ' << audit.failures << ' ' << audit.kl_sum << ' ';
+      }
     }
     const AnchorStats& n = s.anchors;
     out << n.bytes << ' ' << n.disk_bytes << ' ' << n.disk_capacity_bytes << ' ' << n.saved << ' ' << n.loaded << ' '

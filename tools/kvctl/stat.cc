@@ -45,14 +45,16 @@ void PrintStatText(const Stats& stats) {
   const ApproximateStats& a = stats.approximate;
   if (a.answers + a.sent_back > 0) {
     AuditTotals all;
-    for (const AuditTotals& audit : a.audits) {
-      all.audits += audit.audits;
-      all.failures += audit.failures;
-      all.kl_sum += audit.kl_sum;
+    for (const auto* audits : {&a.audits, &a.later_audits}) {
+      for (const AuditTotals& audit : *audits) {
+        all.audits += audit.audits;
+        all.failures += audit.failures;
+        all.kl_sum += audit.kl_sum;
+      }
     }
     std::printf(
-        "approx.    %lld answers, %lld sent back, %lld computed since; of %lld compared with exact %lld were more "
-        "than 0.05 nats away, %.2g at the mean; %s kept\n",
+        "approx.    %lld answers, %lld sent back, %lld computed since; of %lld tokens compared with exact %lld were "
+        "more than 0.05 nats away, %.2g at the mean; %s kept\n",
         static_cast<long long>(a.answers), static_cast<long long>(a.sent_back), static_cast<long long>(a.healed),
         static_cast<long long>(all.audits), static_cast<long long>(all.failures),
         all.audits > 0 ? all.kl_sum / static_cast<double>(all.audits) : 0.0, MiB(a.kept_bytes).c_str());

@@ -46,13 +46,23 @@ Json ColdJson(const ColdStats& cold) {
           {"state", cold.state}};
 }
 
-Json ApproximateJson(const ApproximateStats& a) {
-  Json audits = Json::array();
-  for (const AuditTotals& audit : a.audits) {
-    audits.push_back({{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}});
+Json AuditsJson(std::span<const AuditTotals> audits) {
+  Json json = Json::array();
+  for (const AuditTotals& audit : audits) {
+    json.push_back({{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}});
   }
-  return {{"answers", a.answers},       {"sent_back", a.sent_back},       {"healed", a.healed},
-          {"kept_bytes", a.kept_bytes}, {"guard_margin", a.guard_margin}, {"audits", std::move(audits)}};
+  return json;
+}
+
+Json ApproximateJson(const ApproximateStats& a) {
+  return {{"answers", a.answers},
+          {"sent_back", a.sent_back},
+          {"healed", a.healed},
+          {"kept_bytes", a.kept_bytes},
+          {"guard_margin", a.guard_margin},
+          {"guard_margin_elsewhere", a.guard_margin_elsewhere},
+          {"audits", AuditsJson(a.audits)},
+          {"later_audits", AuditsJson(a.later_audits)}};
 }
 
 Json AnchorsJson(const AnchorStats& a) {

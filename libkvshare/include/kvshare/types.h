@@ -225,7 +225,7 @@ struct EntriesRequest {
   std::int64_t limit = 100;  // at most 10,000
 };
 
-// Approximate answers that were compared with what exact computation says, by their first token's distribution.
+// Tokens of approximate answers whose distribution was compared with what exact computation says.
 struct AuditTotals {
   std::int64_t audits = 0;
   std::int64_t failures = 0;  // KL(exact || approximate) above 0.05 nats
@@ -234,12 +234,15 @@ struct AuditTotals {
 
 // Reuse at other places, and how it is watched (docs/design/repair.md).
 struct ApproximateStats {
-  std::int64_t answers = 0;         // given approximately to their end
-  std::int64_t sent_back = 0;       // computed exactly after all, because the guard doubted them
-  std::int64_t healed = 0;          // computed exactly when nobody waited
-  std::int64_t kept_bytes = 0;      // KV of approximate requests that their sessions may use again
-  double guard_margin = 0;          // nats that the likeliest token must be ahead by, mode auto
-  std::vector<AuditTotals> audits;  // by depth: over exact KV, over answers of such requests, and so on; at most 8
+  std::int64_t answers = 0;           // given approximately to their end
+  std::int64_t sent_back = 0;         // computed exactly after all, because the guard doubted them
+  std::int64_t healed = 0;            // computed exactly when nobody waited
+  std::int64_t kept_bytes = 0;        // KV of approximate requests that their sessions may use again
+  double guard_margin = 0;            // nats that the likeliest token must be ahead by, mode auto, in one thread
+  double guard_margin_elsewhere = 0;  // the same where other text stood before what is reused
+  std::vector<AuditTotals> audits;    // first tokens, by depth: over exact KV, over answers of such requests, and so
+                                      // on; at most 8
+  std::vector<AuditTotals> later_audits;  // the same of one token after the first, drawn from the whole answer
 };
 
 // What mode kvcomm has learnt, and what of it is on disk (docs/design/anchors-persisted.md).

@@ -268,9 +268,64 @@ TEST_P(MovedServiceTest, AnApproximateAnswerHeals) {
   ASSERT_EQ(stats.audits.size(), 1u);
   EXPECT_EQ(stats.audits[0].audits, 1);
   EXPECT_GT(stats.audits[0].kl_sum, 0);
+  ASSERT_EQ(stats.later_audits.size(), 1u);
+  EXPECT_EQ(stats.later_audits[0].audits, 1);
+  EXPECT_GT(stats.later_audits[0].kl_sum, 0);
   EXPECT_EQ(exact.ids, Ask(*off, Request(next, ReuseMode::kOff, "critic", "t", 20)).ids);
   EXPECT_EQ(service->GetStats().pool.leases, 0);
   KVS_EXPECT_OK(service->CheckIntegrity());
+}
+
+// Of chunks that stood behind other text nothing is known: answers over them are sent back unless they are very sure.
+// Each that is sent back shows how far it was from exact. In this model, whose weights are random, all are far, and the
+// daemon stops trying after a while.
+TEST_P(MovedServiceTest, OfUnknownChunksItLearnsAndStopsTrying) {
+  const auto service = NewTinyService(GetParam(), {}, 0, 8);
+  ASSERT_NE(service, nullptr);
+  const auto ask = [&](int i) {
+    const std::string session = std::to_string(i);  // which has one stored prompt, with fewer first words
+    Ask(*service, Request(planner_, ReuseMode::kAuto, "planner", session));
+    const Ids other = Join({RandomIds(rng_, 70), note_, RandomIds(rng_, 5)});
+    ExpectSums(Ask(*service, Request(other, ReuseMode::kAuto, "critic", session)));
+    const ApproximateStats stats = service->GetStats().approximate;
+    EXPECT_EQ(stats.guard_margin_elsewhere, 3.0);
+    EXPECT_EQ(stats.answers, 0);
+    return stats.sent_back;
+  };
+  constexpr int kLearning = 64;
+  for (int i = 0; i < kLearning; ++i) ASSERT_EQ(ask(i), i + 1);
+  std::int64_t sent_back = 0;
+  for (int i = 0; i < 80; ++i) sent_back = ask(kLearning + i);
+  EXPECT_EQ(sent_back, kLearning + 80 / 8);
+}
+
+// A note that was computed after another, which now comes after it, is computed again.
+TEST_P(MovedServiceTest, WhatSawWhatComesLaterIsNotReused) {
+  const auto service = NewTinyService(GetParam(), {}, 0, 8);
+  ASSERT_NE(service, nullptr);
+  const Ids second = RandomIds(rng_, 100), role = RandomIds(rng_, 30);
+  Ask(*service, Request(Join({role, note_, second, RandomIds(rng_, 20)}), ReuseMode::kAuto, "planner", "s"));
+  const auto moved_spans = [&](const Ids& prompt, std::int64_t* declined) {
+    ExplainRequest explain;
+    explain.prompt = TokenPrompt{prompt};
+    explain.agent = "critic";
+    explain.session = "s";
+    explain.reuse = ReuseMode::kAuto;
+    const Result<Explanation> explanation = service->Explain(explain);
+    KVS_EXPECT_OK(explanation);
+    *declined = 0;
+    for (const ExplainSpan& span : explanation->spans) {
+      if (span.miss_reason == "other_company") *declined += span.length;
+    }
+    return TokensOfKind(*explanation, "moved");
+  };
+  std::int64_t declined = 0;
+  const Ids other_role = RandomIds(rng_, 35), question = RandomIds(rng_, 15);
+  EXPECT_GE(moved_spans(Join({other_role, note_, second, question}), &declined), 290);
+  EXPECT_EQ(declined, 0);
+  // The second note saw the first, which now comes after it; the first saw nothing of the second.
+  EXPECT_LE(moved_spans(Join({other_role, second, note_, question}), &declined), 200);
+  EXPECT_GE(declined, 90);
 }
 
 // Agents that answer one after the other, each over the same note and the answers so far, with no time to heal: each

@@ -88,5 +88,12 @@ TEST(Strays, AreComputedWhereTheyAreTheLesserPart) {
   EXPECT_EQ(Strays(std::vector<ChunkCompany>{{100, false}}), Indices{});
 }
 
+TEST(Strays, AreAlwaysThoseThatSawWhatComesLater) {
+  using Indices = std::vector<std::size_t>;
+  EXPECT_EQ(Strays(std::vector<ChunkCompany>{{100, true, true}}), Indices{0});
+  EXPECT_EQ(Strays(std::vector<ChunkCompany>{{500, false, true}, {90, true}, {50, false}}), (Indices{0, 2}));
+  EXPECT_EQ(Strays(std::vector<ChunkCompany>{{500, true, true}, {40, true}, {50, false}}), Indices{0});
+}
+
 }  // namespace
 }  // namespace kvshare::agentd

@@ -1,0 +1,40 @@
+#include "agentd/repair/order.h"
+
+#include <algorithm>
+#include <cstddef>
+
+namespace kvshare::agentd {
+namespace {
+
+// FNV-1a over whole tokens.
+std::uint64_t FingerprintOf(std::span<const TokenId> phrase) {
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  for (const TokenId token : phrase) hash = (hash ^ static_cast<std::uint32_t>(token)) * 0x100000001b3u;
+  return hash;
+}
+
+}  // namespace
+
+FirstPlaces::FirstPlaces(std::span<const TokenId> prompt) : prompt_(prompt) {
+  constexpr auto kLength = static_cast<std::size_t>(kPhrase);
+  first_.reserve(prompt.size());
+  for (std::size_t i = 0; i + kLength <= prompt.size(); ++i) {
+    first_.try_emplace(FingerprintOf(prompt.subspan(i, kLength)), static_cast<std::int64_t>(i));
+  }
+}
+
+std::vector<std::int64_t> FirstPlaces::LatestSeen(std::span<const TokenId> there) const {
+  constexpr auto kLength = static_cast<std::size_t>(kPhrase);
+  std::vector<std::int64_t> latest(there.size() + 1, -1);
+  for (std::size_t b = kLength; b <= there.size(); ++b) {
+    const auto phrase = there.subspan(b - kLength, kLength);
+    latest[b] = latest[b - 1];
+    const auto found = first_.find(FingerprintOf(phrase));
+    if (found == first_.end()) continue;
+    const auto here = prompt_.subspan(static_cast<std::size_t>(found->second), kLength);
+    if (std::equal(phrase.begin(), phrase.end(), here.begin())) latest[b] = std::max(latest[b], found->second);
+  }
+  return latest;
+}
+
+}  // namespace kvshare::agentd

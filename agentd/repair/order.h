@@ -1,0 +1,32 @@
+// Whether stored KV has seen what only comes later in the prompt it is wanted for. Such KV knows what nothing before it
+// there says, whichever of its tokens are computed again.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "kvshare/types.h"
+
+namespace kvshare::agentd {
+
+// Where each phrase of a prompt, so many tokens next to each other, stands first. The prompt must outlive it.
+class FirstPlaces {
+ public:
+  explicit FirstPlaces(std::span<const TokenId> prompt);
+
+  // For b in [0, there.size()]: the greatest first place in the prompt of a phrase that lies within there[0, b); -1
+  // where there is none. What was computed at position b of `there` and stands in the prompt up to token e has seen
+  // what comes later where this is e or more.
+  std::vector<std::int64_t> LatestSeen(std::span<const TokenId> there) const;
+
+  // Longer than what templates put between messages, shorter than most sentences.
+  static constexpr std::int64_t kPhrase = 16;
+
+ private:
+  const std::span<const TokenId> prompt_;
+  std::unordered_map<std::uint64_t, std::int64_t> first_;  // by fingerprint
+};
+
+}  // namespace kvshare::agentd

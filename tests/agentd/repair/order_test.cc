@@ -1,0 +1,91 @@
+#include "agentd/repair/order.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <random>
+#include <vector>
+
+namespace kvshare::agentd {
+namespace {
+
+using Ids = std::vector<TokenId>;
+
+Ids Join(std::initializer_list<Ids> parts) {
+  Ids all;
+  for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
+class OrderTest : public ::testing::Test {
+ protected:
+  Ids Random(int count) {
+    Ids ids(static_cast<std::size_t>(count));
+    for (TokenId& id : ids) id = std::uniform_int_distribution<TokenId>(0, 999)(rng_);
+    return ids;
+  }
+  std::mt19937 rng_{11};
+  const Ids role_ = Random(40), other_role_ = Random(40), a_ = Random(50), b_ = Random(60);
+};
+
+TEST_F(OrderTest, WhatStoodBeforeAndComesLaterWasSeen) {
+  const Ids here = Join({role_, a_, b_, Random(10)});
+  const Ids there = Join({other_role_, b_, a_});
+  const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there);
+  ASSERT_EQ(latest.size(), there.size() + 1);
+  EXPECT_EQ(latest[40], -1);             // b saw another's first words alone
+  EXPECT_EQ(latest[55], -1);             // less than a phrase
+  EXPECT_EQ(latest[56], 90);             // a phrase of b, which begins at 90 here
+  EXPECT_EQ(latest[100], 90 + 60 - 16);  // a saw all of b,
+  EXPECT_GE(latest[100], 40 + 50);       // which comes after a here
+  EXPECT_EQ(latest.back(), 90 + 60 - 16);
+}
+
+TEST_F(OrderTest, TheSameOrderHasSeenNothingLater) {
+  const Ids here = Join({role_, a_, Random(5), b_});
+  const Ids there = Join({other_role_, a_, Random(8), b_});
+  const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there);
+  EXPECT_EQ(latest[40], -1);
+  EXPECT_LT(latest[98], 95);  // b saw a, which comes before it here too
+}
+
+TEST_F(OrderTest, WhatComesBeforeAndAgainCountsAsBefore) {
+  const Ids here = Join({b_, a_, b_});
+  const Ids there = Join({b_, a_});
+  EXPECT_LT(FirstPlaces(here).LatestSeen(there)[60], 60);
+}
+
+TEST_F(OrderTest, ShortPromptsHaveNoPhrases) {
+  EXPECT_EQ(FirstPlaces({}).LatestSeen({}), std::vector<std::int64_t>{-1});
+  const Ids few = Random(FirstPlaces::kPhrase - 1);
+  EXPECT_EQ(FirstPlaces(few).LatestSeen(few), std::vector<std::int64_t>(few.size() + 1, -1));
+}
+
+// Against the definition, over texts that repeat themselves.
+TEST_F(OrderTest, IsTheGreatestFirstPlace) {
+  for (int round = 0; round < 20; ++round) {
+    std::vector<Ids> parts;
+    for (int i = 0; i < 6; ++i) parts.push_back(Random(10 + i * 4));
+    Ids here, there;
+    for (int i = 0; i < 8; ++i) {
+      const Ids& part = parts[rng_() % parts.size()];
+      here.insert(here.end(), part.begin(), part.end());
+      const Ids& other = parts[rng_() % parts.size()];
+      there.insert(there.end(), other.begin(), other.end());
+    }
+    const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there);
+    std::int64_t expected = -1;
+    for (std::size_t b = 0; b <= there.size(); ++b) {
+      if (b >= 16) {
+        const auto at = std::search(here.begin(), here.end(), there.begin() + static_cast<std::ptrdiff_t>(b - 16),
+                                    there.begin() + static_cast<std::ptrdiff_t>(b));
+        if (at != here.end()) expected = std::max<std::int64_t>(expected, at - here.begin());
+      }
+      ASSERT_EQ(latest[b], expected) << b;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvshare::agentd
