@@ -12,6 +12,9 @@
 namespace kvshare::anchors {
 namespace {
 
+// Anchors that an entropy can be taken of.
+constexpr std::size_t kFewest = 2;
+
 float Widen(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
 
 // To nearest, ties to even; KV is finite.
@@ -42,7 +45,7 @@ std::vector<const Anchor*> AnchorPool::LongEnough(const std::string& placeholder
 
 bool AnchorPool::Shareable(const std::string& placeholder, const KvBlock& base) {
   const std::vector<const Anchor*> anchors = LongEnough(placeholder, base.tokens);
-  if (anchors.size() < 2) return false;
+  if (anchors.size() < kFewest) return false;
   std::vector<double> score;
   for (const Anchor* anchor : anchors) {
     const std::vector<std::uint16_t>& base_values = *anchor->base;
@@ -80,6 +83,15 @@ bool AnchorPool::Shareable(const std::string& placeholder, const KvBlock& base) 
 bool AnchorPool::HasOffset(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const {
   const std::vector<const Anchor*> anchors = LongEnough(placeholder, tokens);
   return std::any_of(anchors.begin(), anchors.end(), [&](const Anchor* a) { return a->offsets.contains(agent); });
+}
+
+bool AnchorPool::MayServe(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const {
+  return LongEnough(placeholder, tokens).size() >= kFewest && HasOffset(placeholder, agent, tokens);
+}
+
+bool AnchorPool::HasRoomFor(int layers, std::int64_t tokens, std::int64_t width) const {
+  const auto values = static_cast<std::size_t>(layers * 2 * tokens * width);
+  return 2 * values * sizeof(std::uint16_t) <= options_.max_bytes / 4;
 }
 
 void AnchorPool::Correct(const std::string& placeholder, const std::string& agent, KvBlock* block) const {

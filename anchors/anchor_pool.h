@@ -84,6 +84,13 @@ class AnchorPool {
   // Whether some anchor of `placeholder`, as long as `tokens`, has an offset for `agent`.
   bool HasOffset(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const;
 
+  // What can be said before `base` is read: without this no content of so many tokens is shareable and corrected.
+  bool MayServe(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const;
+
+  // Whether anchors for `tokens` tokens, each with one offset, leave room for others like them: at most a quarter of
+  // max_bytes. What is larger would be gone before it is of use.
+  bool HasRoomFor(int layers, std::int64_t tokens, std::int64_t width) const;
+
   // Adds the weighted offsets of the anchors, as `agent` saw them, to K and V of `block`, from layer 1 on: layer 0
   // depends on token and position alone. Weights per token: softmax over anchors of the negative mean absolute
   // difference over layers, heads and channels.

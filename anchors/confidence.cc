@@ -130,9 +130,8 @@ void Guard::Audited(double margin, double kl) {
 
 // Audits of what the quantile sends back anyway say nothing of what is trusted.
 void Guard::Learn() {
-  const std::optional<double> threshold = book_.Threshold(quantile_.value());
-  taught_ = threshold.has_value();
-  audited_ = std::min(threshold.value_or(prior_.margin), GuardMargin::kMost);
+  const double asked = book_.Threshold(quantile_.value()).value_or(prior_.margin);
+  audited_ = std::min(asked, GuardMargin::kMost);
 }
 
 }  // namespace kvshare::anchors

@@ -95,8 +95,6 @@ class Guard {
   double margin() const { return audited_ < quantile_.value() ? quantile_.value() : audited_; }  // nats
   // Share of answers whose least sure watched token is not that sure.
   double DoubtRate() const;
-  // Audits say nothing yet, and there are so few that more may soon.
-  bool learning() const { return !taught_ && book_.audits() < kLearningAudits; }
 
   // The least sure token that was watched in an answer, or in the part of it before it was sent back.
   void Answered(double least_margin);
@@ -108,13 +106,11 @@ class Guard {
 
   static constexpr std::size_t kRemembered = 64;  // answers
   static constexpr double kPriorWeight = 4;       // as many answers
-  static constexpr std::int64_t kLearningAudits = 64;
 
   Prior prior_;
   GuardMargin quantile_;
   AuditBook book_;
-  double audited_;  // what the book asks; at most GuardMargin::kMost
-  bool taught_ = false;
+  double audited_;             // what the book asks; at most GuardMargin::kMost
   std::vector<double> least_;  // of the last answers
   std::size_t next_ = 0;
 };

@@ -17,8 +17,10 @@ constexpr std::int64_t kEdgeTokens = 2;
 // Below this a chunk costs more to place than to compute.
 constexpr std::int64_t kMinChunkTokens = 32;
 
-// What does not seem to pay is tried once in so many times, so that a judgement from a bad moment does not last.
-constexpr std::int64_t kTryEvery = 8;
+// What does not seem to pay is tried all the same now and then, so that the guard learns what chunks are worth and a
+// judgement from a bad moment does not last: for so much of the rows that would have been computed anyhow.
+constexpr double kTrialShare = 0.03;
+constexpr double kMostTrialRows = 8192;
 
 // Chunks of one prompt at most: attention pays for every one of them.
 constexpr std::size_t kMaxChunks = 256;
@@ -218,16 +220,15 @@ bool MovedReuse::Pays(const EngineRequest& request, const MovedPrompt& prompt, s
   const auto moved = static_cast<double>(prompt.RowsToCompute());
   const auto all = static_cast<double>(plain);
   if (request.reuse != ReuseMode::kAuto) return moved < all;
-  Trust& trust = TrustIn(prompt.OneThread());
-  if (moved + trust.guard.DoubtRate() * all < all) return true;
-  if (moved >= all) return false;
-  // So little is known of such answers because they were sent back: the first few are worth what they cost.
-  if (trust.guard.learning() && 2 * moved <= all) return true;
-  return ++trust.declined % kTryEvery == 0;
+  trial_rows_ = std::min(trial_rows_ + kTrialShare * all, kMostTrialRows);
+  if (moved + TrustIn(prompt.OneThread()).DoubtRate() * all < all) return true;
+  if (moved >= all || moved > trial_rows_) return false;
+  trial_rows_ -= moved;
+  return true;
 }
 
 void MovedReuse::Answered(const EngineRequest& request, const MovedPrompt& prompt) {
-  if (request.reuse == ReuseMode::kAuto) TrustIn(prompt.OneThread()).guard.Answered(prompt.least_margin());
+  if (request.reuse == ReuseMode::kAuto) TrustIn(prompt.OneThread()).Answered(prompt.least_margin());
 }
 
 void MovedReuse::Clear() {

@@ -100,9 +100,9 @@ class MovedReuse {
 
   // A token of an answer in mode auto, within what the guard watches, had this margin and was this far from exact, in
   // nats. `one_thread`: MovedPrompt::OneThread of its prompt.
-  void Audited(bool one_thread, double margin, double kl) { TrustIn(one_thread).guard.Audited(margin, kl); }
+  void Audited(bool one_thread, double margin, double kl) { TrustIn(one_thread).Audited(margin, kl); }
   // The margin that the guard asks of such answers.
-  double margin(bool one_thread) const { return (one_thread ? thread_ : elsewhere_).guard.margin(); }
+  double margin(bool one_thread) const { return (one_thread ? thread_ : elsewhere_).margin(); }
 
   // What sessions have taught in mode kvcomm.
   AnchorShelf& anchors() { return anchors_; }
@@ -112,11 +112,7 @@ class MovedReuse {
   void Clear();
 
  private:
-  struct Trust {
-    anchors::Guard guard;
-    std::int64_t declined = 0;
-  };
-  Trust& TrustIn(bool one_thread) { return one_thread ? thread_ : elsewhere_; }
+  anchors::Guard& TrustIn(bool one_thread) { return one_thread ? thread_ : elsewhere_; }
 
   static std::unique_ptr<AnchorStore> StoreFor(const runtime::Model& model, const MovedReuseOptions& options);
 
@@ -134,9 +130,9 @@ class MovedReuse {
   };
   std::deque<KeptRequest> kept_;  // oldest first; of some the pages are gone
   SessionBook book_;
-  // Before any has been seen, what the judge has seen.
-  Trust thread_{.guard = anchors::Guard(kThreadPrior)};
-  Trust elsewhere_{.guard = anchors::Guard(kElsewherePrior)};
+  anchors::Guard thread_{kThreadPrior};
+  anchors::Guard elsewhere_{kElsewherePrior};
+  double trial_rows_ = 4096;  // that may be computed for plans that are not expected to pay
   AnchorShelf anchors_;
 };
 

@@ -1,5 +1,7 @@
 // KVCOMM's way through a prompt (arXiv 2510.12872): every chunk corrected by anchors, or the whole prompt computed and
 // anchors learnt from it. All or nothing, as published.
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "agentd/repair/moved_prompt.h"
@@ -78,21 +80,31 @@ void MovedPrompt::WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock
   }
 }
 
+// What was computed is registered, unless it is too much to be kept. `stored` has what was read of the first chunks.
+void MovedPrompt::Teach(std::vector<anchors::KvBlock> stored, const kernels::RopeTable& rope) {
+  const kernels::KvLayout& layout = pages_.layout;
+  if (!anchors_->HasRoomFor(layout.num_layers, MovedTokens(), std::int64_t{layout.num_kv_heads} * layout.head_dim))
+    return;
+  for (std::size_t c = 0; c < chunks_.size(); ++c) {
+    const MovedChunk& chunk = chunks_[c];
+    if (c == stored.size()) stored.push_back(ReadStored(chunk, rope));
+    anchors_->Register(chunk.placeholder, agent_, chunk.content, stored[c], ReadComputed(chunk, rope));
+  }
+}
+
 Status MovedPrompt::PrefillWithAnchors(float* logits) {
   KVS_ASSIGN_OR_RETURN(const kernels::RopeTable rope, Rope());
+  bool shareable = std::all_of(chunks_.begin(), chunks_.end(), [this](const MovedChunk& chunk) {
+    return anchors_->MayServe(chunk.placeholder, agent_, chunk.length);
+  });
   std::vector<anchors::KvBlock> stored;
-  bool shareable = true;
-  for (const MovedChunk& chunk : chunks_) {
-    stored.push_back(ReadStored(chunk, rope));
-    // Every chunk is asked, so that anchors are counted as used alike.
-    shareable &= anchors_->Shareable(chunk.placeholder, stored.back()) &&
-                 anchors_->HasOffset(chunk.placeholder, agent_, chunk.length);
+  for (std::size_t c = 0; shareable && c < chunks_.size(); ++c) {
+    stored.push_back(ReadStored(chunks_[c], rope));
+    shareable = anchors_->Shareable(chunks_[c].placeholder, stored[c]);
   }
   if (!shareable) {
     KVS_RETURN_IF_ERROR(PrefillPlain("no_anchor", logits));
-    for (std::size_t c = 0; c < chunks_.size(); ++c) {
-      anchors_->Register(chunks_[c].placeholder, agent_, chunks_[c].content, stored[c], ReadComputed(chunks_[c], rope));
-    }
+    Teach(std::move(stored), rope);
     return OkStatus();
   }
   Select(MovedPositions());

@@ -170,6 +170,7 @@ class MovedPrompt {
   Result<kernels::RopeTable> Rope();
   anchors::KvBlock ReadStored(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
   anchors::KvBlock ReadComputed(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
+  void Teach(std::vector<anchors::KvBlock> stored, const kernels::RopeTable& rope);
   void WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock& block, const kernels::RopeTable& rope);
   double Ratio() const;
   int CheckLayer() const;

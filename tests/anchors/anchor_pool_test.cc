@@ -43,6 +43,24 @@ TEST(AnchorPoolTest, ShareableOnlyWithTwoAnchorsOfWhichOneIsNear) {
   EXPECT_FALSE(even.Shareable("p", near));
 }
 
+TEST(AnchorPoolTest, SaysBeforehandWhatItCannotServe) {
+  std::mt19937 rng(5);
+  AnchorPool pool({.max_bytes = 1 << 20});
+  const KvBlock base = RandomBlock(rng, 40);
+  EXPECT_FALSE(pool.MayServe("p", "agent", 40));
+  pool.Register("p", "agent", "one", base, base);
+  EXPECT_FALSE(pool.MayServe("p", "agent", 40)) << "one is too few";
+  pool.Register("p", "agent", "two", RandomBlock(rng, 40), base);
+  EXPECT_TRUE(pool.MayServe("p", "agent", 40));
+  EXPECT_TRUE(pool.MayServe("p", "agent", 12));
+  EXPECT_FALSE(pool.MayServe("p", "agent", 41));
+  EXPECT_FALSE(pool.MayServe("p", "stranger", 40));
+  EXPECT_FALSE(pool.MayServe("other", "agent", 40));
+  // 3 layers x 2 x tokens x 8 values of two bytes, twice: 192 bytes a token, of which a quarter of 1 MiB holds 1365.
+  EXPECT_TRUE(pool.HasRoomFor(3, 1365, 8));
+  EXPECT_FALSE(pool.HasRoomFor(3, 1366, 8));
+}
+
 TEST(AnchorPoolTest, OneAnchorGivesItsOffsetButNotInTheFirstLayer) {
   std::mt19937 rng(2);
   AnchorPool pool;

@@ -238,6 +238,24 @@ TEST_P(MovedServiceTest, NothingApproximateReachesAnExactReply) {
   }
 }
 
+// Gate G8: until it is healed, nothing approximate is found under a key, by whomever.
+TEST_P(MovedServiceTest, NothingApproximateHasAKey) {
+  for (const ReuseMode mode : {ReuseMode::kRotate, ReuseMode::kEpic, ReuseMode::kCacheBlend, ReuseMode::kDhd}) {
+    SCOPED_TRACE(std::string(ReuseModeName(mode)));
+    const auto service = NewTinyService(GetParam(), {}, 0, 8);
+    ASSERT_NE(service, nullptr);
+    Ask(*service, Request(planner_, mode, "planner", "s"));
+    const GenerateReply reply = Ask(*service, Request(critic_, mode, "critic", "s", 70));
+    ASSERT_TRUE(reply.reuse.approximate);
+    LookupRequest lookup;
+    lookup.prompt = TokenPrompt{Join({critic_, reply.ids})};
+    const Result<Match> match = service->Lookup(lookup);
+    KVS_ASSERT_OK(match);
+    if (service->GetStats().approximate.healed > 0) continue;  // a slow machine: too late to tell
+    EXPECT_LE(match->prefix_tokens, 45 + 2) << "more than the first words and the edge of the note";
+  }
+}
+
 // What was answered approximately is computed exactly when nobody asks: then it is an exact hit, for anybody.
 TEST_P(MovedServiceTest, AnApproximateAnswerHeals) {
   const auto off = NewTinyService(GetParam(), {.reuse = ReuseMode::kOff});
@@ -278,8 +296,8 @@ TEST_P(MovedServiceTest, AnApproximateAnswerHeals) {
 
 // Of chunks that stood behind other text nothing is known: answers over them are sent back unless they are very sure.
 // Each that is sent back shows how far it was from exact. In this model, whose weights are random, all are far, and the
-// daemon stops trying after a while.
-TEST_P(MovedServiceTest, OfUnknownChunksItLearnsAndStopsTrying) {
+// daemon does not spend more than a small share of its work on trying.
+TEST_P(MovedServiceTest, OfUnknownChunksItLearnsAtASmallPrice) {
   const auto service = NewTinyService(GetParam(), {}, 0, 8);
   ASSERT_NE(service, nullptr);
   const auto ask = [&](int i) {
@@ -292,11 +310,12 @@ TEST_P(MovedServiceTest, OfUnknownChunksItLearnsAndStopsTrying) {
     EXPECT_EQ(stats.answers, 0);
     return stats.sent_back;
   };
-  constexpr int kLearning = 64;
-  for (int i = 0; i < kLearning; ++i) ASSERT_EQ(ask(i), i + 1);
+  // A trial computes 126 rows of 275: at first 4,096 may be spent, and 3 % of all after that.
+  for (int i = 0; i < 32; ++i) ASSERT_EQ(ask(i), i + 1);
   std::int64_t sent_back = 0;
-  for (int i = 0; i < 80; ++i) sent_back = ask(kLearning + i);
-  EXPECT_EQ(sent_back, kLearning + 80 / 8);
+  for (int i = 32; i < 132; ++i) sent_back = ask(i);
+  EXPECT_GE(sent_back, 32 + 6);
+  EXPECT_LE(sent_back, 32 + 11);
 }
 
 // A note that was computed after another, which now comes after it, is computed again.
