@@ -31,7 +31,43 @@ std::vector<double> Softmax(std::vector<double> x) {
   return x;
 }
 
+// In KvBlock's order, less `known` where that is given.
+std::vector<std::uint16_t> NarrowRows(const KvRows& rows, const std::uint16_t* known) {
+  std::vector<std::uint16_t> values;
+  values.reserve(static_cast<std::size_t>(rows.layers * 2 * rows.tokens * rows.width));
+  std::vector<float> row(static_cast<std::size_t>(rows.width));
+  for (int layer = 0; layer < rows.layers; ++layer) {
+    for (int part = 0; part < 2; ++part) {
+      for (std::int64_t t = 0; t < rows.tokens; ++t) {
+        rows.read(layer, part, t, row);
+        for (const float value : row) {
+          values.push_back(Narrow(known == nullptr ? value : value - Widen(known[values.size()])));
+        }
+      }
+    }
+  }
+  return values;
+}
+
 }  // namespace
+
+KvBlock KvRows::ToBlock() const {
+  KvBlock block(layers, tokens, width);
+  for (int layer = 0; layer < layers; ++layer) {
+    for (int part = 0; part < 2; ++part) {
+      for (std::int64_t t = 0; t < tokens; ++t) read(layer, part, t, block.row(layer, part, t));
+    }
+  }
+  return block;
+}
+
+KvRows RowsOf(const KvBlock& block) {
+  return {block.layers, block.tokens, block.width,
+          [&block](int layer, int part, std::int64_t token, std::span<float> row) {
+            const auto from = block.row(layer, part, token);
+            std::copy(from.begin(), from.end(), row.begin());
+          }};
+}
 
 std::vector<const Anchor*> AnchorPool::LongEnough(const std::string& placeholder, std::int64_t tokens) const {
   std::vector<const Anchor*> found;
@@ -129,29 +165,25 @@ void AnchorPool::Correct(const std::string& placeholder, const std::string& agen
 }
 
 void AnchorPool::Register(const std::string& placeholder, const std::string& agent, const std::string& content,
-                          const KvBlock& base, const KvBlock& real) {
-  KVS_CHECK(base.values.size() == real.values.size() && base.tokens == real.tokens && base.tokens > 0);
+                          const KvRows& base, const KvRows& real) {
+  KVS_CHECK(base.layers == real.layers && base.tokens == real.tokens && base.width == real.width && base.tokens > 0);
   Anchors& anchors = placeholders_[placeholder];
   auto anchor = std::find_if(anchors.begin(), anchors.end(),
                              [&](const Anchor& a) { return a.content == content && a.tokens == base.tokens; });
-  std::vector<std::uint16_t> values(base.values.size());
   if (anchor == anchors.end()) {
     if (anchors.size() >= options_.max_anchors) EvictFrom(anchors);
-    std::transform(base.values.begin(), base.values.end(), values.begin(), Narrow);
     anchors.push_back({.placeholder = placeholder,
                        .content = content,
                        .layers = base.layers,
                        .tokens = base.tokens,
                        .width = base.width,
-                       .base = std::make_shared<const std::vector<std::uint16_t>>(values),
+                       .base = std::make_shared<const std::vector<std::uint16_t>>(NarrowRows(base, nullptr)),
                        .serial = next_serial_++});
     anchor = std::prev(anchors.end());
     bytes_ += anchor->bytes();
   }
   bytes_ -= anchor->bytes();
-  const std::vector<std::uint16_t>& known = *anchor->base;
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] = Narrow(real.values[i] - Widen(known[i]));
-  anchor->offsets[agent] = std::make_shared<const std::vector<std::uint16_t>>(std::move(values));
+  anchor->offsets[agent] = std::make_shared<const std::vector<std::uint16_t>>(NarrowRows(real, anchor->base->data()));
   anchor->version = next_version_++;
   bytes_ += anchor->bytes();
   KeepWithinBytes();

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -41,6 +42,18 @@ struct KvBlock {
     return static_cast<std::size_t>(((layer * 2 + part) * tokens + token) * width);
   }
 };
+
+// The rows of such a block, read one by one as they are wanted: what is only looked at once takes no memory of its own.
+struct KvRows {
+  int layers = 0;
+  std::int64_t tokens = 0;
+  std::int64_t width = 0;
+  std::function<void(int layer, int part, std::int64_t token, std::span<float> row)> read;
+
+  KvBlock ToBlock() const;
+};
+
+KvRows RowsOf(const KvBlock& block);  // which must outlive them
 
 struct AnchorOptions {
   std::size_t max_anchors = 20;  // per placeholder (V in the paper)
@@ -99,7 +112,7 @@ class AnchorPool {
   // A dense run gave the truth: `base` is what was stored, `real` what `agent` computed. `content` names the text;
   // the same content again adds the agent's offset to the anchor that is there.
   void Register(const std::string& placeholder, const std::string& agent, const std::string& content,
-                const KvBlock& base, const KvBlock& real);
+                const KvRows& base, const KvRows& real);
 
   std::size_t bytes() const { return bytes_; }
   std::size_t anchors() const;

@@ -1,7 +1,7 @@
 // KVCOMM's way through a prompt (arXiv 2510.12872): every chunk corrected by anchors, or the whole prompt computed and
 // anchors learnt from it. All or nothing, as published.
 #include <algorithm>
-#include <utility>
+#include <span>
 #include <vector>
 
 #include "agentd/repair/moved_prompt.h"
@@ -27,18 +27,14 @@ class RopeProbe final : public runtime::LayerHook {
 
 // Canonical K and V of tokens whose KV was stored at position(t) in slot(t).
 template <typename SlotAt, typename PositionAt>
-anchors::KvBlock Read(const kernels::KvPages& pages, const kernels::RopeTable& rope, std::int64_t tokens, SlotAt slot,
-                      PositionAt position) {
-  const kernels::KvLayout& layout = pages.layout;
-  anchors::KvBlock block(layout.num_layers, tokens, std::int64_t{layout.num_kv_heads} * layout.head_dim);
-  for (int layer = 0; layer < layout.num_layers; ++layer) {
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      kernels::LoadRow(pages, layer, KvPart::kKey, slot(t), block.row(layer, 0, t));
-      kernels::CanonicalKey(rope, position(t), layout.head_dim, block.row(layer, 0, t));
-      kernels::LoadRow(pages, layer, KvPart::kValue, slot(t), block.row(layer, 1, t));
-    }
-  }
-  return block;
+anchors::KvRows Rows(const kernels::KvPages& pages, const kernels::RopeTable& rope, std::int64_t tokens, SlotAt slot,
+                     PositionAt position) {
+  const kernels::KvLayout layout = pages.layout;
+  const auto read = [pages, rope, slot, position](int layer, int part, std::int64_t t, std::span<float> row) {
+    kernels::LoadRow(pages, layer, part == 0 ? KvPart::kKey : KvPart::kValue, slot(t), row);
+    if (part == 0) kernels::CanonicalKey(rope, position(t), pages.layout.head_dim, row);
+  };
+  return {layout.num_layers, tokens, std::int64_t{layout.num_kv_heads} * layout.head_dim, read};
 }
 
 }  // namespace
@@ -50,18 +46,18 @@ Result<kernels::RopeTable> MovedPrompt::Rope() {
   return probe.rope;
 }
 
-anchors::KvBlock MovedPrompt::ReadStored(const MovedChunk& chunk, const kernels::RopeTable& rope) const {
+anchors::KvRows MovedPrompt::StoredRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const {
   const auto slot = [&chunk](std::int64_t t) {
     const std::int64_t row = chunk.first + t;
     return KvSlot{chunk.pages[static_cast<std::size_t>(row / kPageTokens)], static_cast<int>(row % kPageTokens)};
   };
-  return Read(pages_, rope, chunk.length, slot, [&chunk](std::int64_t t) { return chunk.base + t; });
+  return Rows(pages_, rope, chunk.length, slot, [&chunk](std::int64_t t) { return chunk.base + t; });
 }
 
-anchors::KvBlock MovedPrompt::ReadComputed(const MovedChunk& chunk, const kernels::RopeTable& rope) const {
+anchors::KvRows MovedPrompt::ComputedRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const {
   KVS_CHECK(plain_);
-  return Read(
-      pages_, rope, chunk.length, [&](std::int64_t t) { return SlotOf(chunk.start + t); },
+  return Rows(
+      pages_, rope, chunk.length, [this, &chunk](std::int64_t t) { return SlotOf(chunk.start + t); },
       [&chunk](std::int64_t t) { return chunk.start + t; });
 }
 
@@ -80,15 +76,13 @@ void MovedPrompt::WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock
   }
 }
 
-// What was computed is registered, unless it is too much to be kept. `stored` has what was read of the first chunks.
-void MovedPrompt::Teach(std::vector<anchors::KvBlock> stored, const kernels::RopeTable& rope) {
+// What was computed is registered, unless it is too much to be kept.
+void MovedPrompt::Teach(const kernels::RopeTable& rope) {
   const kernels::KvLayout& layout = pages_.layout;
-  if (!anchors_->HasRoomFor(layout.num_layers, MovedTokens(), std::int64_t{layout.num_kv_heads} * layout.head_dim))
-    return;
-  for (std::size_t c = 0; c < chunks_.size(); ++c) {
-    const MovedChunk& chunk = chunks_[c];
-    if (c == stored.size()) stored.push_back(ReadStored(chunk, rope));
-    anchors_->Register(chunk.placeholder, agent_, chunk.content, stored[c], ReadComputed(chunk, rope));
+  const std::int64_t width = std::int64_t{layout.num_kv_heads} * layout.head_dim;
+  if (!anchors_->HasRoomFor(layout.num_layers, MovedTokens(), width)) return;
+  for (const MovedChunk& chunk : chunks_) {
+    anchors_->Register(chunk.placeholder, agent_, chunk.content, StoredRows(chunk, rope), ComputedRows(chunk, rope));
   }
 }
 
@@ -99,12 +93,12 @@ Status MovedPrompt::PrefillWithAnchors(float* logits) {
   });
   std::vector<anchors::KvBlock> stored;
   for (std::size_t c = 0; shareable && c < chunks_.size(); ++c) {
-    stored.push_back(ReadStored(chunks_[c], rope));
+    stored.push_back(StoredRows(chunks_[c], rope).ToBlock());
     shareable = anchors_->Shareable(chunks_[c].placeholder, stored[c]);
   }
   if (!shareable) {
     KVS_RETURN_IF_ERROR(PrefillPlain("no_anchor", logits));
-    Teach(std::move(stored), rope);
+    Teach(rope);
     return OkStatus();
   }
   Select(MovedPositions());

@@ -168,9 +168,10 @@ class MovedPrompt {
   Status PrefillAuto(float* logits);
   Status PrefillPlain(std::string_view reason, float* logits);
   Result<kernels::RopeTable> Rope();
-  anchors::KvBlock ReadStored(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
-  anchors::KvBlock ReadComputed(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
-  void Teach(std::vector<anchors::KvBlock> stored, const kernels::RopeTable& rope);
+  // Of one of chunks_: as it was stored, and as it was computed.
+  anchors::KvRows StoredRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
+  anchors::KvRows ComputedRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
+  void Teach(const kernels::RopeTable& rope);
   void WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock& block, const kernels::RopeTable& rope);
   double Ratio() const;
   int CheckLayer() const;

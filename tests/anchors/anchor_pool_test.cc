@@ -24,22 +24,27 @@ KvBlock Plus(const KvBlock& a, const KvBlock& b) {
   return sum;
 }
 
+void Register(AnchorPool& pool, const std::string& placeholder, const std::string& agent, const std::string& content,
+              const KvBlock& base, const KvBlock& real) {
+  pool.Register(placeholder, agent, content, RowsOf(base), RowsOf(real));
+}
+
 TEST(AnchorPoolTest, ShareableOnlyWithTwoAnchorsOfWhichOneIsNear) {
   std::mt19937 rng(1);
   AnchorPool pool;
   const KvBlock near = RandomBlock(rng, 40);
   EXPECT_FALSE(pool.Shareable("p", near));
-  pool.Register("p", "agent", "one", near, near);
+  Register(pool, "p", "agent", "one", near, near);
   EXPECT_FALSE(pool.Shareable("p", near));
-  pool.Register("p", "agent", "two", RandomBlock(rng, 40, 3.0f), near);
+  Register(pool, "p", "agent", "two", RandomBlock(rng, 40, 3.0f), near);
   EXPECT_FALSE(pool.Shareable("p", RandomBlock(rng, 41))) << "anchors must be as long";
   EXPECT_TRUE(pool.Shareable("p", near));
   EXPECT_FALSE(pool.Shareable("other", near));
   // Two anchors at the same distance say nothing about which to trust: entropy 1 of 1.
   AnchorPool even;
   const KvBlock same = RandomBlock(rng, 40);
-  even.Register("p", "agent", "one", same, same);
-  even.Register("p", "agent", "two", same, same);
+  Register(even, "p", "agent", "one", same, same);
+  Register(even, "p", "agent", "two", same, same);
   EXPECT_FALSE(even.Shareable("p", near));
 }
 
@@ -48,9 +53,9 @@ TEST(AnchorPoolTest, SaysBeforehandWhatItCannotServe) {
   AnchorPool pool({.max_bytes = 1 << 20});
   const KvBlock base = RandomBlock(rng, 40);
   EXPECT_FALSE(pool.MayServe("p", "agent", 40));
-  pool.Register("p", "agent", "one", base, base);
+  Register(pool, "p", "agent", "one", base, base);
   EXPECT_FALSE(pool.MayServe("p", "agent", 40)) << "one is too few";
-  pool.Register("p", "agent", "two", RandomBlock(rng, 40), base);
+  Register(pool, "p", "agent", "two", RandomBlock(rng, 40), base);
   EXPECT_TRUE(pool.MayServe("p", "agent", 40));
   EXPECT_TRUE(pool.MayServe("p", "agent", 12));
   EXPECT_FALSE(pool.MayServe("p", "agent", 41));
@@ -66,7 +71,7 @@ TEST(AnchorPoolTest, OneAnchorGivesItsOffsetButNotInTheFirstLayer) {
   AnchorPool pool;
   const KvBlock base = RandomBlock(rng, 10);
   const KvBlock offset = RandomBlock(rng, 10, 0.1f);
-  pool.Register("p", "reader", "one", base, Plus(base, offset));
+  Register(pool, "p", "reader", "one", base, Plus(base, offset));
   KvBlock block = RandomBlock(rng, 6);
   const KvBlock before = block;
   EXPECT_TRUE(pool.HasOffset("p", "reader", 6));
@@ -99,7 +104,7 @@ TEST(AnchorPoolTest, WeightsAreThoseOfTheFormula) {
     for (auto* block : {&bases.back(), &offsets.back()}) {
       for (float& v : block->values) v = std::round(v * 8) / 8;
     }
-    pool.Register("p", "reader", "c" + std::to_string(a), bases.back(), Plus(bases.back(), offsets.back()));
+    Register(pool, "p", "reader", "c" + std::to_string(a), bases.back(), Plus(bases.back(), offsets.back()));
   }
   KvBlock block = RandomBlock(rng, tokens);
   const KvBlock before = block;
@@ -137,7 +142,7 @@ TEST(AnchorPoolTest, KeepsToItsLimits) {
   AnchorPool pool({.max_anchors = 4, .max_bytes = 6 * anchor_bytes});
   for (int i = 0; i < 20; ++i) {
     const KvBlock base = RandomBlock(rng, 8);
-    pool.Register("p" + std::to_string(i % 2), "a", "c" + std::to_string(i), base, base);
+    Register(pool, "p" + std::to_string(i % 2), "a", "c" + std::to_string(i), base, base);
     EXPECT_LE(pool.bytes(), 6 * anchor_bytes);
     EXPECT_LE(pool.anchors(), 6u);
     EXPECT_EQ(pool.bytes(), pool.anchors() * anchor_bytes);
@@ -149,8 +154,8 @@ TEST(AnchorPoolTest, TheSameContentSeenByAnotherAgentIsOneAnchor) {
   std::mt19937 rng(5);
   AnchorPool pool;
   const KvBlock base = RandomBlock(rng, 8);
-  pool.Register("p", "a", "text", base, base);
-  pool.Register("p", "b", "text", base, base);
+  Register(pool, "p", "a", "text", base, base);
+  Register(pool, "p", "b", "text", base, base);
   EXPECT_EQ(pool.anchors(), 1u);
   EXPECT_TRUE(pool.HasOffset("p", "a", 8));
   EXPECT_TRUE(pool.HasOffset("p", "b", 8));
@@ -178,8 +183,8 @@ TEST(AnchorPoolTest, ARestoredPoolGoesOnAsTheOneThatWasSaved) {
 TEST(AnchorPoolTest, WhatWasLearntMeanwhileStaysNewer) {
   AnchorPool old, pool;
   TeachSamples(&old, 0, 6);
-  pool.Register("slot0/planner", "critic", "text0", SampleBlock(70, 6), SampleBlock(71, 6));  // known to both
-  pool.Register("slot0/planner", "critic", "new", SampleBlock(72, 6), SampleBlock(73, 6));
+  Register(pool, "slot0/planner", "critic", "text0", SampleBlock(70, 6), SampleBlock(71, 6));  // known to both
+  Register(pool, "slot0/planner", "critic", "new", SampleBlock(72, 6), SampleBlock(73, 6));
   const std::vector<Anchor> since = pool.Snapshot();
   const std::uint64_t before = pool.version();
   pool.Restore(old.Snapshot());

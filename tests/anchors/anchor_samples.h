@@ -27,9 +27,10 @@ inline void TeachSamples(AnchorPool* pool, int from, int to, std::int64_t tokens
   for (int i = from; i < to; ++i) {
     const auto seed = static_cast<std::uint32_t>(i);
     const std::string placeholder = "slot" + std::to_string(i % 2) + "/planner";
-    pool->Register(placeholder, i % 3 == 0 ? "critic" : "judge", "text" + std::to_string(i / 2),
-                   SampleBlock(2 * seed, tokens), SampleBlock(2 * seed + 1, tokens));
-    pool->Shareable(placeholder, SampleBlock(2 * seed, tokens));
+    const KvBlock base = SampleBlock(2 * seed, tokens), real = SampleBlock(2 * seed + 1, tokens);
+    pool->Register(placeholder, i % 3 == 0 ? "critic" : "judge", "text" + std::to_string(i / 2), RowsOf(base),
+                   RowsOf(real));
+    pool->Shareable(placeholder, base);
   }
 }
 

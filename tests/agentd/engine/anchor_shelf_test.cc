@@ -83,7 +83,8 @@ TEST_F(AnchorShelfTest, WhatIsTaughtDuringALoadJoinsWhatIsLoaded) {
   {
     const auto shelf = Open();
     const auto pool = shelf->Of("s");
-    pool->Register("slot0/planner", "critic", "new", anchors::SampleBlock(1, 6), anchors::SampleBlock(2, 6));
+    const anchors::KvBlock base = anchors::SampleBlock(1, 6), real = anchors::SampleBlock(2, 6);
+    pool->Register("slot0/planner", "critic", "new", anchors::RowsOf(base), anchors::RowsOf(real));
     shelf->Taught("s");  // not saved yet: it would replace what is being read
     Settle(*shelf);
     all = pool->anchors();
