@@ -112,6 +112,7 @@ class Engine {
   struct MovedPlan {
     std::optional<ReusePlan> plan;  // unset: its session has seen no part of the prompt
     MovedWork work;                 // without a prompt: the plan does without
+    double trial_rows = 0;          // for MovedReuse::Admitted
   };
   MovedPlan PlanMoved(const EngineRequest& request, const StoredPrefix& stored);
   bool TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, MovedPlan& moved, std::int64_t* row_budget);

@@ -48,7 +48,9 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   if (found.chunks.empty()) return moved;
   moved.work = moved_.Prepare(request, stored.host, found);
   const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
-  if (moved_.Pays(request, *moved.work.prompt, plain)) return moved;
+  const MovedReuse::Decision decision = moved_.Decide(request, *moved.work.prompt, plain);
+  moved.trial_rows = decision.trial_rows;
+  if (decision.use) return moved;
   moved.work = {};
   MarkDeclined(MissKind::kMoveSlower, &plan);
   return moved;
@@ -70,6 +72,7 @@ bool Engine::TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, M
   *row_budget = std::max<std::int64_t>(0, *row_budget - prompt.RowsToCompute());
   Sequence* sequence = Admit(i, prospects, *std::move(moved.plan), std::move(*kv));
   sequence->moved = std::move(moved.work);
+  moved_.Admitted(moved.trial_rows);
   return true;
 }
 

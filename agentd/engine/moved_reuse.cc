@@ -216,19 +216,21 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   return work;
 }
 
-bool MovedReuse::Pays(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain) {
+MovedReuse::Decision MovedReuse::Decide(const EngineRequest& request, const MovedPrompt& prompt,
+                                        std::int64_t plain) const {
   const auto moved = static_cast<double>(prompt.RowsToCompute());
   const auto all = static_cast<double>(plain);
-  if (request.reuse != ReuseMode::kAuto) return moved < all;
-  trial_rows_ = std::min(trial_rows_ + kTrialShare * all, kMostTrialRows);
-  if (moved + TrustIn(prompt.OneThread()).DoubtRate() * all < all) return true;
-  if (moved >= all || moved > trial_rows_) return false;
-  trial_rows_ -= moved;
-  return true;
+  if (request.reuse != ReuseMode::kAuto) return {.use = moved < all};
+  const double earned = kTrialShare * all;
+  if (moved + Trusted(prompt.OneThread()).DoubtRate() * all < all) return {.use = true, .trial_rows = earned};
+  const bool trial = moved < all && moved <= trial_rows_ + earned;
+  return {.use = trial, .trial_rows = trial ? earned - moved : earned};
 }
 
+void MovedReuse::Admitted(double trial_rows) { trial_rows_ = std::min(trial_rows_ + trial_rows, kMostTrialRows); }
+
 void MovedReuse::Answered(const EngineRequest& request, const MovedPrompt& prompt) {
-  if (request.reuse == ReuseMode::kAuto) TrustIn(prompt.OneThread()).Answered(prompt.least_margin());
+  if (request.reuse == ReuseMode::kAuto) Trusted(prompt.OneThread()).Answered(prompt.least_margin());
 }
 
 void MovedReuse::Clear() {

@@ -92,17 +92,24 @@ class MovedReuse {
   // still to be given. Requires a session and at least one chunk.
   MovedWork Prepare(const EngineRequest& request, const PrefixMatch& prefix, FoundChunks& found);
 
-  // Whether `prompt` can be expected to compute fewer rows than `plain`, which doing without it takes: how often the
-  // guard would have such prompts computed after all is part of it.
-  bool Pays(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain);
+  // Whether `prompt` should be computed over its chunks: because it can be expected to compute fewer rows than `plain`,
+  // which doing without it takes (how often the guard would have such prompts computed after all is part of it), or as
+  // a trial. `trial_rows` is for Admitted.
+  struct Decision {
+    bool use = false;
+    double trial_rows = 0;
+  };
+  Decision Decide(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain) const;
+  // A request was admitted as was decided: this much more may go to trials, or less.
+  void Admitted(double trial_rows);
   // A request has ended that reused chunks, or the guard has just had it computed.
   void Answered(const EngineRequest& request, const MovedPrompt& prompt);
 
   // A token of an answer in mode auto, within what the guard watches, had this margin and was this far from exact, in
   // nats. `one_thread`: MovedPrompt::OneThread of its prompt.
-  void Audited(bool one_thread, double margin, double kl) { TrustIn(one_thread).Audited(margin, kl); }
+  void Audited(bool one_thread, double margin, double kl) { Trusted(one_thread).Audited(margin, kl); }
   // The margin that the guard asks of such answers.
-  double margin(bool one_thread) const { return (one_thread ? thread_ : elsewhere_).margin(); }
+  double margin(bool one_thread) const { return Trusted(one_thread).margin(); }
 
   // What sessions have taught in mode kvcomm.
   AnchorShelf& anchors() { return anchors_; }
@@ -112,7 +119,8 @@ class MovedReuse {
   void Clear();
 
  private:
-  anchors::Guard& TrustIn(bool one_thread) { return one_thread ? thread_ : elsewhere_; }
+  anchors::Guard& Trusted(bool one_thread) { return one_thread ? thread_ : elsewhere_; }
+  const anchors::Guard& Trusted(bool one_thread) const { return one_thread ? thread_ : elsewhere_; }
 
   static std::unique_ptr<AnchorStore> StoreFor(const runtime::Model& model, const MovedReuseOptions& options);
 
