@@ -207,8 +207,8 @@ Healer::Events Engine::HealerEvents() {
   events.on_audit = [this](const HealJob& job, const AuditPoint& point, double kl) {
     const std::int64_t token = point.at - job.prompt_tokens;
     stats_->Audited(job.depth, /*later=*/token > 0, kl);
-    if (!job.guarded || token >= MovedPrompt::kGuardedTokens) return;
-    moved_.Audited(job.one_thread, anchors::Margin(point.logits), kl);
+    // One audit of each answer: more would not be independent, which the guard's confidence stands on.
+    if (job.guarded && token == 0) moved_.Audited(job.one_thread, anchors::Margin(point.logits), kl);
   };
   return events;
 }
