@@ -15,11 +15,12 @@ std::uint64_t FingerprintOf(std::span<const TokenId> phrase) {
 
 }  // namespace
 
-FirstPlaces::FirstPlaces(std::span<const TokenId> prompt) : prompt_(prompt) {
+FirstPlaces::FirstPlaces(std::span<const TokenId> prompt)
+    : prompt_(prompt.first(prompt.size() - std::min(prompt.size(), static_cast<std::size_t>(kHeader)))) {
   constexpr auto kLength = static_cast<std::size_t>(kPhrase);
-  first_.reserve(prompt.size());
-  for (std::size_t i = 0; i + kLength <= prompt.size(); ++i) {
-    first_.try_emplace(FingerprintOf(prompt.subspan(i, kLength)), static_cast<std::int64_t>(i));
+  first_.reserve(prompt_.size());
+  for (std::size_t i = 0; i + kLength <= prompt_.size(); ++i) {
+    first_.try_emplace(FingerprintOf(prompt_.subspan(i, kLength)), static_cast<std::int64_t>(i));
   }
 }
 

@@ -11,7 +11,10 @@
 
 namespace kvshare::agentd {
 
-// Where each phrase of a prompt, so many tokens next to each other, stands first. The prompt must outlive it.
+// Where each phrase of a prompt, so many tokens next to each other, stands first. Its last kHeader tokens are in none:
+// a prompt ends with the header of the answer that is asked for, and every answer was computed behind such a header;
+// where two answers end alike, as those of small models do, that is no message that comes later. The prompt must
+// outlive it.
 class FirstPlaces {
  public:
   explicit FirstPlaces(std::span<const TokenId> prompt);
@@ -23,6 +26,7 @@ class FirstPlaces {
 
   // Longer than what templates put between messages, shorter than most sentences.
   static constexpr std::int64_t kPhrase = 16;
+  static constexpr std::int64_t kHeader = 8;
 
  private:
   const std::span<const TokenId> prompt_;

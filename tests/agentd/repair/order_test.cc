@@ -62,6 +62,15 @@ TEST_F(OrderTest, ShortPromptsHaveNoPhrases) {
   EXPECT_EQ(FirstPlaces(few).LatestSeen(few), std::vector<std::int64_t>(few.size() + 1, -1));
 }
 
+// Every answer was computed behind the header that ends a prompt. Where the text before that header was the same then,
+// nothing that comes later has been seen.
+TEST_F(OrderTest, TheHeaderOfTheNextAnswerIsNoMessage) {
+  const Ids header = Random(FirstPlaces::kHeader), refrain = Random(20);
+  const Ids there = Join({role_, a_, refrain, header, b_});
+  const Ids here = Join({role_, a_, refrain, b_, refrain, header});
+  EXPECT_EQ(FirstPlaces(here).LatestSeen(there)[40 + 50 + 20 + 8], 40 + 50 + 20 - 16);
+}
+
 // Against the definition, over texts that repeat themselves.
 TEST_F(OrderTest, IsTheGreatestFirstPlace) {
   for (int round = 0; round < 20; ++round) {
@@ -78,9 +87,10 @@ TEST_F(OrderTest, IsTheGreatestFirstPlace) {
     std::int64_t expected = -1;
     for (std::size_t b = 0; b <= there.size(); ++b) {
       if (b >= 16) {
-        const auto at = std::search(here.begin(), here.end(), there.begin() + static_cast<std::ptrdiff_t>(b - 16),
+        const auto end = here.end() - FirstPlaces::kHeader;
+        const auto at = std::search(here.begin(), end, there.begin() + static_cast<std::ptrdiff_t>(b - 16),
                                     there.begin() + static_cast<std::ptrdiff_t>(b));
-        if (at != here.end()) expected = std::max<std::int64_t>(expected, at - here.begin());
+        if (at != end) expected = std::max<std::int64_t>(expected, at - here.begin());
       }
       ASSERT_EQ(latest[b], expected) << b;
     }
