@@ -46,13 +46,7 @@ class ColdDamageTest : public ::testing::Test {
     return right;
   }
   // Where in the slab page `id` lies.
-  std::size_t OffsetOf(std::uint64_t id) {
-    const std::string bytes = ReadFile(Slab());
-    const Digest context = TestPage(id).context;
-    const std::size_t at = bytes.find(std::string(context.bytes.begin(), context.bytes.end()));
-    EXPECT_NE(at, std::string::npos);
-    return at / kSlotBytes * kSlotBytes;
-  }
+  std::size_t OffsetOf(std::uint64_t id) { return SlotOf(TestPage(id).context, ReadFile(Slab()), kPageBytes); }
 
   testing::TempDir directory_;
 };

@@ -115,9 +115,7 @@ TEST_F(ColdTierTest, PartsComeInOrderAndVerified) {
       SCOPED_TRACE(spoiled);
       const std::string slab = FilesEndingIn(directory.path(), ".slab").at(0);
       const std::string bytes = ReadFile(slab);
-      const Digest context = TestPage(3).context;
-      const std::size_t named = bytes.find(std::string(context.bytes.begin(), context.bytes.end()));
-      const std::size_t slot = named / SlotBytes(page_bytes) * SlotBytes(page_bytes);
+      const std::size_t slot = SlotOf(TestPage(3).context, bytes, page_bytes);
       const std::size_t place = slot + kRecordHeaderBytes + spoiled * parts.bytes + 7;
       if (spoiled < parts.count) {
         const char flipped = static_cast<char>(bytes[place] ^ 1);

@@ -8,12 +8,15 @@
 #include <fstream>
 #include <future>
 #include <map>
+#include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "agentd/tiers/aligned_buffer.h"
 #include "agentd/tiers/cold_tier.h"
+#include "agentd/tiers/record.h"
 #include "libkvshare/core/check.h"
 
 namespace kvshare::agentd {
@@ -53,6 +56,21 @@ inline ColdPage TestPartialPage(std::uint64_t id, std::size_t count) {
   page.context = ChainContext(page.parent, page.tokens);
   page.content_chain = {};
   return page;
+}
+
+// Where in a slab's bytes the newest record of a page begins. Its name alone would not do: the next page's record has
+// it too, and so has an older record of its own.
+inline std::size_t SlotOf(const Digest& context, const std::string& slab, std::size_t page_bytes) {
+  std::optional<std::size_t> found;
+  std::uint64_t generation = 0;
+  for (std::size_t slot = 0; slot + SlotBytes(page_bytes) <= slab.size(); slot += SlotBytes(page_bytes)) {
+    const auto header = DecodeRecordHeader(std::as_bytes(std::span(slab.data() + slot, kRecordHeaderBytes)));
+    if (!header.ok() || header->page.context != context || header->generation < generation) continue;
+    found = slot;
+    generation = header->generation;
+  }
+  KVS_CHECK(found.has_value());
+  return *found;
 }
 
 inline std::vector<std::byte> TestKv(const Digest& context, std::size_t bytes) {
