@@ -1,18 +1,15 @@
 #include "anchors/anchor_record.h"
 
 #include <array>
-#include <bit>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
 
+#include "anchors/byte_io.h"
 #include "libkvshare/core/check.h"
 
 namespace kvshare::anchors {
 namespace {
-
-static_assert(std::endian::native == std::endian::little, "values are written as they lie in memory");
 
 using Magic = std::array<char, 8>;
 constexpr Magic kAnchorMagic = {'K', 'V', 'S', 'A', 'N', 'C', 'H', 'R'};
@@ -23,73 +20,7 @@ constexpr std::size_t kListedBytes = 4 * 8 + sizeof(Digest);
 // Far above any model and prompt; their product fits 64 bits.
 constexpr std::uint64_t kMaxLayers = 4096, kMaxTokens = 1 << 24, kMaxWidth = 1 << 20;
 
-class Writer {
- public:
-  template <typename T>
-  void Put(const T& value) {
-    Append(&value, sizeof value);
-  }
-  void Text(std::string_view text) {
-    KVS_CHECK(text.size() <= kMaxAnchorName);
-    Put(static_cast<std::uint32_t>(text.size()));
-    Append(text.data(), text.size());
-  }
-  void Values(const std::vector<std::uint16_t>& values) { Append(values.data(), values.size() * sizeof values[0]); }
-  void Reserve(std::size_t bytes) { bytes_.reserve(bytes); }
-  // With the checksum of all before it.
-  std::vector<std::byte> Finish() {
-    Put(PlainSha256(bytes_));
-    return std::move(bytes_);
-  }
-
- private:
-  void Append(const void* data, std::size_t size) {
-    const auto* const from = static_cast<const std::byte*>(data);
-    bytes_.insert(bytes_.end(), from, from + size);
-  }
-  std::vector<std::byte> bytes_;
-};
-
-// Reads within bounds; after the first failure all that it gives is zero, and ok() is false.
-class Reader {
- public:
-  explicit Reader(std::span<const std::byte> bytes) : bytes_(bytes) {}
-
-  template <typename T>
-  T Get() {
-    T value{};
-    const auto from = Take(sizeof value);
-    if (ok_) std::memcpy(&value, from.data(), sizeof value);
-    return value;
-  }
-  std::string Text() {
-    const auto size = Get<std::uint32_t>();
-    if (size > kMaxAnchorName) ok_ = false;
-    const auto from = Take(ok_ ? size : 0);
-    return {reinterpret_cast<const char*>(from.data()), from.size()};
-  }
-  Anchor::Values Values(std::size_t count) {
-    const auto from = Take(count * sizeof(std::uint16_t));
-    std::vector<std::uint16_t> values(from.size() / sizeof(std::uint16_t));
-    if (!from.empty()) std::memcpy(values.data(), from.data(), from.size());
-    return std::make_shared<const std::vector<std::uint16_t>>(std::move(values));
-  }
-  bool ok() const { return ok_; }
-  std::size_t left() const { return bytes_.size(); }
-
- private:
-  std::span<const std::byte> Take(std::size_t size) {
-    if (size > bytes_.size()) ok_ = false;
-    if (!ok_) return {};
-    const auto taken = bytes_.first(size);
-    bytes_ = bytes_.subspan(size);
-    return taken;
-  }
-  std::span<const std::byte> bytes_;
-  bool ok_ = true;
-};
-
-void PutBeginning(const Magic& magic, const AnchorOwner& owner, Writer* out) {
+void PutBeginning(const Magic& magic, const AnchorOwner& owner, ByteWriter* out) {
   out->Put(magic);
   out->Put(kVersion);
   out->Put(static_cast<std::uint32_t>(owner.layers));
@@ -99,16 +30,16 @@ void PutBeginning(const Magic& magic, const AnchorOwner& owner, Writer* out) {
 }
 
 // What both kinds begin and end with; leaves in `body` what is between.
-AnchorFault ReadEnds(std::span<const std::byte> bytes, const Magic& magic, const AnchorOwner& owner, Reader* body) {
-  Reader in(bytes);
+AnchorFault ReadEnds(std::span<const std::byte> bytes, const Magic& magic, const AnchorOwner& owner, ByteReader* body) {
+  ByteReader in(bytes);
   if (in.Get<Magic>() != magic) return AnchorFault::kDamaged;
   const auto version = in.Get<std::uint32_t>();
   if (!in.ok() || bytes.size() < sizeof(Digest)) return AnchorFault::kDamaged;
   // Another version may have its checksum elsewhere.
   if (version != kVersion) return AnchorFault::kOtherVersion;
   const auto summed = bytes.first(bytes.size() - sizeof(Digest));
-  if (Reader(bytes.last(sizeof(Digest))).Get<Digest>() != PlainSha256(summed)) return AnchorFault::kDamaged;
-  in = Reader(summed.subspan(sizeof(Magic) + sizeof version));
+  if (ByteReader(bytes.last(sizeof(Digest))).Get<Digest>() != PlainSha256(summed)) return AnchorFault::kDamaged;
+  in = ByteReader(summed.subspan(sizeof(Magic) + sizeof version));
   const auto layers = in.Get<std::uint32_t>();
   const auto width = in.Get<std::uint64_t>();
   const auto space = in.Get<Digest>(), scope = in.Get<Digest>();
@@ -144,7 +75,8 @@ std::size_t AnchorRecordBytes(const Anchor& anchor) {
 std::vector<std::byte> EncodeAnchor(const Anchor& anchor, const AnchorOwner& owner) {
   KVS_CHECK(anchor.layers == owner.layers && anchor.width == owner.width && anchor.tokens > 0);
   KVS_CHECK(anchor.offsets.size() <= kMaxAnchorAgents);
-  Writer out;
+  KVS_CHECK(anchor.placeholder.size() <= kMaxAnchorName && anchor.content.size() <= kMaxAnchorName);
+  ByteWriter out;
   out.Reserve(AnchorRecordBytes(anchor));
   PutBeginning(kAnchorMagic, owner, &out);
   out.Put(anchor.serial);
@@ -154,7 +86,7 @@ std::vector<std::byte> EncodeAnchor(const Anchor& anchor, const AnchorOwner& own
   out.Text(anchor.placeholder);
   out.Text(anchor.content);
   for (const auto& [agent, offset] : anchor.offsets) {
-    KVS_CHECK(offset->size() == anchor.base->size());
+    KVS_CHECK(offset->size() == anchor.base->size() && agent.size() <= kMaxAnchorName);
     out.Text(agent);
   }
   out.Values(*anchor.base);
@@ -163,7 +95,7 @@ std::vector<std::byte> EncodeAnchor(const Anchor& anchor, const AnchorOwner& own
 }
 
 AnchorFault DecodeAnchor(std::span<const std::byte> bytes, const AnchorOwner& owner, Anchor* anchor) {
-  Reader in({});
+  ByteReader in({});
   const AnchorFault fault = ReadEnds(bytes, kAnchorMagic, owner, &in);
   if (fault != AnchorFault::kNone) return fault;
   // A right checksum says that somebody wrote these bytes on purpose, not that it was us: the bounds hold all the same.
@@ -177,11 +109,11 @@ AnchorFault DecodeAnchor(std::span<const std::byte> bytes, const AnchorOwner& ow
     return AnchorFault::kDamaged;
   }
   read.tokens = static_cast<std::int64_t>(tokens);
-  read.placeholder = in.Text();
-  read.content = in.Text();
+  read.placeholder = in.Text(kMaxAnchorName);
+  read.content = in.Text(kMaxAnchorName);
   std::vector<std::string> names;
   for (std::uint64_t i = 0; i < agents && in.ok(); ++i) {
-    names.push_back(in.Text());
+    names.push_back(in.Text(kMaxAnchorName));
     if (i > 0 && names[i] <= names[i - 1]) return AnchorFault::kDamaged;
   }
   const std::size_t values =
@@ -190,15 +122,18 @@ AnchorFault DecodeAnchor(std::span<const std::byte> bytes, const AnchorOwner& ow
       in.left() != values * sizeof(std::uint16_t) * (agents + 1)) {
     return AnchorFault::kDamaged;
   }
-  read.base = in.Values(values);
-  for (std::string& name : names) read.offsets.emplace(std::move(name), in.Values(values));
+  const auto shared = [&] {
+    return std::make_shared<const std::vector<std::uint16_t>>(in.Values<std::uint16_t>(values));
+  };
+  read.base = shared();
+  for (std::string& name : names) read.offsets.emplace(std::move(name), shared());
   *anchor = std::move(read);
   return AnchorFault::kNone;
 }
 
 std::vector<std::byte> EncodeAnchorList(std::span<const ListedAnchor> list, const AnchorOwner& owner) {
   KVS_CHECK(list.size() <= kMaxListedAnchors);
-  Writer out;
+  ByteWriter out;
   PutBeginning(kListMagic, owner, &out);
   out.Put(static_cast<std::uint64_t>(list.size()));
   for (const ListedAnchor& listed : list) {
@@ -213,7 +148,7 @@ std::vector<std::byte> EncodeAnchorList(std::span<const ListedAnchor> list, cons
 
 AnchorFault DecodeAnchorList(std::span<const std::byte> bytes, const AnchorOwner& owner,
                              std::vector<ListedAnchor>* list) {
-  Reader in({});
+  ByteReader in({});
   const AnchorFault fault = ReadEnds(bytes, kListMagic, owner, &in);
   if (fault != AnchorFault::kNone) return fault;
   const auto count = in.Get<std::uint64_t>();

@@ -69,12 +69,28 @@ void AuditBook::Record(double margin, double kl) {
   const Audit audit{margin, !(kl <= limits_.kl)};
   ++recorded_;
   failures_ += audit.failed;
+  Remember(audit);
+}
+
+void AuditBook::Remember(const Audit& audit) {
   if (recent_.size() < limits_.window) {
     recent_.push_back(audit);
     return;
   }
   recent_[next_] = audit;
   next_ = (next_ + 1) % recent_.size();
+}
+
+std::vector<AuditBook::Audit> AuditBook::Recent() const {
+  std::vector<Audit> recent = recent_;
+  std::rotate(recent.begin(), recent.begin() + static_cast<std::ptrdiff_t>(next_), recent.end());
+  return recent;
+}
+
+void AuditBook::Restore(std::span<const Audit> recent) {
+  recent_.clear();
+  next_ = 0;
+  for (const Audit& audit : recent) Remember(audit);
 }
 
 std::optional<double> AuditBook::Threshold(double floor) const {
@@ -112,15 +128,34 @@ double Guard::DoubtRate() const {
          (kPriorWeight + static_cast<double>(least_.size()));
 }
 
+Guard::State Guard::Snapshot() const {
+  State state{.quantile = quantile_.value(), .least = least_, .audits = book_.Recent()};
+  std::rotate(state.least.begin(), state.least.begin() + static_cast<std::ptrdiff_t>(next_), state.least.end());
+  return state;
+}
+
+void Guard::Restore(const State& state) {
+  quantile_.Restore(state.quantile);
+  least_.clear();
+  next_ = 0;
+  for (const double least : state.least) Remember(least);
+  book_.Restore(state.audits);
+  Learn();
+}
+
 void Guard::Answered(double least_margin) {
   quantile_.Answered(least_margin < quantile_.value());
+  Remember(least_margin);
+  Learn();
+}
+
+void Guard::Remember(double least_margin) {
   if (least_.size() < kRemembered) {
     least_.push_back(least_margin);
   } else {
     least_[next_] = least_margin;
     next_ = (next_ + 1) % least_.size();
   }
-  Learn();
 }
 
 void Guard::Audited(double margin, double kl) {

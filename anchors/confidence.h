@@ -31,6 +31,8 @@ class GuardMargin {
     value_ = value_ < kLeast ? kLeast : value_ > kMost ? kMost : value_;
   }
 
+  void Restore(double value) { value_ = value < kLeast ? kLeast : value > kMost ? kMost : value; }
+
   static constexpr double kDoubtedShare = 0.15;
   static constexpr double kLeast = 0.02;  // nats: a tie, in which either token is as good
   static constexpr double kMost = 4.0;    // 55 : 1
@@ -62,14 +64,20 @@ class AuditBook {
   // early_failure_rate (from 29 on); empty while that is true of none either.
   std::optional<double> Threshold(double floor) const;
 
-  std::int64_t audits() const { return recorded_; }
-  std::int64_t failures() const { return failures_; }  // of all recorded
-
- private:
+  // What is remembered, oldest first.
   struct Audit {
     double margin = 0;
     bool failed = false;
   };
+  std::vector<Audit> Recent() const;
+  // In place of what is remembered; at most a window of them, the newest.
+  void Restore(std::span<const Audit> recent);
+
+  std::int64_t audits() const { return recorded_; }
+  std::int64_t failures() const { return failures_; }  // of all recorded
+
+ private:
+  void Remember(const Audit& audit);
   // Of audits in descending order of margin. Infinity where no threshold has so few failures.
   double LeastWith(double failure_rate, std::span<const Audit> sorted) const;
 
@@ -92,16 +100,28 @@ class Guard {
   };
   explicit Guard(const Prior& prior) : prior_(prior), audited_(prior.margin) {}
 
+  // What it has learnt.
+  struct State {
+    double quantile = GuardMargin().value();  // nats
+    std::vector<double> least;                // of the last answers, oldest first; nats
+    std::vector<AuditBook::Audit> audits;     // oldest first
+  };
+  State Snapshot() const;
+  // Goes on from what another guard has learnt.
+  void Restore(const State& state);
+
   double margin() const { return audited_ < quantile_.value() ? quantile_.value() : audited_; }  // nats
   // Share of answers whose least sure watched token is not that sure.
   double DoubtRate() const;
 
-  // The least sure token that was watched in an answer, or in the part of it before it was sent back.
+  // The least sure token that was watched in an answer, or in the part of it before it was sent back; infinity where
+  // none was watched.
   void Answered(double least_margin);
   // A token of an answer, and how far its distribution was from exact, in nats.
   void Audited(double margin, double kl);
 
  private:
+  void Remember(double least_margin);
   void Learn();
 
   static constexpr std::size_t kRemembered = 64;  // answers

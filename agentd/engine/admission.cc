@@ -124,6 +124,7 @@ bool Engine::TryAdmit(std::size_t i, std::span<const Prospect> prospects, Stored
   }
 
   Sequence* sequence = Admit(i, prospects, std::move(plan), std::move(*kv));
+  sequence->distrusted = moved.distrusted;
   moved_.Admitted(moved.trial_rows);
   if (loads) {
     auto promotion = std::make_unique<Promotion>();

@@ -41,6 +41,7 @@ void Engine::Commit(const Status& forward) {
         }
       }
       if (sequence.moved.prompt != nullptr) MayAudit(sequence, row);
+      if (sequence.distrusted && sequence.generated() == 0) sequence.first_logits.assign(row.begin(), row.end());
       AcceptToken(sequence, runtime::SampleToken(row, sequence.request.sampling, sequence.generated()));
     } else if (!sequence.prefilling()) {
       sequence.first_token = sequence.last_token = std::chrono::steady_clock::now();
@@ -96,6 +97,7 @@ void Engine::Complete(Sequence& sequence, FinishReason reason, TokenChunk last_c
   const bool approximate = sequence.moved.prompt != nullptr;
   EndSequence(sequence);
   if (approximate) HealLater(sequence);
+  if (sequence.distrusted) ShadowLater(sequence);
   PublishLoad();
   if (!last_chunk.ids.empty() || !last_chunk.text.empty()) request.sink->OnChunk(std::move(last_chunk));
   request.sink->OnDone(std::move(reply));

@@ -22,7 +22,10 @@ constexpr std::size_t kDemotedBytesPerStep = std::size_t{8} << 20;
 constexpr std::chrono::milliseconds kDemotionRetry{5};
 
 // Agents ask again within milliseconds of an answer; only when they do not is there time for other things.
-constexpr std::chrono::milliseconds kQuietBeforeHealing{50};
+constexpr std::chrono::milliseconds kQuiet{50};
+
+// What the guards learn is saved when idle, at most so often.
+constexpr std::chrono::seconds kBetweenSaves{10};
 
 // Nothing waits longer than this without looking around.
 constexpr std::chrono::hours kLongSleep{1};
@@ -43,6 +46,8 @@ Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* 
       moved_(model, pool, arena->pages(), stats, options.moved,
              [this](std::function<void()> task) { Post(std::move(task)); }),
       healer_(model, pool, arena, HealerEvents()),
+      shadow_(
+          model, pool, arena, &moved_, [this] { return NoNews(); }, [stats](double kl) { stats->ShadowAudited(kl); }),
       gate_(cold, model->kv_layout()) {
   KVS_CHECK(options.max_running >= 1 && options.max_waiting >= 1 && options.prefill_chunk_tokens >= 1);
   KVS_CHECK(options.max_running <= model->max_batch_rows());
@@ -132,6 +137,13 @@ Result<Explanation> Engine::ExplainRequest(std::uint64_t request_id) {
   return result;
 }
 
+AnchorStats Engine::anchor_stats() const {
+  AnchorStats stats = moved_.anchors().stats();
+  const anchors::AnchorFault fault = moved_.guard_fault();
+  if (fault != anchors::AnchorFault::kNone) ++stats.misses[std::string(anchors::AnchorFaultName(fault))];
+  return stats;
+}
+
 void Engine::RememberPlan(const Sequence& sequence) {
   const bool known = plans_.contains(sequence.request.id);
   plans_[sequence.request.id] = sequence.plan;
@@ -148,6 +160,7 @@ void Engine::ClearPool() {
     // These first: what they hold could not be dropped.
     moved_.Clear();
     healer_.Clear();
+    shadow_.Clear();
     pool_->Clear();
     moved_.anchors().ForgetSaved();
     replan_ = true;
@@ -171,7 +184,10 @@ void Engine::Drain() {
     all_ended_.wait(lock, [this] { return outstanding_count_ == 0; });
   }
   moved_.anchors().Flush();  // first what is still being read back: it is saved with the rest
-  OnEngineThread([&] { moved_.anchors().Save(); });
+  OnEngineThread([&] {
+    moved_.anchors().Save();
+    moved_.SaveGuards();
+  });
   moved_.anchors().Flush();
   if (cold_ == nullptr) return;
   // Flush waits until what the tier has taken is on disk; then it has room for more. It may have none for other
@@ -238,15 +254,29 @@ bool Engine::Step() {
     Commit(forward);
   }
   const bool demoted = demoter_.Work(kDemotedBytesPerStep);
-  bool healed = false;
+  bool idle_work = false;
   if (!work_.empty()) {
     last_work_ = std::chrono::steady_clock::now();
-  } else if (!healer_.idle() && std::chrono::steady_clock::now() >= last_work_ + kQuietBeforeHealing) {
-    healed = healer_.Work();
-    PublishLoad();
+  } else if (std::chrono::steady_clock::now() >= last_work_ + kQuiet) {
+    idle_work = WorkWhileIdle();
   }
-  may_sleep_ = work_.empty() && !demoted && !replan_ && !healed;
+  may_sleep_ = work_.empty() && !demoted && !replan_ && !idle_work;
   return true;
+}
+
+bool Engine::WorkWhileIdle() {
+  const bool worked = healer_.idle() ? shadow_.Work() : healer_.Work();
+  if (worked) PublishLoad();
+  if (const SteadyTime now = std::chrono::steady_clock::now(); now >= guards_saved_ + kBetweenSaves) {
+    moved_.SaveGuards();
+    guards_saved_ = now;
+  }
+  return worked;
+}
+
+bool Engine::NoNews() {
+  const std::lock_guard lock(mutex_);
+  return arrived_.empty() && cancelled_.empty() && tasks_.empty() && !stopping_;
 }
 
 // Takes what other threads left in the inbox; sleeps when there is nothing to compute and nothing to copy.
@@ -282,7 +312,8 @@ SteadyTime Engine::NextWakeUp() const {
   const SteadyTime now = std::chrono::steady_clock::now();
   SteadyTime next = now + kLongSleep;
   if (demoter_.backlog() > 0) next = now + kDemotionRetry;
-  if (!healer_.idle()) next = std::min(next, last_work_ + kQuietBeforeHealing);
+  if (!healer_.idle() || !shadow_.idle()) next = std::min(next, last_work_ + kQuiet);
+  if (moved_.guards_to_save()) next = std::min(next, std::max(guards_saved_ + kBetweenSaves, last_work_ + kQuiet));
   if (const auto deadline = leases_.NextDeadline(); deadline.has_value()) next = std::min(next, *deadline);
   for (const auto& sequence : running_) next = std::min(next, sequence->request.deadline);
   waiting_.ForEach([&next](const EngineRequest& request) { next = std::min(next, request.deadline); });

@@ -26,6 +26,7 @@
 #include "agentd/engine/planner.h"
 #include "agentd/engine/promotion.h"
 #include "agentd/engine/sequence.h"
+#include "agentd/engine/shadow_auditor.h"
 #include "agentd/engine/stats_book.h"
 #include "agentd/engine/waiting_queue.h"
 #include "agentd/pool/kv_pool.h"
@@ -79,7 +80,7 @@ class Engine {
   Result<std::int64_t> Evict(const EvictRequest& request);
   Result<std::vector<Entry>> Entries(const EntriesRequest& request);
 
-  AnchorStats anchor_stats() const { return moved_.anchors().stats(); }
+  AnchorStats anchor_stats() const;
 
   void ClearPool();
   Status CheckIntegrity();
@@ -91,6 +92,10 @@ class Engine {
   // One step. False when it is time to stop.
   bool Step();
   bool Receive();
+  // Whether nobody waits for the engine's thread.
+  bool NoNews();
+  // What is done when nobody has asked for a while. False when there is nothing.
+  bool WorkWhileIdle();
   SteadyTime NextWakeUp() const;
   void EndLateAndCancelled(const std::vector<std::uint64_t>& cancelled);
   void Stop();
@@ -113,6 +118,7 @@ class Engine {
     std::optional<ReusePlan> plan;  // unset: its session has seen no part of the prompt
     MovedWork work;                 // without a prompt: the plan does without
     double trial_rows = 0;          // for MovedReuse::Admitted
+    bool distrusted = false;        // MovedReuse::Decision's
   };
   MovedPlan PlanMoved(const EngineRequest& request, const StoredPrefix& stored);
   bool TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, MovedPlan& moved, std::int64_t* row_budget);
@@ -125,6 +131,7 @@ class Engine {
   void Record(const Sequence& sequence);
   void KeepMoved(Sequence& sequence);
   void HealLater(Sequence& sequence);
+  void ShadowLater(Sequence& sequence);
   Healer::Events HealerEvents();
 
   void Materialize();
@@ -190,12 +197,14 @@ class Engine {
   WaitingQueue waiting_;
   MovedReuse moved_;
   Healer healer_;
+  ShadowAuditor shadow_;
   std::mt19937_64 audit_draw_;                      // which of an answer's tokens is audited; changes no answer
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
   std::vector<Work> work_;
-  bool replan_ = false;    // something has changed since no waiting request could be admitted
-  SteadyTime last_work_;   // when a request was last computed
-  bool may_sleep_ = true;  // nothing to do until somebody or a deadline says so
+  bool replan_ = false;      // something has changed since no waiting request could be admitted
+  SteadyTime last_work_;     // when a request was last computed
+  SteadyTime guards_saved_;  // or were looked at
+  bool may_sleep_ = true;    // nothing to do until somebody or a deadline says so
   runtime::ForwardBatch batch_;
   std::vector<float> logits_;  // [rows whose logits are wanted, vocab]
   std::uint64_t next_promotion_ = 1;

@@ -50,6 +50,7 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
   const MovedReuse::Decision decision = moved_.Decide(request, *moved.work.prompt, plain);
   moved.trial_rows = decision.trial_rows;
+  moved.distrusted = decision.distrusted;
   if (decision.use) return moved;
   moved.work = {};
   MarkDeclined(MissKind::kMoveSlower, &plan);
@@ -192,6 +193,22 @@ void Engine::HealLater(Sequence& sequence) {
   job.depth = sequence.depth;
   job.kept = sequence.kept;
   healer_.Add(std::move(job));
+}
+
+// What this answer would have been over its chunks is looked at when there is time.
+void Engine::ShadowLater(Sequence& sequence) {
+  const std::int64_t watched = std::min(sequence.generated(), MovedPrompt::kGuardedTokens);
+  if (sequence.first_logits.empty() || watched == 0) return;
+  ShadowJob job;
+  job.request.prompt = sequence.request.prompt;
+  job.request.agent = sequence.request.agent;
+  job.request.session = sequence.request.session;
+  job.request.reuse = sequence.request.reuse;
+  job.stored = sequence.plan.stored.host.tokens();
+  const auto answer = sequence.tokens.begin() + sequence.prompt_tokens;
+  job.answer.assign(answer, answer + watched);
+  job.logits = std::move(sequence.first_logits);
+  shadow_.Add(std::move(job));
 }
 
 Healer::Events Engine::HealerEvents() {

@@ -17,9 +17,9 @@ constexpr std::int64_t kEdgeTokens = 2;
 // Below this a chunk costs more to place than to compute.
 constexpr std::int64_t kMinChunkTokens = 32;
 
-// What does not seem to pay is tried all the same now and then, so that the guard learns what chunks are worth and a
-// judgement from a bad moment does not last: for so much of the rows that would have been computed anyhow.
-constexpr double kTrialShare = 0.03;
+// What does not seem to pay is tried all the same now and then, so that the guard of a daemon that is never idle learns
+// what chunks are worth too (others have ShadowAuditor): for so much of the rows that would have been computed anyhow.
+constexpr double kTrialShare = 0.01;
 constexpr double kMostTrialRows = 8192;
 
 // Chunks of one prompt at most: attention pays for every one of them.
@@ -45,6 +45,22 @@ struct KeptPages {
 
 }  // namespace
 
+MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPages& pages, StatsBook* names,
+                       const MovedReuseOptions& options, AnchorShelf::Post post)
+    : model_(model),
+      pool_(pool),
+      pages_(pages),
+      names_(names),
+      blend_recompute_(options.blend_recompute),
+      anchors_(StoreFor(*model, options), options.anchor_bytes, std::move(post)) {
+  if (options.anchor_dir.empty()) return;
+  guard_file_.emplace(options.anchor_dir, model->space());
+  const std::optional<anchors::GuardStates> saved = guard_file_->Load(&guard_fault_);
+  if (!saved.has_value()) return;
+  thread_.Restore((*saved)[0]);
+  elsewhere_.Restore((*saved)[1]);
+}
+
 FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens) const {
   FoundChunks found;
   const std::string& session = *request.session;
@@ -52,7 +68,9 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
   const auto last = static_cast<std::int64_t>(prompt.size()) - 1;
   const std::int64_t window = model_->config().max_positions;
   if (last - from < kMinChunkTokens + 2 * kEdgeTokens) return found;
-  const auto recurrences = book_.Find(session, prompt, from, last, kMinChunkTokens + 2 * kEdgeTokens, request.reuse);
+  // A run that begins as this prompt does beyond what is stored of it is in memory no further than the prompt is.
+  const auto recurrences =
+      book_.Find(session, prompt, from, last, kMinChunkTokens + 2 * kEdgeTokens, request.reuse, from + kPageTokens);
   // Each run that is stored under its key is looked up and leased once, as far as any of its chunks reaches.
   std::map<std::uint64_t, std::int64_t> reach;
   for (const Recurrence& r : recurrences) {
@@ -224,13 +242,29 @@ MovedReuse::Decision MovedReuse::Decide(const EngineRequest& request, const Move
   const double earned = kTrialShare * all;
   if (moved + Trusted(prompt.OneThread()).DoubtRate() * all < all) return {.use = true, .trial_rows = earned};
   const bool trial = moved < all && moved <= trial_rows_ + earned;
-  return {.use = trial, .trial_rows = trial ? earned - moved : earned};
+  return {.use = trial,
+          .distrusted = !trial && moved + anchors::GuardMargin::kDoubtedShare * all < all,
+          .trial_rows = trial ? earned - moved : earned};
 }
 
 void MovedReuse::Admitted(double trial_rows) { trial_rows_ = std::min(trial_rows_ + trial_rows, kMostTrialRows); }
 
 void MovedReuse::Answered(const EngineRequest& request, const MovedPrompt& prompt) {
-  if (request.reuse == ReuseMode::kAuto) Trusted(prompt.OneThread()).Answered(prompt.least_margin());
+  if (request.reuse == ReuseMode::kAuto) Watched(prompt.OneThread(), prompt.least_margin());
+}
+
+void MovedReuse::Watched(bool one_thread, double least_margin) {
+  Trusted(one_thread).Answered(least_margin);
+  guards_changed_ = true;
+}
+
+void MovedReuse::Audited(bool one_thread, double margin, double kl) {
+  Trusted(one_thread).Audited(margin, kl);
+  guards_changed_ = true;
+}
+
+void MovedReuse::SaveGuards() {
+  if (guards_to_save()) guards_changed_ = !guard_file_->Save({thread_.Snapshot(), elsewhere_.Snapshot()});
 }
 
 void MovedReuse::Clear() {

@@ -6,6 +6,7 @@
 #include <deque>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "agentd/repair/company.h"
 #include "agentd/repair/moved_prompt.h"
 #include "agentd/repair/session_book.h"
+#include "agentd/tiers/guard_file.h"
 #include "anchors/anchor_pool.h"
 #include "anchors/confidence.h"
 #include "kernels/paged_kv.h"
@@ -50,8 +52,8 @@ struct MovedWork {
 
 struct MovedReuseOptions {
   double blend_recompute = 0;     // ServiceOptions'
-  std::string anchor_dir;         // where anchors are kept; empty: in memory alone
-  std::int64_t anchor_bytes = 0;  // that may be used there
+  std::string anchor_dir;         // where anchors, and what the guards learn, are kept; empty: in memory alone
+  std::int64_t anchor_bytes = 0;  // that anchors may use there
 };
 
 // The engine's thread; all must outlive it. Sessions are strangers to each other: nothing found under one name was
@@ -59,13 +61,7 @@ struct MovedReuseOptions {
 class MovedReuse {
  public:
   MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPages& pages, StatsBook* names,
-             const MovedReuseOptions& options, AnchorShelf::Post post)
-      : model_(model),
-        pool_(pool),
-        pages_(pages),
-        names_(names),
-        blend_recompute_(options.blend_recompute),
-        anchors_(StoreFor(*model, options), options.anchor_bytes, std::move(post)) {}
+             const MovedReuseOptions& options, AnchorShelf::Post post);
 
   // These tokens stood from position 0 in a prompt of `session`, and their KV is in the pool, exact.
   void Record(const std::string& session, std::span<const TokenId> tokens, AgentId source) {
@@ -94,9 +90,11 @@ class MovedReuse {
 
   // Whether `prompt` should be computed over its chunks: because it can be expected to compute fewer rows than `plain`,
   // which doing without it takes (how often the guard would have such prompts computed after all is part of it), or as
-  // a trial. `trial_rows` is for Admitted.
+  // a trial. `trial_rows` is for Admitted. `distrusted`: it is not used, and would be if the guard knew only good of
+  // such prompts.
   struct Decision {
     bool use = false;
+    bool distrusted = false;
     double trial_rows = 0;
   };
   Decision Decide(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain) const;
@@ -107,9 +105,17 @@ class MovedReuse {
 
   // A token of an answer in mode auto, within what the guard watches, had this margin and was this far from exact, in
   // nats. `one_thread`: MovedPrompt::OneThread of its prompt.
-  void Audited(bool one_thread, double margin, double kl) { Trusted(one_thread).Audited(margin, kl); }
+  void Audited(bool one_thread, double margin, double kl);
+  // An answer, given or not, had this margin at the least sure token that the guard watches.
+  void Watched(bool one_thread, double least_margin);
   // The margin that the guard asks of such answers.
   double margin(bool one_thread) const { return Trusted(one_thread).margin(); }
+
+  // Saves what the guards have learnt, if that has changed.
+  void SaveGuards();
+  bool guards_to_save() const { return guard_file_.has_value() && guards_changed_; }
+  // Why what was saved before could not be used.
+  anchors::AnchorFault guard_fault() const { return guard_fault_; }
 
   // What sessions have taught in mode kvcomm.
   AnchorShelf& anchors() { return anchors_; }
@@ -140,7 +146,10 @@ class MovedReuse {
   SessionBook book_;
   anchors::Guard thread_{kThreadPrior};
   anchors::Guard elsewhere_{kElsewherePrior};
-  double trial_rows_ = 4096;  // that may be computed for plans that are not expected to pay
+  std::optional<GuardFile> guard_file_;
+  anchors::AnchorFault guard_fault_ = anchors::AnchorFault::kNone;
+  bool guards_changed_ = false;  // since they were saved
+  double trial_rows_ = 0;        // that may be computed for plans that are not expected to pay
   AnchorShelf anchors_;
 };
 

@@ -26,11 +26,13 @@ struct Sequence {
   ReusePlan plan;
   KvHandle kv;
   MovedWork moved;
-  std::vector<AuditPoint> audits;  // of an approximate answer
-  bool one_thread = false;         // of the same: all that was moved was in company
-  int depth = 1;                   // and how many approximate requests it stands on, itself included
-  std::uint64_t kept = 0;          // of an approximate answer that has ended: MovedReuse::Keep's name
-  std::vector<TokenId> tokens;     // prompt, then what was generated
+  std::vector<AuditPoint> audits;   // of an approximate answer
+  bool one_thread = false;          // of the same: all that was moved was in company
+  int depth = 1;                    // and how many approximate requests it stands on, itself included
+  std::uint64_t kept = 0;           // of an approximate answer that has ended: MovedReuse::Keep's name
+  bool distrusted = false;          // MovedReuse::Decision's: its answer is to be compared with what chunks would give
+  std::vector<float> first_logits;  // of such a one: what its first token was chosen by
+  std::vector<TokenId> tokens;      // prompt, then what was generated
   std::int64_t computed = 0;
   std::int64_t prompt_tokens = 0;
   std::size_t published = 0;                // the first so many pages are in the index

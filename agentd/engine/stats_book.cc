@@ -11,6 +11,12 @@ constexpr AgentId kOtherAgentsId = 0;
 constexpr std::size_t kMaxDepths = 8;   // deeper ones are counted with these
 constexpr double kAuditFailure = 0.05;  // nats
 
+void Count(double kl, AuditTotals* audits) {
+  ++audits->audits;
+  audits->failures += kl > kAuditFailure;
+  audits->kl_sum += kl;
+}
+
 Histogram Buckets(std::initializer_list<double> bounds) {
   Histogram histogram;
   histogram.bounds = bounds;
@@ -101,9 +107,12 @@ void StatsBook::Audited(int depth, bool later, double kl) {
   const std::lock_guard lock(mutex_);
   std::vector<AuditTotals>& audits = later ? stats_.approximate.later_audits : stats_.approximate.audits;
   if (audits.size() <= place) audits.resize(place + 1);
-  ++audits[place].audits;
-  audits[place].failures += kl > kAuditFailure;
-  audits[place].kl_sum += kl;
+  Count(kl, &audits[place]);
+}
+
+void StatsBook::ShadowAudited(double kl) {
+  const std::lock_guard lock(mutex_);
+  Count(kl, &stats_.approximate.shadow_audits);
 }
 
 void StatsBook::SetLoad(const Load& load) {

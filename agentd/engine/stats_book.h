@@ -53,6 +53,8 @@ class StatsBook {
   // And its first token, or one of the later ones, was `kl` nats from it; it stood on `depth` >= 1 approximate
   // requests, itself included.
   void Audited(int depth, bool later, double kl);
+  // An exact answer's first token would have been `kl` nats away over chunks that are not trusted.
+  void ShadowAudited(double kl);
   void SetLoad(const Load& load);
 
   // All but the cold tier's counts.

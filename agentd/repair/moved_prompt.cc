@@ -53,7 +53,8 @@ MovedPrompt::MovedPrompt(runtime::Model* model, const kernels::KvPages& pages, s
       chunks_(std::move(chunks)),
       options_(options),
       anchors_(anchors),
-      agent_(std::move(agent)) {
+      agent_(std::move(agent)),
+      rows_per_step_(model->max_batch_rows()) {
   KVS_CHECK(options_.mode != ReuseMode::kOff && options_.mode != ReuseMode::kExact);
   KVS_CHECK(options_.mode != ReuseMode::kKvcomm || anchors_ != nullptr);
   KVS_CHECK(PagesFor(prefix_.tokens) == static_cast<std::int64_t>(prefix_.pages.size()));
@@ -238,7 +239,8 @@ Status MovedPrompt::Compute(std::span<const std::int64_t> positions, runtime::La
                             float* last_logits, float* all_logits) {
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   for (std::size_t begin = 0; begin < positions.size();) {
-    const std::size_t count = std::min(positions.size() - begin, static_cast<std::size_t>(model_->max_batch_rows()));
+    if (go_on_ && !go_on_()) return Cancelled("somebody else's turn");
+    const std::size_t count = std::min(positions.size() - begin, static_cast<std::size_t>(rows_per_step_));
     const auto step = positions.subspan(begin, count);
     runtime::ForwardBatch batch;
     for (const std::int64_t position : step) {
@@ -285,6 +287,11 @@ void MovedPrompt::Select(std::vector<std::int64_t> positions) {
   const auto selected = static_cast<std::int64_t>(selected_.positions.size());
   counts_.moved = MovedTokens() - selected;
   counts_.recomputed = selected;
+}
+
+void MovedPrompt::Interruptible(std::int64_t rows, std::function<bool()> go_on) {
+  rows_per_step_ = std::min(rows, model_->max_batch_rows());
+  go_on_ = std::move(go_on);
 }
 
 Status MovedPrompt::Prefill(float* logits) {

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <span>
@@ -96,6 +97,10 @@ class MovedPrompt {
   void GivePages(std::vector<kernels::PageIndex> private_pages, std::int64_t new_tokens);
   // Before Recompute, where GivePages had fewer than PagesNeeded: the rest of them.
   void GiveMorePages(std::span<const kernels::PageIndex> private_pages);
+
+  // From now on what computes takes `rows` at a time and asks before each time: where `go_on` says no, it returns
+  // Cancelled and this object is of no more use. Changes no result.
+  void Interruptible(std::int64_t rows, std::function<bool()> go_on);
 
   // Computes the prompt; writes the last row's logits [vocab]. Returns the backend's failure, if it has any.
   Status Prefill(float* logits);
@@ -186,6 +191,8 @@ class MovedPrompt {
   anchors::AnchorPool* const anchors_;
   const std::string agent_;
 
+  std::int64_t rows_per_step_;
+  std::function<bool()> go_on_;  // may be empty
   std::vector<kernels::PageIndex> lead_pages_;
   bool lead_computed_ = false;
   Run fresh_;

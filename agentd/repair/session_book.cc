@@ -158,13 +158,19 @@ void SessionBook::Clear() {
 }
 
 std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<const TokenId> prompt,
-                                          std::int64_t from, std::int64_t end, std::int64_t min_length,
-                                          ReuseMode mode) const {
+                                          std::int64_t from, std::int64_t end, std::int64_t min_length, ReuseMode mode,
+                                          std::int64_t own) const {
   KVS_CHECK(0 <= from && from <= end && end <= static_cast<std::int64_t>(prompt.size()));
   KVS_CHECK(min_length >= kWindow + kStride - 1);
   std::vector<Recurrence> found;
   const auto known = sessions_.find(session);
   if (known == sessions_.end()) return found;
+  std::vector<std::uint64_t> left_out;  // ascending
+  for (const auto& [number, run] : known->second.runs) {
+    const auto size = static_cast<std::int64_t>(std::min(run.tokens.size(), prompt.size()));
+    if (run.kept.has_value() || size < own) continue;
+    if (std::equal(prompt.begin(), prompt.begin() + own, run.tokens.begin())) left_out.push_back(number);
+  }
   std::int64_t free_from = from;  // what is before is taken
   std::int64_t last_shift = 0;    // of the recurrence before
   struct Candidate {
@@ -180,6 +186,7 @@ std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<
     for (const Place& place : places->second) {
       const Run& run = known->second.runs.at(place.run);
       if (run.kept.has_value() && run.kept->mode != mode) continue;
+      if (std::binary_search(left_out.begin(), left_out.end(), place.run)) continue;
       const std::vector<TokenId>& tokens = run.tokens;
       const auto size = static_cast<std::int64_t>(tokens.size());
       const auto same = [&](std::int64_t p, std::int64_t t) {

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <list>
 #include <map>
 #include <optional>
@@ -50,10 +51,12 @@ class SessionBook {
 
   // Disjoint, ascending recurrences of at least `min_length` tokens within prompt[from, end), each about as long as it
   // can be: of those, the one moved most like the one before it, then the longest, then the most recent. KV kept by
-  // another mode than `mode` does not count. Requires min_length >= kWindow + kStride - 1, below which some would be
-  // missed. Expected time linear in the prompt, whatever is recorded.
+  // another mode than `mode` does not count, nor do prompts that begin with the first `own` tokens of this one.
+  // Requires min_length >= kWindow + kStride - 1, below which some would be missed. Expected time linear in the prompt,
+  // whatever is recorded.
   std::vector<Recurrence> Find(const std::string& session, std::span<const TokenId> prompt, std::int64_t from,
-                               std::int64_t end, std::int64_t min_length, ReuseMode mode) const;
+                               std::int64_t end, std::int64_t min_length, ReuseMode mode,
+                               std::int64_t own = std::numeric_limits<std::int64_t>::max()) const;
 
   // Of a run that Find named just now.
   std::span<const TokenId> tokens(const std::string& session, std::uint64_t run) const;

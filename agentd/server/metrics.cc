@@ -189,6 +189,10 @@ void Tiers(Writer& out, const Stats& stats) {
   out.Family("kvshare_audit_kl_nats_total", "counter", "KL(exact || approximate), summed over audits.");
   out.Sample(first.kl_sum, by_first);
   out.Sample(later.kl_sum, by_later);
+  out.Counter("kvshare_shadow_audits_total", "Exact answers compared with what chunks that are not trusted would give.",
+              approximate.shadow_audits.audits);
+  out.Counter("kvshare_shadow_audit_failures_total", "Of these, more than 0.05 nats away.",
+              approximate.shadow_audits.failures);
   out.Family("kvshare_guard_margin_nats", "gauge", "By which the likeliest token must be ahead in mode auto.");
   out.Sample(approximate.guard_margin, {{"chunks", "thread"}});
   out.Sample(approximate.guard_margin_elsewhere, {{"chunks", "elsewhere"}});

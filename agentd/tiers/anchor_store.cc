@@ -16,6 +16,7 @@
 
 #include "agentd/tiers/fault_points.h"
 #include "agentd/tiers/space_directory.h"
+#include "agentd/tiers/whole_file.h"
 #include "libkvshare/core/check.h"
 
 namespace kvshare::agentd {
@@ -28,7 +29,6 @@ using anchors::AnchorOwner;
 using anchors::ListedAnchor;
 
 constexpr char kListName[] = "LIST";
-constexpr char kUnfinished[] = ".new";
 constexpr std::int64_t kBlock = 4096;
 constexpr std::size_t kScopeDigits = 64, kSpaceDigits = 32;
 // A session's two directories; and with what its list takes whatever is in it, twice while it is replaced.
@@ -63,58 +63,6 @@ bool IsHex(const std::string& name, std::size_t digits) {
 bool IsDirectory(const fs::path& path) {
   struct stat info {};
   return lstat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
-}
-
-// Whole or not at all under its name.
-bool WriteFile(const std::string& path, std::span<const std::byte> bytes) {
-  const std::string unfinished = path + kUnfinished;
-  const int fd = open(unfinished.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd < 0) return false;
-  bool good = true;
-  while (good && !bytes.empty()) {
-    const ssize_t written = write(fd, bytes.data(), std::min<std::size_t>(bytes.size(), std::size_t{1} << 30));
-    if (written < 0 && errno == EINTR) continue;
-    good = written > 0;
-    if (good) bytes = bytes.subspan(static_cast<std::size_t>(written));
-  }
-  good = good && fdatasync(fd) == 0;
-  good = close(fd) == 0 && good;
-  FaultPoint("anchors.before_rename");
-  good = good && rename(unfinished.c_str(), path.c_str()) == 0;
-  if (!good) unlink(unfinished.c_str());
-  return good;
-}
-
-// `unreadable` where the disk failed; nothing and no fault where there is no such file.
-std::optional<std::vector<std::byte>> ReadFile(const std::string& path, std::int64_t max_bytes, AnchorFault* fault) {
-  *fault = AnchorFault::kNone;
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-  if (fd < 0) {
-    if (errno != ENOENT && errno != ENOTDIR) *fault = AnchorFault::kUnreadable;
-    return std::nullopt;
-  }
-  struct stat info {};
-  std::optional<std::vector<std::byte>> bytes;
-  if (fstat(fd, &info) != 0) {
-    *fault = AnchorFault::kUnreadable;
-  } else if (!S_ISREG(info.st_mode) || info.st_size > max_bytes) {
-    *fault = AnchorFault::kDamaged;  // not what was written here
-  } else {
-    bytes.emplace(static_cast<std::size_t>(info.st_size));
-    std::size_t have = 0;
-    while (have < bytes->size()) {
-      const ssize_t got = read(fd, bytes->data() + have, bytes->size() - have);
-      if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) break;
-      have += static_cast<std::size_t>(got);
-    }
-    if (have < bytes->size()) {
-      *fault = AnchorFault::kUnreadable;
-      bytes.reset();
-    }
-  }
-  close(fd);
-  return bytes;
 }
 
 }  // namespace
@@ -321,11 +269,11 @@ bool AnchorStore::WriteRecord(const std::string& path, const Anchor& anchor, con
   listed->used = anchor.used;
   listed->bytes = record.size();
   listed->checksum = ChecksumOf(record);
-  return WriteFile(path + "/" + RecordName(anchor.version), record);
+  return WriteWhole(path + "/" + RecordName(anchor.version), record);
 }
 
 bool AnchorStore::WriteList(const std::string& path, const std::vector<ListedAnchor>& list, const AnchorOwner& owner) {
-  if (!WriteFile(path + "/" + kListName, EncodeAnchorList(list, owner))) return false;
+  if (!WriteWhole(path + "/" + kListName, EncodeAnchorList(list, owner))) return false;
   listed_[path] = list;
   return true;
 }
@@ -371,7 +319,7 @@ std::vector<Anchor> AnchorStore::DoLoad(const std::string& session) {
   listed_.erase(path);
   std::vector<Anchor> pool;
   AnchorFault fault = AnchorFault::kNone;
-  const auto list_bytes = ReadFile(path + "/" + kListName, options_.max_bytes, &fault);
+  const auto list_bytes = ReadWhole(path + "/" + kListName, options_.max_bytes, &fault);
   if (!list_bytes.has_value()) {
     const std::string scope = fs::path(path).parent_path().string() + "/";
     const bool elsewhere = std::any_of(places_.begin(), places_.end(), [&](const auto& place) {
@@ -390,7 +338,7 @@ std::vector<Anchor> AnchorStore::DoLoad(const std::string& session) {
   std::vector<ListedAnchor> good;
   std::int64_t left = options_.max_bytes;  // so much was saved at most
   for (const ListedAnchor& listed : list) {
-    const auto record = ReadFile(path + "/" + RecordName(listed.version), left, &fault);
+    const auto record = ReadWhole(path + "/" + RecordName(listed.version), left, &fault);
     if (!record.has_value() && fault == AnchorFault::kNone) fault = AnchorFault::kDamaged;  // it was there
     Anchor anchor;
     if (record.has_value()) fault = DecodeAnchor(*record, owner, &anchor);

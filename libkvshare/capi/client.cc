@@ -24,11 +24,13 @@ Json TotalsJson(const ReuseTotals& totals) {
           {"generated_tokens", totals.generated_tokens}};
 }
 
+Json AuditJson(const AuditTotals& audit) {
+  return {{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}};
+}
+
 Json AuditsJson(const std::vector<AuditTotals>& audits) {
   Json json = Json::array();
-  for (const AuditTotals& audit : audits) {
-    json.push_back({{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}});
-  }
+  for (const AuditTotals& audit : audits) json.push_back(AuditJson(audit));
   return json;
 }
 
@@ -63,7 +65,8 @@ Json StatsJson(const Stats& stats) {
                          {"guard_margin", approximate.guard_margin},
                          {"guard_margin_elsewhere", approximate.guard_margin_elsewhere},
                          {"audits", AuditsJson(approximate.audits)},
-                         {"later_audits", AuditsJson(approximate.later_audits)}};
+                         {"later_audits", AuditsJson(approximate.later_audits)},
+                         {"shadow_audits", AuditJson(approximate.shadow_audits)}};
   json["requests_running"] = stats.requests_running;
   json["requests_waiting"] = stats.requests_waiting;
   json["requests_failed"] = stats.requests_failed;

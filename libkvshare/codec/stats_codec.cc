@@ -62,12 +62,22 @@ Status ReadHistogram(const wire::Histogram* in, Histogram* out) {
 
 using AuditList = Vector<Offset<wire::AuditTotals>>;
 
+Result<Offset<wire::AuditTotals>> WriteAudit(FlatBufferBuilder& builder, const AuditTotals& audit) {
+  KVS_RETURN_IF_ERROR(CheckFinite("the audits' KL", audit.kl_sum));
+  return wire::CreateAuditTotals(builder, audit.audits, audit.failures, audit.kl_sum);
+}
+
+Status ReadAudit(const wire::AuditTotals* in, AuditTotals* out) {
+  if (in == nullptr) return OkStatus();
+  *out = {.audits = in->audits(), .failures = in->failures(), .kl_sum = in->kl_sum()};
+  return CheckFinite("the audits' KL", in->kl_sum());
+}
+
 Result<Offset<AuditList>> WriteAudits(FlatBufferBuilder& builder, std::span<const AuditTotals> audits) {
   KVS_RETURN_IF_ERROR(CheckSize("number of depths", audits.size(), wire::kMaxAuditDepths));
   std::vector<Offset<wire::AuditTotals>> out;
   for (const AuditTotals& audit : audits) {
-    KVS_RETURN_IF_ERROR(CheckFinite("the audits' KL", audit.kl_sum));
-    out.push_back(wire::CreateAuditTotals(builder, audit.audits, audit.failures, audit.kl_sum));
+    KVS_ASSIGN_OR_RETURN(out.emplace_back(), WriteAudit(builder, audit));
   }
   return builder.CreateVector(out);
 }
@@ -76,8 +86,7 @@ Status ReadAudits(const AuditList* in, std::vector<AuditTotals>* out) {
   if (in == nullptr) return OkStatus();
   KVS_RETURN_IF_ERROR(CheckSize("number of depths", in->size(), wire::kMaxAuditDepths));
   for (const wire::AuditTotals* audit : *in) {
-    out->push_back({.audits = audit->audits(), .failures = audit->failures(), .kl_sum = audit->kl_sum()});
-    KVS_RETURN_IF_ERROR(CheckFinite("the audits' KL", audit->kl_sum()));
+    KVS_RETURN_IF_ERROR(ReadAudit(audit, &out->emplace_back()));
   }
   return OkStatus();
 }
@@ -87,8 +96,9 @@ Result<Offset<wire::Approximate>> WriteApproximate(FlatBufferBuilder& builder, c
   KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", a.guard_margin_elsewhere));
   KVS_ASSIGN_OR_RETURN(const auto audits, WriteAudits(builder, a.audits));
   KVS_ASSIGN_OR_RETURN(const auto later, WriteAudits(builder, a.later_audits));
+  KVS_ASSIGN_OR_RETURN(const auto shadow, WriteAudit(builder, a.shadow_audits));
   return wire::CreateApproximate(builder, a.answers, a.sent_back, a.healed, a.kept_bytes, a.guard_margin, audits, later,
-                                 a.guard_margin_elsewhere);
+                                 a.guard_margin_elsewhere, shadow);
 }
 
 Status ReadApproximate(const wire::Approximate* in, ApproximateStats* out) {
@@ -102,6 +112,7 @@ Status ReadApproximate(const wire::Approximate* in, ApproximateStats* out) {
   KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", out->guard_margin));
   KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", out->guard_margin_elsewhere));
   KVS_RETURN_IF_ERROR(ReadAudits(in->audits(), &out->audits));
+  KVS_RETURN_IF_ERROR(ReadAudit(in->shadow_audits(), &out->shadow_audits));
   return ReadAudits(in->later_audits(), &out->later_audits);
 }
 

@@ -1,11 +1,12 @@
-// What anchors are read back from: records and lists. The first byte chooses; its high bit asks for a right checksum,
-// so that the fuzzer's bytes reach what lies behind it. What decodes must encode to the same bytes.
+// What anchors and guards are read back from: records and lists. The first byte chooses; its high bit asks for a right
+// checksum, so that the fuzzer's bytes reach what lies behind it. What decodes must encode to the same bytes.
 #include <cstdint>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "anchors/anchor_record.h"
+#include "anchors/guard_record.h"
 #include "libkvshare/core/check.h"
 #include "tests/anchors/anchor_samples.h"
 #include "tests/fuzz/seeded.h"
@@ -25,6 +26,12 @@ std::vector<std::string> Seeds() {
     for (const Anchor& anchor : pool.Snapshot()) add(fix, EncodeAnchor(anchor, SampleOwner()));
     const ListedAnchor listed[] = {{.serial = 1, .version = 2, .used = 3, .bytes = 4}, {.serial = 2, .version = 9}};
     add(static_cast<char>(fix | 1), EncodeAnchorList(listed, SampleOwner()));
+    Guard guard({.margin = 3, .doubts = 0.5});
+    for (int i = 0; i < 5; ++i) {
+      guard.Answered(i);
+      guard.Audited(i, 0.03 * i);
+    }
+    add(static_cast<char>(fix | 2), EncodeGuards({guard.Snapshot(), {}}, SampleOwner().space));
   }
   return seeds;
 }
@@ -43,7 +50,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::memcpy(bytes.data() + summed.size(), &sum, sizeof sum);
   }
   const AnchorOwner owner = SampleOwner();
-  if (data[0] % 2 == 0) {
+  if ((data[0] & 2) != 0) {
+    GuardStates guards;
+    if (DecodeGuards(bytes, owner.space, &guards) == AnchorFault::kNone) {
+      KVS_CHECK(EncodeGuards(guards, owner.space) == bytes);
+    }
+  } else if (data[0] % 2 == 0) {
     Anchor anchor;
     if (DecodeAnchor(bytes, owner, &anchor) == AnchorFault::kNone) KVS_CHECK(EncodeAnchor(anchor, owner) == bytes);
   } else {

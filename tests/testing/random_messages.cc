@@ -162,6 +162,8 @@ Stats RandomStats(Rng& rng) {
                        .kept_bytes = RandomCount(rng),
                        .guard_margin = RandomNumber(rng),
                        .guard_margin_elsewhere = RandomNumber(rng)};
+  stats.approximate.shadow_audits = {
+      .audits = RandomCount(rng), .failures = RandomCount(rng), .kl_sum = RandomNumber(rng)};
   for (auto* audits : {&stats.approximate.audits, &stats.approximate.later_audits}) {
     for (std::uint64_t i = Below(rng, 5); i > 0; --i) {
       audits->push_back({.audits = RandomCount(rng), .failures = RandomCount(rng), .kl_sum = RandomNumber(rng)});
@@ -444,7 +446,8 @@ struct Describer {
     Add(c.state);
     const ApproximateStats& a = s.approximate;
     out << a.answers << ' ' << a.sent_back << ' ' << a.healed << ' ' << a.kept_bytes << ' ' << a.guard_margin << ' '
-        << a.guard_margin_elsewhere << ' ';
+        << a.guard_margin_elsewhere << ' ' << a.shadow_audits.audits << ' ' << a.shadow_audits.failures << ' '
+        << a.shadow_audits.kl_sum << ' ';
     for (const auto* audits : {&a.audits, &a.later_audits}) {
       out << audits->size() << ' ';
       for (const AuditTotals& audit : *audits) {

@@ -59,6 +59,13 @@ void PrintStatText(const Stats& stats) {
         static_cast<long long>(all.audits), static_cast<long long>(all.failures),
         all.audits > 0 ? all.kl_sum / static_cast<double>(all.audits) : 0.0, MiB(a.kept_bytes).c_str());
   }
+  if (const AuditTotals& shadow = a.shadow_audits; shadow.audits > 0) {
+    std::printf(
+        "           %lld exact answers compared with what chunks would have given: %lld more than 0.05 nats away, "
+        "%.2g at the mean\n",
+        static_cast<long long>(shadow.audits), static_cast<long long>(shadow.failures),
+        shadow.kl_sum / static_cast<double>(shadow.audits));
+  }
   if (const AnchorStats& n = stats.anchors; n.bytes + n.disk_bytes > 0) {
     std::printf("anchors    %s in memory, %s on disk, %lld saved, %lld read back", MiB(n.bytes).c_str(),
                 MiB(n.disk_bytes).c_str(), static_cast<long long>(n.saved), static_cast<long long>(n.loaded));

@@ -46,11 +46,13 @@ Json ColdJson(const ColdStats& cold) {
           {"state", cold.state}};
 }
 
+Json AuditJson(const AuditTotals& audit) {
+  return {{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}};
+}
+
 Json AuditsJson(std::span<const AuditTotals> audits) {
   Json json = Json::array();
-  for (const AuditTotals& audit : audits) {
-    json.push_back({{"audits", audit.audits}, {"failures", audit.failures}, {"kl_sum", audit.kl_sum}});
-  }
+  for (const AuditTotals& audit : audits) json.push_back(AuditJson(audit));
   return json;
 }
 
@@ -62,7 +64,8 @@ Json ApproximateJson(const ApproximateStats& a) {
           {"guard_margin", a.guard_margin},
           {"guard_margin_elsewhere", a.guard_margin_elsewhere},
           {"audits", AuditsJson(a.audits)},
-          {"later_audits", AuditsJson(a.later_audits)}};
+          {"later_audits", AuditsJson(a.later_audits)},
+          {"shadow_audits", AuditJson(a.shadow_audits)}};
 }
 
 Json AnchorsJson(const AnchorStats& a) {

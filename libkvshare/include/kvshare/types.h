@@ -243,6 +243,7 @@ struct ApproximateStats {
   std::vector<AuditTotals> audits;    // first tokens, by depth: over exact KV, over answers of such requests, and so
                                       // on; at most 8
   std::vector<AuditTotals> later_audits;  // the same of one token after the first, drawn from the whole answer
+  AuditTotals shadow_audits;              // first tokens of exact answers, computed once more over what is not trusted
 };
 
 // What mode kvcomm has learnt, and what of it is on disk (docs/design/anchors-persisted.md).

@@ -224,6 +224,31 @@ TEST_P(MovedPromptTest, RecomputingAllIsPlainPrefillToTheBit) {
   }
 }
 
+// In small steps that may be interrupted it is the same to the bit, and who is interrupted says so.
+TEST_P(MovedPromptTest, InterruptionsChangeNoBit) {
+  Bed bed(GetParam(), 4);
+  const Ids chunk = Random(150);
+  std::vector<PageIndex> run;
+  bed.Plain(Join({Random(90), chunk}), &run);
+  const Ids prompt = Join({Random(33), chunk, Random(40)});
+  RepairOptions options;
+  options.mode = ReuseMode::kAuto;
+  const auto prefill = [&](std::int64_t rows, int steps, std::vector<float>* logits) {
+    const auto moved = bed.Moved(prompt, {Bed::Chunk(run, 90, 150, 33)}, options);
+    if (rows > 0) moved->Interruptible(rows, [&steps] { return steps-- > 0; });
+    *logits = bed.Logits();
+    return moved->Prefill(logits->data());
+  };
+  std::vector<float> whole, parts;
+  KVS_ASSERT_OK(prefill(0, 0, &whole));
+  // 33 + 40 fresh rows, then 30 or 31 and the prompt's end once more.
+  KVS_ASSERT_OK(prefill(7, 100, &parts));
+  EXPECT_EQ(parts, whole);
+  for (const int steps : {0, 1, 10, 12}) {
+    EXPECT_EQ(prefill(7, steps, &parts).code(), StatusCode::kCancelled) << steps;
+  }
+}
+
 // The guard's way: approximate, some tokens on, then exact as if it had never been otherwise.
 TEST_P(MovedPromptTest, RecomputeForgetsWhatWasApproximate) {
   Bed bed(GetParam(), 4);

@@ -178,6 +178,36 @@ TEST(SessionBookTest, WhatIsKeptIsForItsModeUntilItIsForgotten) {
   EXPECT_EQ(find("s", ReuseMode::kAuto).size(), 1u);
 }
 
+// A prompt that was stored meanwhile does not find itself, nor what went on from it.
+TEST(SessionBookTest, OwnPromptsCanBeLeftOut) {
+  SessionBook book;
+  std::mt19937 rng(23);
+  const auto random = [&rng](std::size_t count) {
+    std::vector<TokenId> ids(count);
+    for (TokenId& id : ids) id = std::uniform_int_distribution<int>(0, 999)(rng);
+    return ids;
+  };
+  const std::vector<TokenId> note = random(100);
+  std::vector<TokenId> prompt = random(50), other = random(70);
+  other.insert(other.end(), note.begin(), note.end());
+  prompt.insert(prompt.end(), note.begin(), note.end());
+  book.Record("s", other, 1);
+  std::vector<TokenId> longer = prompt;
+  longer.resize(200, 7);
+  book.Record("s", longer, 2);
+  const auto size = static_cast<std::int64_t>(prompt.size());
+  const auto find = [&](std::int64_t own) { return book.Find("s", prompt, 0, size, kMin, ReuseMode::kAuto, own); };
+  ASSERT_EQ(find(size + 1).size(), 1u);
+  EXPECT_EQ(find(size + 1)[0].length, size) << "itself";
+  for (const std::int64_t own : {std::int64_t{1}, std::int64_t{50}, size}) {
+    const auto found = find(own);
+    ASSERT_EQ(found.size(), 1u);
+    EXPECT_EQ(found[0].start, 50);
+    EXPECT_EQ(found[0].length, 100);
+    EXPECT_EQ(book.source("s", found[0].run), 1u);
+  }
+}
+
 TEST(SessionBookTest, ForgetsBeyondItsLimits) {
   std::mt19937 rng(5);
   SessionBook book({.sessions = 3, .runs_per_session = 2, .tokens = 1000});
