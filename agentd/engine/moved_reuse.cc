@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 
+#include "agentd/repair/messages.h"
 #include "agentd/repair/order.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/hash.h"
@@ -52,7 +53,12 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
   const auto last = static_cast<std::int64_t>(prompt.size()) - 1;
   const std::int64_t window = model_->config().max_positions;
   if (last - from < kMinChunkTokens + 2 * kEdgeTokens) return found;
-  const auto recurrences = book_.Find(session, prompt, from, last, kMinChunkTokens + 2 * kEdgeTokens, request.reuse);
+  constexpr std::int64_t kMinLength = kMinChunkTokens + 2 * kEdgeTokens;
+  std::optional<Messages> messages;  // KVCOMM's placeholders
+  if (request.reuse == ReuseMode::kKvcomm) messages.emplace(prompt, model_->config().eos_ids);
+  const auto recurrences = messages.has_value()
+                               ? messages->Find(book_, session, from, last, kMinLength, kEdgeTokens, request.reuse)
+                               : book_.Find(session, prompt, from, last, kMinLength, request.reuse);
   // Each run that is stored under its key is looked up and leased once, as far as any of its chunks reaches.
   std::map<std::uint64_t, std::int64_t> reach;
   for (const Recurrence& r : recurrences) {
@@ -116,9 +122,11 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
       out.saw_later = latest[static_cast<std::size_t>(chunk.base)] >= chunk.start + chunk.length;
     }
     out.source = book_.source(session, r.run);
-    chunk.placeholder = "slot" + std::to_string(found.chunks.size()) + "/" + names_->AgentName(out.source);
-    const auto tokens = prompt.subspan(static_cast<std::size_t>(chunk.start), static_cast<std::size_t>(chunk.length));
-    chunk.content = ContentDigest(tokens).Hex();
+    if (messages.has_value()) {
+      chunk.placeholder = messages->PlaceOf(chunk.start) + "/" + names_->AgentName(out.source);
+      const auto tokens = prompt.subspan(static_cast<std::size_t>(chunk.start), static_cast<std::size_t>(chunk.length));
+      chunk.content = ContentDigest(tokens).Hex();
+    }
     found.chunks.push_back(std::move(out));
   }
   if (request.reuse != ReuseMode::kAuto) return found;
@@ -166,8 +174,8 @@ std::uint64_t MovedReuse::Keep(const EngineRequest& request, std::span<const Tok
 
 void MovedReuse::Healed(const std::string& session, std::span<const TokenId> tokens, AgentId source,
                         std::uint64_t kept) {
-  book_.ForgetKept(session, kept);
-  book_.Record(session, tokens, source);
+  const std::uint64_t since = book_.ForgetKept(session, kept);
+  book_.Record(session, tokens, source, since);
 }
 
 bool MovedReuse::Yield() {

@@ -49,9 +49,10 @@ struct MovedWork {
 };
 
 struct MovedReuseOptions {
-  double blend_recompute = 0;     // ServiceOptions'
-  std::string anchor_dir;         // where anchors are kept; empty: in memory alone
-  std::int64_t anchor_bytes = 0;  // that may be used there
+  double blend_recompute = 0;                            // ServiceOptions'
+  std::string anchor_dir;                                // where anchors are kept; empty: in memory alone
+  std::int64_t anchor_bytes = 0;                         // that may be used there
+  std::int64_t anchor_memory = std::int64_t{512} << 20;  // bytes
 };
 
 // The engine's thread; all must outlive it. Sessions are strangers to each other: nothing found under one name was
@@ -65,7 +66,7 @@ class MovedReuse {
         pages_(pages),
         names_(names),
         blend_recompute_(options.blend_recompute),
-        anchors_(StoreFor(*model, options), options.anchor_bytes, std::move(post)) {}
+        anchors_(StoreFor(*model, options), options.anchor_bytes, options.anchor_memory, std::move(post)) {}
 
   // These tokens stood from position 0 in a prompt of `session`, and their KV is in the pool, exact.
   void Record(const std::string& session, std::span<const TokenId> tokens, AgentId source) {
@@ -85,7 +86,8 @@ class MovedReuse {
   std::int64_t kept_pages() const { return kept_pages_; }
 
   // What of the request's prompt[from, n - 1) can be taken from elsewhere; `new_tokens` may follow the prompt. Empty
-  // when its session has seen nothing of it.
+  // when its session has seen nothing of it. In mode kvcomm chunks are (parts of) messages, and the first may begin a
+  // little before `from` (Messages).
   FoundChunks Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens) const;
 
   // The computation of the request's prompt after `prefix`, over `found`, whose leases it takes; pages of its own are

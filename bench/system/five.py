@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Five agents in a chain (KVCOMM's setting, arXiv 2510.12872): each reads its role, a task, and all answers so far.
 
-  bench/system/five.py --model MODEL [--modes off,exact,auto] [--tasks 3] [--first 0] [--answer 512]
-                       [--blend-recompute R]
+  bench/system/five.py --model MODEL [--modes off,exact,cacheblend:0.12,auto] [--tasks 3] [--warm-up 1] [--first 0]
+                       [--answer 512] [--anchor-memory 512MiB]
 
 Per mode a daemon, one session and --tasks tasks of some 700 new tokens; roles have about 500 tokens, answers --answer.
-Agents talk as agents do: chat messages in, text out, one after the other without a pause. The first task warms up
-(roles are stored, anchors are learnt) and does not count. Prints per agent the median time to first token, what of the
-prompt was computed, and the ratio to --modes' first.
+A mode may name its wished budget (--blend-recompute). Agents talk as agents do: chat messages in, text out, one after
+the other without a pause. The first --warm-up tasks (roles are stored, anchors are learnt) do not count. Prints per
+agent the median time to first token, what of the prompt was computed, and the ratio to --modes' first.
 
 The texts are made by bench/traces/make_team.py. Prints a table, or one JSON object with --format json. Standard library
 only.
@@ -66,20 +66,24 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--modes", default="off,exact,rotate,cacheblend,auto")
     parser.add_argument("--tasks", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--answer", type=int, default=512)
     parser.add_argument("--first", type=int, default=0, help="number of the first task: other numbers, other texts")
-    parser.add_argument("--blend-recompute", type=float, default=0.15)
+    parser.add_argument("--anchor-memory", default="512MiB", help="the daemons', for mode kvcomm")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     args = parser.parse_args()
     result = {}
-    for mode in args.modes.split(","):
+    for name in args.modes.split(","):
+        mode, _, budget = name.partition(":")
         with tempfile.TemporaryDirectory() as folder:
-            with Daemon(args.model, folder, "--blend-recompute", str(args.blend_recompute)) as daemon:
-                numbers = range(args.first, args.first + args.tasks + 1)
-                tasks = [chain(daemon, folder, mode, number, args.answer) for number in numbers][1:]
+            flags = ("--anchor-memory", args.anchor_memory, *(("--blend-recompute", budget) if budget else ()))
+            with Daemon(args.model, folder, *flags) as daemon:
+                numbers = range(args.first, args.first + args.warm_up + args.tasks)
+                tasks = [chain(daemon, folder, mode, number, args.answer) for number in numbers]
+                tasks = tasks[args.warm_up:]
                 compared = audits(daemon)
         median = lambda value: [statistics.median(value(t[a]) for t in tasks) for a in range(5)]
-        result[mode] = {
+        result[name] = {
             "prompt_tokens": median(lambda r: r["usage"]["prompt_tokens"]),
             "ttft_ms": median(lambda r: r["timings"]["ttft_ms"]),
             "prefix": median(lambda r: r["kvshare"]["prefix_tokens"]),
@@ -93,13 +97,13 @@ def main():
         print(json.dumps(result))
         return
     print(f"medians of {args.tasks} tasks; answers of {args.answer} tokens at most")
-    print(f"  {'mode':12} agent   prompt   prefix    moved  computed   approximate    ttft ms     faster")
+    print(f"  {'mode':16} agent   prompt   prefix    moved  computed   approximate    ttft ms     faster")
     base = next(iter(result.values()))["ttft_ms"]
     for mode, rows in result.items():
         for a in range(5):
             prompt, prefix, moved, computed, approximate, ttft = (rows[column][a] for column in (
                 "prompt_tokens", "prefix", "moved", "computed", "approximate", "ttft_ms"))
-            print(f"  {mode:12} {a + 1:5} {prompt:8.0f} {prefix:8.0f} {moved:8.0f} {computed:9.0f} "
+            print(f"  {mode:16} {a + 1:5} {prompt:8.0f} {prefix:8.0f} {moved:8.0f} {computed:9.0f} "
                   f"{approximate:10} of {args.tasks} {ttft:10.1f} {base[a] / ttft:9.2f}x")
     for mode, rows in result.items():
         for times in rows["each_ttft_ms"]:
