@@ -118,7 +118,8 @@ class ServiceImpl final : public Service {
                  .load_in_parts = options.load_in_parts,
                  .moved = {.blend_recompute = options.blend_recompute,
                            .anchor_dir = cold_ == nullptr ? "" : options.cold_dir + "/anchors",
-                           .anchor_bytes = AnchorBytes(options.cold_bytes)},
+                           .anchor_bytes = AnchorBytes(options.cold_bytes),
+                           .anchor_memory = options.anchor_memory},
                  .leases = leases}) {}
 
   SharedPages Shared() const override {
@@ -367,6 +368,7 @@ Result<std::unique_ptr<Service>> NewServiceOn(std::unique_ptr<runtime::Model> mo
     return InvalidArgument("blend_recompute is " + std::to_string(options.blend_recompute) +
                            "; it must be from 0 to 1");
   }
+  if (options.anchor_memory < 0) return InvalidArgument("anchor_memory is negative");
   if (options.kv_pool_bytes < 0) return InvalidArgument("kv_pool_bytes is negative");
   if (options.max_leases < 0 || options.max_pins < 0) return InvalidArgument("max_leases or max_pins is negative");
   KVS_ASSIGN_OR_RETURN(const kernels::PageIndex pages, PoolPages(*model, options.kv_pool_bytes));

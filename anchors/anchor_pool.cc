@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -21,6 +22,21 @@ float Widen(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits
 std::uint16_t Narrow(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Sum of term(difference) over a row: in eight sums side by side, which compilers turn into vectors, added up in order.
+template <typename Term>
+double SumOverRow(std::span<const float> ours, const std::uint16_t* theirs, Term term) {
+  constexpr std::size_t kSums = 8;
+  float sums[kSums] = {};
+  std::size_t i = 0;
+  for (; i + kSums <= ours.size(); i += kSums) {
+    for (std::size_t j = 0; j < kSums; ++j) sums[j] += term(ours[i + j] - Widen(theirs[i + j]));
+  }
+  double sum = 0;
+  for (const float part : sums) sum += part;
+  for (; i < ours.size(); ++i) sum += term(ours[i] - Widen(theirs[i]));
+  return sum;
 }
 
 std::vector<double> Softmax(std::vector<double> x) {
@@ -90,10 +106,8 @@ bool AnchorPool::Shareable(const std::string& placeholder, const KvBlock& base) 
       for (std::int64_t t = 0; t < base.tokens; ++t) {
         const auto ours = base.row(layer, 1, t);
         const std::size_t theirs = static_cast<std::size_t>(((layer * 2 + 1) * anchor->tokens + t) * base.width);
-        for (std::size_t i = 0; i < ours.size(); ++i) {
-          const double difference = ours[i] - Widen(base_values[theirs + i]);
-          squares += difference * difference;
-        }
+        squares +=
+            SumOverRow(ours, base_values.data() + theirs, [](float difference) { return difference * difference; });
       }
     }
     score.push_back(-std::sqrt(squares));
@@ -121,8 +135,20 @@ bool AnchorPool::HasOffset(const std::string& placeholder, const std::string& ag
   return std::any_of(anchors.begin(), anchors.end(), [&](const Anchor* a) { return a->offsets.contains(agent); });
 }
 
+std::int64_t AnchorPool::Reach(const std::string& placeholder, const std::string& agent) const {
+  std::vector<std::int64_t> lengths;
+  std::int64_t with_offset = 0;
+  for (const Anchor* anchor : LongEnough(placeholder, 0)) {
+    lengths.push_back(anchor->tokens);
+    if (anchor->offsets.contains(agent)) with_offset = std::max(with_offset, anchor->tokens);
+  }
+  if (lengths.size() < kFewest) return 0;
+  std::sort(lengths.begin(), lengths.end(), std::greater<>());
+  return std::min(with_offset, lengths[kFewest - 1]);
+}
+
 bool AnchorPool::MayServe(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const {
-  return LongEnough(placeholder, tokens).size() >= kFewest && HasOffset(placeholder, agent, tokens);
+  return tokens <= Reach(placeholder, agent);
 }
 
 bool AnchorPool::HasRoomFor(int layers, std::int64_t tokens, std::int64_t width) const {
@@ -146,7 +172,7 @@ void AnchorPool::Correct(const std::string& placeholder, const std::string& agen
         for (int layer = 0; layer < block->layers; ++layer) {
           const auto ours = block->row(layer, part, t);
           const std::size_t theirs = static_cast<std::size_t>(((layer * 2 + part) * anchor->tokens + t) * width);
-          for (std::size_t i = 0; i < ours.size(); ++i) sum += std::abs(ours[i] - Widen(base_values[theirs + i]));
+          sum += SumOverRow(ours, base_values.data() + theirs, [](float difference) { return std::abs(difference); });
         }
         score.push_back(-sum / static_cast<double>(block->layers * width));
       }

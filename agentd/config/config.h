@@ -32,6 +32,7 @@ struct Config {
   std::int64_t cold_bytes = 0;
   ReuseMode reuse = ReuseMode::kExact;
   double blend_recompute = 0;
+  std::int64_t anchor_memory = 0;  // bytes
   LogLevel log_level = LogLevel::kInfo;
 };
 

@@ -18,7 +18,8 @@ std::shared_ptr<anchors::AnchorPool> AnchorShelf::Of(const std::string& session)
     shelved_.splice(shelved_.begin(), shelved_, found);
     return found->pool;
   }
-  shelved_.push_front({.session = session, .pool = std::make_shared<anchors::AnchorPool>()});
+  const anchors::AnchorOptions limits = {.max_bytes = max_bytes_};
+  shelved_.push_front({.session = session, .pool = std::make_shared<anchors::AnchorPool>(limits)});
   Shelved& fresh = shelved_.front();
   fresh.saved = fresh.pool->version();
   if (store_ != nullptr) {
@@ -60,7 +61,7 @@ void AnchorShelf::SaveOne(Shelved& shelved) {
 void AnchorShelf::KeepWithinLimits() {
   std::size_t bytes = 0;
   for (const Shelved& shelved : shelved_) bytes += shelved.pool->bytes();
-  while (shelved_.size() > 1 && (shelved_.size() > kMaxSessions || bytes > kMaxBytes)) {
+  while (shelved_.size() > 1 && (shelved_.size() > kMaxSessions || bytes > max_bytes_)) {
     bytes -= shelved_.back().pool->bytes();
     SaveOne(shelved_.back());  // how often it was used has changed, if nothing else
     shelved_.pop_back();

@@ -21,10 +21,13 @@ class AnchorShelf {
  public:
   using Post = std::function<void(std::function<void()>)>;
 
-  // `store` null: pools are in memory alone. `post` has a function run on the engine's thread; it is called from
-  // others, until the shelf is destroyed.
-  AnchorShelf(std::unique_ptr<AnchorStore> store, std::int64_t disk_capacity_bytes, Post post)
-      : post_(std::move(post)), disk_capacity_bytes_(disk_capacity_bytes), store_(std::move(store)) {}
+  // `store` null: pools are in memory alone. All of them together take `max_bytes` there. `post` has a function run on
+  // the engine's thread; it is called from others, until the shelf is destroyed.
+  AnchorShelf(std::unique_ptr<AnchorStore> store, std::int64_t disk_capacity_bytes, std::int64_t max_bytes, Post post)
+      : post_(std::move(post)),
+        disk_capacity_bytes_(disk_capacity_bytes),
+        max_bytes_(static_cast<std::size_t>(max_bytes)),
+        store_(std::move(store)) {}
 
   // The session's pool. The first call begins to read back what the session has saved: it is in the pool soon after.
   std::shared_ptr<anchors::AnchorPool> Of(const std::string& session);
@@ -43,7 +46,6 @@ class AnchorShelf {
   AnchorStats stats() const;  // any thread
 
   static constexpr std::size_t kMaxSessions = 64;
-  static constexpr std::size_t kMaxBytes = std::size_t{512} << 20;  // of all pools in memory
 
  private:
   struct Shelved {
@@ -60,6 +62,7 @@ class AnchorShelf {
 
   const Post post_;
   const std::int64_t disk_capacity_bytes_;
+  const std::size_t max_bytes_;
   std::list<Shelved> shelved_;  // most recently used first
   std::uint64_t next_load_ = 1;
   std::atomic<std::int64_t> bytes_{0};

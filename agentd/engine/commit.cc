@@ -144,6 +144,7 @@ void Engine::EndSequence(Sequence& sequence) {
     promotion.sequence = nullptr;
     return;
   }
+  Teach(sequence);  // if its first token was its last
   if (sequence.moved.prompt != nullptr) {
     if (sequence.generated() > 0) KeepMoved(sequence);
     sequence.moved = {};

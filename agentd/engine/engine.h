@@ -128,6 +128,7 @@ class Engine {
   void MayAudit(Sequence& sequence, std::span<const float> logits);
   Status ComputeExactly(Sequence& sequence, float* logits);
   void BecomeExact(Sequence& sequence);
+  void Teach(Sequence& sequence);
   void Record(const Sequence& sequence);
   void KeepMoved(Sequence& sequence);
   void HealLater(Sequence& sequence);

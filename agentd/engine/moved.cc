@@ -34,7 +34,9 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   if (!stored.cold.pages.empty()) return moved;
   FoundChunks found = moved_.Find(request, stored.tokens(), NewTokens(request));
   if (found.chunks.empty() && found.strays.empty()) return moved;
-  ReusePlan& plan = moved.plan.emplace(planner_.Plan(request.prompt, request.reuse, stored));
+  StoredPrefix exact = stored;
+  if (!found.chunks.empty()) exact.host.Cut(found.chunks.front().chunk.start);
+  ReusePlan& plan = moved.plan.emplace(planner_.Plan(request.prompt, request.reuse, exact));
   plan.repair = request.reuse;
   for (const FoundChunk& found_chunk : found.chunks) {
     const MovedChunk& chunk = found_chunk.chunk;
@@ -46,14 +48,15 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
          &plan);
   }
   if (found.chunks.empty()) return moved;
-  moved.work = moved_.Prepare(request, stored.host, found);
+  moved.work = moved_.Prepare(request, exact.host, found);
   const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
   const MovedReuse::Decision decision = moved_.Decide(request, *moved.work.prompt, plain);
   moved.trial_rows = decision.trial_rows;
   moved.distrusted = decision.distrusted;
   if (decision.use) return moved;
   moved.work = {};
-  MarkDeclined(MissKind::kMoveSlower, &plan);
+  if (exact.tokens() < stored.tokens()) moved.plan.reset();  // all that is stored is worth more
+  if (moved.plan.has_value()) MarkDeclined(MissKind::kMoveSlower, &plan);
   return moved;
 }
 
@@ -89,7 +92,6 @@ void Engine::ComputeMoved() {
     sequence.started = std::chrono::steady_clock::now();
     MovedPrompt& prompt = *sequence.moved.prompt;
     Status status = prompt.Prefill(logits_.data());
-    if (sequence.moved.anchors != nullptr) moved_.anchors().Taught(*sequence.request.session);
     const auto row = std::span(logits_).first(static_cast<std::size_t>(model_->config().vocab_size));
     // Whatever was wrong with reusing, computing may still work.
     if (!status.ok()) {
@@ -113,9 +115,19 @@ void Engine::ComputeMoved() {
       for (const MovedChunk& chunk : prompt.chunks()) sequence.depth = std::max(sequence.depth, chunk.depth + 1);
     }
     AcceptToken(sequence, runtime::SampleToken(row, sequence.request.sampling, sequence.generated()));
+    Teach(sequence);  // after the first token, which nobody waits for any more
   }
   DropEnded();
   if (computed) PublishLoad();
+}
+
+// The session's anchors learn from a prompt that was computed although its chunks were found. Until then these, and the
+// prompt's pages, stay as they are.
+void Engine::Teach(Sequence& sequence) {
+  if (sequence.lesson.prompt == nullptr) return;
+  sequence.lesson.prompt->Teach(sequence.kv.pages());
+  moved_.anchors().Taught(*sequence.request.session);
+  sequence.lesson = {};
 }
 
 // The guard does not trust an answer's next token: all up to it is computed, and the sequence goes on as an exact one.
@@ -165,6 +177,7 @@ void Engine::BecomeExact(Sequence& sequence) {
     stats_->SentBack();
   }
   MarkDeclined(why, &sequence.plan);
+  if (sequence.moved.prompt->HasLesson()) sequence.lesson = std::move(sequence.moved);
   sequence.moved = {};
   Publish(sequence);
   Record(sequence);

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 
+#include "agentd/repair/messages.h"
 #include "agentd/repair/order.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/hash.h"
@@ -52,7 +53,7 @@ MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPag
       pages_(pages),
       names_(names),
       blend_recompute_(options.blend_recompute),
-      anchors_(StoreFor(*model, options), options.anchor_bytes, std::move(post)) {
+      anchors_(StoreFor(*model, options), options.anchor_bytes, options.anchor_memory, std::move(post)) {
   if (options.anchor_dir.empty()) return;
   guard_file_.emplace(options.anchor_dir, model->space());
   const std::optional<anchors::GuardStates> saved = guard_file_->Load(&guard_fault_);
@@ -68,9 +69,14 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
   const auto last = static_cast<std::int64_t>(prompt.size()) - 1;
   const std::int64_t window = model_->config().max_positions;
   if (last - from < kMinChunkTokens + 2 * kEdgeTokens) return found;
+  constexpr std::int64_t kMinLength = kMinChunkTokens + 2 * kEdgeTokens;
+  std::optional<Messages> messages;  // KVCOMM's placeholders
+  if (request.reuse == ReuseMode::kKvcomm) messages.emplace(prompt, model_->config().eos_ids);
   // A run that begins as this prompt does beyond what is stored of it is in memory no further than the prompt is.
-  const auto recurrences =
-      book_.Find(session, prompt, from, last, kMinChunkTokens + 2 * kEdgeTokens, request.reuse, from + kPageTokens);
+  const std::int64_t own = from + kPageTokens;
+  const auto recurrences = messages.has_value()
+                               ? messages->Find(book_, session, from, last, kMinLength, kEdgeTokens, request.reuse)
+                               : book_.Find(session, prompt, from, last, kMinLength, request.reuse, own);
   // Each run that is stored under its key is looked up and leased once, as far as any of its chunks reaches.
   std::map<std::uint64_t, std::int64_t> reach;
   for (const Recurrence& r : recurrences) {
@@ -134,9 +140,11 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
       out.saw_later = latest[static_cast<std::size_t>(chunk.base)] >= chunk.start + chunk.length;
     }
     out.source = book_.source(session, r.run);
-    chunk.placeholder = "slot" + std::to_string(found.chunks.size()) + "/" + names_->AgentName(out.source);
-    const auto tokens = prompt.subspan(static_cast<std::size_t>(chunk.start), static_cast<std::size_t>(chunk.length));
-    chunk.content = ContentDigest(tokens).Hex();
+    if (messages.has_value()) {
+      chunk.placeholder = messages->PlaceOf(chunk.start) + "/" + names_->AgentName(out.source);
+      const auto tokens = prompt.subspan(static_cast<std::size_t>(chunk.start), static_cast<std::size_t>(chunk.length));
+      chunk.content = ContentDigest(tokens).Hex();
+    }
     found.chunks.push_back(std::move(out));
   }
   if (request.reuse != ReuseMode::kAuto) return found;
@@ -184,8 +192,8 @@ std::uint64_t MovedReuse::Keep(const EngineRequest& request, std::span<const Tok
 
 void MovedReuse::Healed(const std::string& session, std::span<const TokenId> tokens, AgentId source,
                         std::uint64_t kept) {
-  book_.ForgetKept(session, kept);
-  book_.Record(session, tokens, source);
+  const std::uint64_t since = book_.ForgetKept(session, kept);
+  book_.Record(session, tokens, source, since);
 }
 
 bool MovedReuse::Yield() {

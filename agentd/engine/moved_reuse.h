@@ -54,6 +54,7 @@ struct MovedReuseOptions {
   double blend_recompute = 0;     // ServiceOptions'
   std::string anchor_dir;         // where anchors, and what the guards learn, are kept; empty: in memory alone
   std::int64_t anchor_bytes = 0;  // that anchors may use there
+  std::int64_t anchor_memory = std::int64_t{512} << 20;  // bytes
 };
 
 // The engine's thread; all must outlive it. Sessions are strangers to each other: nothing found under one name was
@@ -81,7 +82,8 @@ class MovedReuse {
   std::int64_t kept_pages() const { return kept_pages_; }
 
   // What of the request's prompt[from, n - 1) can be taken from elsewhere; `new_tokens` may follow the prompt. Empty
-  // when its session has seen nothing of it.
+  // when its session has seen nothing of it. In mode kvcomm chunks are (parts of) messages, and the first may begin a
+  // little before `from` (Messages).
   FoundChunks Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens) const;
 
   // The computation of the request's prompt after `prefix`, over `found`, whose leases it takes; pages of its own are

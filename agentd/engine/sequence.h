@@ -26,6 +26,7 @@ struct Sequence {
   ReusePlan plan;
   KvHandle kv;
   MovedWork moved;
+  MovedWork lesson;                 // of a prompt that was computed and will teach its session's anchors
   std::vector<AuditPoint> audits;   // of an approximate answer
   bool one_thread = false;          // of the same: all that was moved was in company
   int depth = 1;                    // and how many approximate requests it stands on, itself included

@@ -21,6 +21,16 @@ bool Less(std::span<const TokenId> a, std::span<const TokenId> b) {
 
 }  // namespace
 
+void PrefixMatch::Cut(std::int64_t count) {
+  if (count >= tokens()) return;
+  const auto full = static_cast<std::size_t>(count / kPageTokens);
+  tail_tokens = static_cast<int>(count % kPageTokens);
+  if (full < pages.size()) tail = pages[full];
+  if (tail_tokens == 0) tail = kNoPage;
+  pages.resize(full);
+  contexts.resize(full);
+}
+
 PrefixIndex::PrefixIndex(PageIndex num_pages, const Digest& root) : nodes_(num_pages) {
   root_.context = root;
   root_.valid = kPageTokens;  // stands where a full page would: children may follow

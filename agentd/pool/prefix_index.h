@@ -40,6 +40,8 @@ struct PrefixMatch {
     tail = kNoPage;
     tail_tokens = 0;
   }
+  // Leaves its first `count` tokens, where it has more.
+  void Cut(std::int64_t count);
 };
 
 // A tree of pages: a node is one page with the 1..64 tokens it holds, its parent the page before it.

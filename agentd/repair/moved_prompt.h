@@ -13,6 +13,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -123,6 +124,11 @@ class MovedPrompt {
   static constexpr std::int64_t kGuardedTokens = 16;
 
   std::int64_t tokens() const { return static_cast<std::int64_t>(tokens_.size()); }
+  // kKvcomm: the prompt was computed, and anchors are to learn from it: once, as long as its chunks' pages stay as they
+  // are. `pages` is its page table now.
+  bool HasLesson() const { return lesson_.has_value(); }
+  void Teach(std::span<const kernels::PageIndex> pages);
+
   const RepairCounts& counts() const { return counts_; }
   const std::vector<MovedChunk>& chunks() const { return chunks_; }
 
@@ -169,6 +175,7 @@ class MovedPrompt {
   Status PrefillByMode(float* logits);
   Status PrefillSelected(float* logits);
   Status PrefillWithAnchors(float* logits);
+  Status PrefillToTeach(const kernels::RopeTable& rope, float* logits);
   Result<std::vector<std::int64_t>> ChooseByDeviation(bool attention_weighted);
   Status PrefillAuto(float* logits);
   Status PrefillPlain(std::string_view reason, float* logits);
@@ -176,7 +183,6 @@ class MovedPrompt {
   // Of one of chunks_: as it was stored, and as it was computed.
   anchors::KvRows StoredRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
   anchors::KvRows ComputedRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
-  void Teach(const kernels::RopeTable& rope);
   void WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock& block, const kernels::RopeTable& rope);
   double Ratio() const;
   int CheckLayer() const;
@@ -199,6 +205,7 @@ class MovedPrompt {
   Run selected_;
   std::vector<std::vector<std::uint64_t>> skips_;  // per chunk, per page
   bool plain_ = false;                             // one run from position 0, as if nothing were stored
+  std::optional<kernels::RopeTable> lesson_;       // what Teach needs
   std::vector<kernels::PageIndex> plain_pages_;
   double least_margin_ = std::numeric_limits<double>::infinity();
   RepairCounts counts_;

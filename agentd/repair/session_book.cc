@@ -17,6 +17,9 @@ constexpr std::ptrdiff_t kPlacesPerRun = 2;
 // lets expect it: an answer that repeats another word for word is found as itself.
 constexpr std::int64_t kAboutAsLong = 8;
 
+// Above the number of any run.
+constexpr int kRankShift = 62;
+
 // Polynomial fingerprint modulo 2^64 with an odd multiplier: cheap to roll. Collisions cost a comparison, never a wrong
 // answer. Tokens are mixed first, since small consecutive ids make poor digits.
 constexpr std::uint64_t kMultiplier = 0x9e3779b97f4a7c15;
@@ -58,7 +61,8 @@ void ForEachWindow(std::span<const TokenId> tokens, Visit visit) {
 
 }  // namespace
 
-void SessionBook::Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source) {
+void SessionBook::Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
+                         std::uint64_t since) {
   if (static_cast<std::int64_t>(tokens.size()) < kWindow || tokens.size() > limits_.tokens) return;
   Session& s = Used(session);
   for (auto run = s.runs.begin(); run != s.runs.end();) {
@@ -72,7 +76,7 @@ void SessionBook::Record(const std::string& session, std::span<const TokenId> to
     if (known.size() >= tokens.size()) return;  // nothing new
     Drop(s, number);
   }
-  Add(s, {.tokens = {tokens.begin(), tokens.end()}, .source = source, .kept = std::nullopt});
+  Add(s, {.tokens = {tokens.begin(), tokens.end()}, .source = source, .kept = std::nullopt, .since = since});
 }
 
 void SessionBook::RecordKept(const std::string& session, std::int64_t length, std::uint32_t source, KeptKv kv) {
@@ -82,14 +86,15 @@ void SessionBook::RecordKept(const std::string& session, std::int64_t length, st
   Add(Used(session), {.tokens = {tokens.begin(), tokens.end()}, .source = source, .kept = std::move(kv)});
 }
 
-void SessionBook::ForgetKept(const std::string& session, std::uint64_t name) {
+std::uint64_t SessionBook::ForgetKept(const std::string& session, std::uint64_t name) {
   const auto known = sessions_.find(session);
-  if (known == sessions_.end()) return;
+  if (known == sessions_.end()) return 0;
   std::vector<std::uint64_t> numbers;
   for (const auto& [number, run] : known->second.runs) {
     if (run.kept.has_value() && run.kept->name == name) numbers.push_back(number);
   }
   for (const std::uint64_t number : numbers) Drop(known->second, number);
+  return numbers.empty() ? 0 : numbers.front();
 }
 
 SessionBook::Session& SessionBook::Used(const std::string& name) {
@@ -108,6 +113,7 @@ void SessionBook::Add(Session& session, Run run) {
   if (session.runs.size() >= limits_.runs_per_session) Drop(session, session.runs.begin()->first);
   const std::uint64_t number = next_run_++;
   tokens_ += run.tokens.size();
+  if (run.since == 0) run.since = number;
   session.runs[number] = std::move(run);
   Index(session, number);
   while (sessions_.size() > limits_.sessions || tokens_ > limits_.tokens) {
@@ -159,7 +165,7 @@ void SessionBook::Clear() {
 
 std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<const TokenId> prompt,
                                           std::int64_t from, std::int64_t end, std::int64_t min_length, ReuseMode mode,
-                                          std::int64_t own) const {
+                                          std::int64_t own, const Rank& rank) const {
   KVS_CHECK(0 <= from && from <= end && end <= static_cast<std::int64_t>(prompt.size()));
   KVS_CHECK(min_length >= kWindow + kStride - 1);
   std::vector<Recurrence> found;
@@ -176,6 +182,7 @@ std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<
   struct Candidate {
     Recurrence found;
     std::int64_t shift = 0;  // against the prompt in which it was computed
+    std::uint64_t rank = 0;  // where `rank` is given: by that, then by age
   };
   std::vector<Candidate> candidates;
   std::int64_t longest = 0;
@@ -199,6 +206,10 @@ std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<
       const std::int64_t position = place.at + (run.kept.has_value() ? run.kept->position : 0);
       candidates.push_back({{at - left, left + right, place.at - left, place.run}, at - position});
       longest = std::max(longest, left + right);
+      if (rank == nullptr) continue;
+      const std::span<const TokenId> whole = run.kept.has_value() ? std::span(*run.kept->prompt) : std::span(tokens);
+      const unsigned class_of = rank(whole.first(static_cast<std::size_t>(position - left)));
+      candidates.back().rank = (std::uint64_t{class_of} << kRankShift) | run.since;
     }
   };
   std::vector<std::uint64_t> windows;
@@ -218,7 +229,9 @@ std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<
     const Candidate* best = nullptr;
     for (const Candidate& candidate : candidates) {
       if (candidate.found.length < std::max(min_length, longest - longest / kAboutAsLong)) continue;
-      const auto off = [&](const Candidate& c) { return std::abs(c.shift - last_shift); };
+      const auto off = [&](const Candidate& c) {
+        return rank != nullptr ? c.rank : static_cast<std::uint64_t>(std::abs(c.shift - last_shift));
+      };
       // Later places are of later runs: they win where all else is equal.
       if (best == nullptr || off(candidate) < off(*best) ||
           (off(candidate) == off(*best) && candidate.found.length >= best->found.length)) {

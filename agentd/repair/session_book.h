@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <list>
 #include <map>
@@ -42,21 +43,25 @@ class SessionBook {
   explicit SessionBook(const SessionBookLimits& limits = {}) : limits_(limits) {}
 
   // `tokens` stood from position 0 and are stored; `source` is whose they were. A run that continues a recorded one
-  // takes its place.
-  void Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source);
+  // takes its place. `since`: what ForgetKept gave, where it is what was kept, exact now.
+  void Record(const std::string& session, std::span<const TokenId> tokens, std::uint32_t source,
+              std::uint64_t since = 0);
   // Tokens [kv.position, kv.position + length) of kv.prompt, whose KV is kv.
   void RecordKept(const std::string& session, std::int64_t length, std::uint32_t source, KeptKv kv);
-  // What RecordKept was given under `name`.
-  void ForgetKept(const std::string& session, std::uint64_t name);
+  // What RecordKept was given under `name`. Returns when that was, for Record; 0: there is nothing.
+  std::uint64_t ForgetKept(const std::string& session, std::uint64_t name);
 
   // Disjoint, ascending recurrences of at least `min_length` tokens within prompt[from, end), each about as long as it
-  // can be: of those, the one moved most like the one before it, then the longest, then the most recent. KV kept by
-  // another mode than `mode` does not count, nor do prompts that begin with the first `own` tokens of this one.
-  // Requires min_length >= kWindow + kStride - 1, below which some would be missed. Expected time linear in the prompt,
-  // whatever is recorded.
+  // can be: of those, the one moved most like the one before it, then the longest, then the most recent; or, where
+  // `rank` is given, of those that it ranks lowest (0 to 3) by what stood before them in their own prompts, the one
+  // whose run was recorded first. KV kept by another mode than `mode` does not count, nor do prompts that begin with
+  // the first `own` tokens of this one. Requires min_length >= kWindow + kStride - 1, below which some would be missed.
+  // Expected time linear in the prompt, whatever is recorded.
+  using Rank = std::function<unsigned(std::span<const TokenId> before)>;
+  static constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
   std::vector<Recurrence> Find(const std::string& session, std::span<const TokenId> prompt, std::int64_t from,
-                               std::int64_t end, std::int64_t min_length, ReuseMode mode,
-                               std::int64_t own = std::numeric_limits<std::int64_t>::max()) const;
+                               std::int64_t end, std::int64_t min_length, ReuseMode mode, std::int64_t own = kNone,
+                               const Rank& rank = nullptr) const;
 
   // Of a run that Find named just now.
   std::span<const TokenId> tokens(const std::string& session, std::uint64_t run) const;
@@ -74,6 +79,7 @@ class SessionBook {
     std::vector<TokenId> tokens;
     std::uint32_t source = 0;
     std::optional<KeptKv> kept;
+    std::uint64_t since = 0;  // its number, or that of what it was before it was healed
   };
   struct Place {
     std::uint64_t run = 0;

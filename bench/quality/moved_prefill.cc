@@ -220,6 +220,7 @@ Result<std::vector<float>> MovedPrefill::Compute() {
   prompt_->GivePages(used_, new_tokens);
   std::vector<float> logits(static_cast<std::size_t>(model_->config().vocab_size));
   KVS_RETURN_IF_ERROR(prompt_->Prefill(logits.data()));
+  if (prompt_->HasLesson()) prompt_->Teach(used_);
   if (prompt_->Doubtful(logits)) KVS_RETURN_IF_ERROR(SendBack(logits));
   escalated_by_prefill_ = prompt_->counts().exact;
   return logits;

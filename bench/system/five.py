@@ -2,7 +2,7 @@
 """Five agents in a chain (KVCOMM's setting, arXiv 2510.12872): each reads its role, a task, and all answers so far.
 
   bench/system/five.py --model MODEL [--modes off,exact,cacheblend:0.12,auto] [--tasks 3] [--warm-up 1] [--first 0]
-                       [--answer 512]
+                       [--answer 512] [--anchor-memory 512MiB]
 
 Per mode a daemon, one session and --tasks tasks of some 700 new tokens; roles have about 500 tokens, answers --answer.
 A mode may name its wished budget (--blend-recompute). Agents talk as agents do: chat messages in, text out, one after
@@ -69,13 +69,15 @@ def main():
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--answer", type=int, default=512)
     parser.add_argument("--first", type=int, default=0, help="number of the first task: other numbers, other texts")
+    parser.add_argument("--anchor-memory", default="512MiB", help="the daemons', for mode kvcomm")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     args = parser.parse_args()
     result = {}
     for name in args.modes.split(","):
         mode, _, budget = name.partition(":")
         with tempfile.TemporaryDirectory() as folder:
-            with Daemon(args.model, folder, *(("--blend-recompute", budget) if budget else ())) as daemon:
+            flags = ("--anchor-memory", args.anchor_memory, *(("--blend-recompute", budget) if budget else ()))
+            with Daemon(args.model, folder, *flags) as daemon:
                 numbers = range(args.first, args.first + args.warm_up + args.tasks)
                 tasks = [chain(daemon, folder, mode, number, args.answer) for number in numbers]
                 tasks = tasks[args.warm_up:]

@@ -61,6 +61,14 @@ TEST(AnchorPoolTest, SaysBeforehandWhatItCannotServe) {
   EXPECT_FALSE(pool.MayServe("p", "agent", 41));
   EXPECT_FALSE(pool.MayServe("p", "stranger", 40));
   EXPECT_FALSE(pool.MayServe("other", "agent", 40));
+  EXPECT_EQ(pool.Reach("p", "agent"), 40);
+  EXPECT_EQ(pool.Reach("p", "stranger"), 0);
+  Register(pool, "p", "agent", "three", RandomBlock(rng, 60), RandomBlock(rng, 60));
+  EXPECT_EQ(pool.Reach("p", "agent"), 40) << "one that is longer is too few";
+  Register(pool, "p", "second", "four", RandomBlock(rng, 50), RandomBlock(rng, 50));
+  EXPECT_EQ(pool.Reach("p", "agent"), 50);
+  EXPECT_TRUE(pool.MayServe("p", "agent", 50));
+  EXPECT_FALSE(pool.MayServe("p", "agent", 51));
   // 3 layers x 2 x tokens x 8 values of two bytes, twice: 192 bytes a token, of which a quarter of 1 MiB holds 1365.
   EXPECT_TRUE(pool.HasRoomFor(3, 1365, 8));
   EXPECT_FALSE(pool.HasRoomFor(3, 1366, 8));

@@ -38,6 +38,7 @@ cold:
 reuse:
   mode: off
   blend_recompute: 0.25
+  anchor_memory: 3GiB
 observe:
   log: warn
 )";
@@ -75,6 +76,7 @@ TEST(ConfigTest, AFileSetsEverything) {
   EXPECT_EQ(config->cold_bytes, std::int64_t{2} << 30);
   EXPECT_EQ(config->reuse, ReuseMode::kOff);
   EXPECT_DOUBLE_EQ(config->blend_recompute, 0.25);
+  EXPECT_EQ(config->anchor_memory, std::int64_t{3} << 30);
   EXPECT_EQ(config->log_level, LogLevel::kWarn);
   // The file above is complete: a key that this test forgets would keep its default.
   EXPECT_THAT(settings.Print(), Not(HasSubstr("# default")));
@@ -92,6 +94,7 @@ TEST(ConfigTest, DefaultsStandWhereNothingIsSaid) {
   EXPECT_EQ(config->cold_dir, "");
   EXPECT_EQ(config->http_host, "");
   EXPECT_EQ(config->max_running, 64);
+  EXPECT_EQ(config->anchor_memory, std::int64_t{512} << 20);
 }
 
 TEST(ConfigTest, HttpIsThisMachinesAloneUnlessSaid) {
@@ -175,6 +178,7 @@ TEST(ConfigTest, WrongValuesNameLineKeyAndWhatIsRight) {
   EXPECT_THAT(Refusal("version: 1\nreuse: {mode: exat}\n"), HasSubstr("did you mean 'exact'?"));
   EXPECT_THAT(Refusal("version: 1\nreuse: {blend_recompute: 1.01}\n"), HasSubstr("from 0 to 1"));
   EXPECT_THAT(Refusal("version: 1\nreuse: {blend_recompute: nan}\n"), HasSubstr("from 0 to 1"));
+  EXPECT_THAT(Refusal("version: 1\nreuse: {anchor_memory: much}\n"), HasSubstr("is not a size"));
   EXPECT_THAT(Refusal("version: 1\nserver: {listen: nonsense}\n"), HasSubstr("server.listen"));
   EXPECT_THAT(Refusal("version: 1\nserver: {http: localhost}\n"), HasSubstr("HOST:PORT"));
   EXPECT_THAT(Refusal("version: 1\nmodel: {path: \"a\\nb\"}\n"), HasSubstr("control character"));

@@ -26,7 +26,7 @@ class AnchorShelfTest : public ::testing::Test {
                                                                   .space = owner.space,
                                                                   .layers = owner.layers,
                                                                   .width = owner.width});
-    return std::make_unique<AnchorShelf>(std::move(store), 8 << 20, [this](std::function<void()> task) {
+    return std::make_unique<AnchorShelf>(std::move(store), 8 << 20, 512 << 20, [this](std::function<void()> task) {
       const std::lock_guard lock(mutex_);
       posted_.push_back(std::move(task));
     });
@@ -139,7 +139,7 @@ TEST_F(AnchorShelfTest, ForgettingIsForGoodAndClearingIsNot) {
 }
 
 TEST_F(AnchorShelfTest, WithoutADiskItIsAShelfAllTheSame) {
-  AnchorShelf shelf(nullptr, 0, nullptr);
+  AnchorShelf shelf(nullptr, 0, 512 << 20, nullptr);
   TeachSamples(shelf.Of("s").get(), 0, 4);
   shelf.Taught("s");
   shelf.Save();
@@ -149,6 +149,21 @@ TEST_F(AnchorShelfTest, WithoutADiskItIsAShelfAllTheSame) {
   shelf.ForgetSaved();
   shelf.Clear();
   EXPECT_EQ(shelf.Of("s")->anchors(), 0u);
+}
+
+TEST_F(AnchorShelfTest, TakesAsMuchMemoryAsItIsGiven) {
+  AnchorShelf all(nullptr, 0, 512 << 20, nullptr);
+  TeachSamples(all.Of("s").get(), 0, 6);
+  all.Taught("s");
+  const std::int64_t wanted = all.stats().bytes;
+  AnchorShelf half(nullptr, 0, wanted / 2, nullptr);
+  for (const std::string session : {"s", "t"}) {
+    const auto pool = half.Of(session);
+    TeachSamples(pool.get(), 0, 6);
+    half.Taught(session);
+    EXPECT_GT(pool->anchors(), 0u);
+    EXPECT_LE(half.stats().bytes, wanted / 2);
+  }
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// Mode kvcomm over restarts, on a trained model (random weights give values too small for the entropy gate to tell
-// contents apart): what a session has taught is there for that session and no other, and changes no bit.
+// Mode kvcomm in a chain of agents and over restarts, on a trained model (random weights give values too small for the
+// entropy gate to tell contents apart): what a session has taught is there for that session and no other, and changes
+// no bit.
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
@@ -40,13 +41,13 @@ class AnchorsServiceTest : public ::testing::Test {
     return all;
   }
 
-  std::unique_ptr<agentd::Service> Open(const std::string& cold, kernels::DType dtype = kernels::DType::kBf16) {
+  std::unique_ptr<agentd::Service> Open(const std::string& cold, kernels::DType dtype = kernels::DType::kBf16,
+                                        agentd::ServiceOptions options = {}) {
     runtime::LoadOptions load;
     load.dtype = dtype;
     load.threads = 1;
     Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(RefModelPath()->string(), load);
     EXPECT_TRUE(model.ok()) << model.status().message();
-    agentd::ServiceOptions options;
     options.kv_pool_bytes = std::int64_t{128} << 20;
     options.cold_dir = cold;
     options.cold_bytes = std::int64_t{512} << 20;
@@ -208,6 +209,76 @@ TEST_F(AnchorsServiceTest, LeavingMemoryIsNotForgetting) {
   EXPECT_EQ(service->GetStats().anchors.bytes, 0);
   ReadNewNote(*service, "s", true);
   EXPECT_GT(AskOfNewNote(*service, "s").reuse.moved_tokens, 100);
+}
+
+// KVCOMM's own setting: agents that answer one after the other, each over its own role, a task and all answers so far.
+// Two tasks teach those who read; from the third on they compute neither task nor answers.
+TEST_F(AnchorsServiceTest, AChainOfAgentsSharesFromTheThirdTaskOn) {
+  const auto service = Open("");
+  ASSERT_NE(service, nullptr);
+  const Ids end = {2046}, header = RandomIds(4), reply_header = RandomIds(4);
+  const std::vector<std::string> agents = {"a", "b", "c"};
+  std::vector<Ids> roles, quotes;
+  for (int agent = 0; agent < 3; ++agent) {
+    roles.push_back(Join({header, RandomIds(60 + 9 * agent), end}));
+    quotes.push_back(Join({header, RandomIds(4)}));
+  }
+  const Ids beginning = RandomIds(20);  // which all tasks have, and so their readers' stored prompts
+  for (int task = 0; task < 5; ++task) {
+    // Each a little shorter than the one before it but the last, which anchors do not reach the end of.
+    Ids thread = Join({header, beginning, RandomIds(task < 4 ? 180 - 10 * task : 190), end});
+    for (std::size_t a = 0; a < agents.size(); ++a) {
+      SCOPED_TRACE("task " + std::to_string(task) + ", agent " + agents[a]);
+      GenerateRequest request = IdsRequest(Join({roles[a], thread, reply_header}), 70, agents[a]);
+      request.reuse = ReuseMode::kKvcomm;
+      request.session = "team";
+      request.ignore_eos = true;
+      request.sampling.temperature = 1;
+      const GenerateReply reply = testing::Ask(*service, request);
+      Ids answer = reply.ids;
+      // What ends a message must not stand in one.
+      const auto ends = [](TokenId id) { return id == 2046 || id == 2044; };
+      while (std::any_of(answer.begin(), answer.end(), ends)) {
+        ASSERT_LT(++request.sampling.seed, 50u);
+        answer = testing::Ask(*service, request).ids;
+      }
+      const auto quoted = static_cast<std::int64_t>(a) * (70 - 32);
+      if (a == 0) {
+        EXPECT_EQ(reply.reuse.moved_tokens + reply.reuse.recomputed_tokens, 0) << "nobody has read it before";
+      } else if (task < 2) {
+        EXPECT_FALSE(reply.reuse.approximate);
+        EXPECT_GE(MissTokens(reply.reuse, "no_anchor"), 150 + quoted);
+      } else {
+        EXPECT_TRUE(reply.reuse.approximate);
+        EXPECT_GE(reply.reuse.moved_tokens, 140 + quoted);
+        EXPECT_EQ(MissTokens(reply.reuse, "no_anchor"), 0);
+      }
+      // The reader's own role; a task's beginning is found with the rest of it.
+      const auto role = static_cast<std::int64_t>(roles[a].size());
+      if (task > 0) {
+        EXPECT_EQ(reply.reuse.prefix_tokens, role + (a == 0 ? 24 : 16));
+      }
+      thread = Join({thread, quotes[a], answer, end});
+    }
+  }
+  // A stranger reads the same and finds nothing.
+  GenerateRequest stranger = IdsRequest(Join({roles[1], RandomIds(150), end, reply_header}), 1, "b");
+  stranger.reuse = ReuseMode::kKvcomm;
+  stranger.session = "another team";
+  EXPECT_EQ(testing::Ask(*service, stranger).reuse.moved_tokens, 0);
+  KVS_EXPECT_OK(service->CheckIntegrity());
+  EXPECT_EQ(service->GetStats().pool.leases, 0);
+}
+
+TEST_F(AnchorsServiceTest, WithoutMemoryNothingIsLearnt) {
+  agentd::ServiceOptions options;
+  options.anchor_memory = 1 << 20;  // six notes and their offsets take more
+  const auto service = Open("", kernels::DType::kBf16, options);
+  ASSERT_NE(service, nullptr);
+  Teach(*service, "s");
+  EXPECT_EQ(service->GetStats().anchors.bytes, 0);
+  ReadNewNote(*service, "s", false);
+  EXPECT_TRUE(NoAnchor(AskOfNewNote(*service, "s")));
 }
 
 }  // namespace

@@ -77,6 +77,37 @@ TEST(KvPoolTest, PagesThatAreNotStoredCanBeSplitOff) {
   EXPECT_TRUE(pool.Acquire({}, 10 * 64).ok());
 }
 
+// Less than what is stored may be wanted of it: the page in which that ends is a tail then, also one that is full.
+TEST(KvPoolTest, AMatchCanBeCut) {
+  KvPool pool(10, TestRoot());
+  const Tokens tokens = Sequence(150);
+  Store(pool, tokens);
+  const PrefixMatch whole = pool.index().Find(tokens);
+  ASSERT_EQ(whole.tokens(), 150);
+  for (const std::int64_t count : {0, 1, 63, 64, 65, 127, 128, 129, 149, 150, 151}) {
+    SCOPED_TRACE(count);
+    PrefixMatch cut = whole;
+    cut.Cut(count);
+    const std::int64_t left = std::min<std::int64_t>(count, 150);
+    EXPECT_EQ(cut.tokens(), left);
+    EXPECT_EQ(cut.pages.size(), static_cast<std::size_t>(left / 64));
+    EXPECT_EQ(cut.contexts.size(), cut.pages.size());
+    EXPECT_EQ(cut.tail != kNoPage, cut.tail_tokens > 0);
+    if (left % 64 > 0 && left < 128) {
+      EXPECT_EQ(cut.tail, whole.pages[cut.pages.size()]);
+    }
+    Result<KvHandle> handle = pool.Acquire(cut, 160);
+    ASSERT_TRUE(handle.ok());
+    ExpectSound(pool);
+    pool.Extend(*handle, 160);
+    pool.ReleaseTail(*handle);
+    pool.Retire(std::move(*handle), tokens, 0);
+    ExpectSound(pool);
+    EXPECT_EQ(pool.index().Find(tokens).tokens(), 150);
+    EXPECT_EQ(pool.usage().indexed, 3u) << "stored once";
+  }
+}
+
 TEST(KvPoolTest, AnEmptyPoolMatchesNothing) {
   KvPool pool(4, TestRoot());
   EXPECT_EQ(pool.index().Find(Sequence(200)).tokens(), 0);

@@ -86,10 +86,12 @@ class Bed {
   }
 
   std::unique_ptr<MovedPrompt> Moved(const Ids& prompt, std::vector<MovedChunk> chunks, const RepairOptions& options,
-                                     anchors::AnchorPool* anchors = nullptr) {
+                                     anchors::AnchorPool* anchors = nullptr, std::vector<PageIndex>* where = nullptr) {
     auto moved = std::make_unique<MovedPrompt>(model_.get(), pages_, prompt, MovedPrompt::Prefix{}, std::move(chunks),
                                                options, anchors, "reader");
-    moved->GivePages(Take(moved->PagesNeeded(kNewTokens)), kNewTokens);
+    const std::vector<PageIndex> own = Take(moved->PagesNeeded(kNewTokens));
+    moved->GivePages(own, kNewTokens);
+    if (where != nullptr) *where = own;
     return moved;
   }
 
@@ -393,9 +395,13 @@ TEST_P(MovedPromptTest, ContentLikeTheAnchorsIsCorrectedTowardsTheTruth) {
     bed.Plain(Join({before, contents.back()}), &runs[static_cast<std::size_t>(i)]);
   }
   const auto serve = [&](std::size_t i) {
+    std::vector<PageIndex> own;
     const auto moved = bed.Moved(Join({head, contents[i], tail}), {Bed::Chunk(runs[i], 20, 64, 50, i + 1)},
-                                 {.mode = ReuseMode::kKvcomm}, &anchors);
+                                 {.mode = ReuseMode::kKvcomm}, &anchors, &own);
     EXPECT_TRUE(moved->Prefill(logits.data()).ok());
+    EXPECT_EQ(moved->HasLesson(), moved->counts().exact);
+    if (moved->HasLesson()) moved->Teach(own);
+    EXPECT_FALSE(moved->HasLesson());
     return moved->counts();
   };
   EXPECT_TRUE(serve(0).exact);

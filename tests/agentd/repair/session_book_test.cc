@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -109,6 +110,44 @@ TEST(SessionBookTest, ARunThatGrowsTakesThePlaceOfItsBeginning) {
   const auto found = book.Find("s", all, 0, 200, kMin, ReuseMode::kAuto);
   ASSERT_EQ(found.size(), 1u);
   EXPECT_EQ(found[0].length, 200);
+}
+
+// KVCOMM's: an answer is taken from where it was written, whoever has read it since, whole or nearly so.
+TEST(SessionBookTest, TheFirstRunIsFoundWhereItIsWanted) {
+  std::mt19937 rng(12);
+  const auto answer = Random(rng, 100, 5000);
+  SessionBook book;
+  book.Record("s", Joined({Random(rng, 90, 5000), std::vector<TokenId>(answer.begin() + 3, answer.end() - 3)}), 1);
+  book.Record("s", Joined({Random(rng, 9, 5000), answer, Random(rng, 20, 5000)}), 2);
+  const auto prompt = Joined({Random(rng, 40, 5000), answer, Random(rng, 5, 5000)});
+  const auto source = [&](const SessionBook::Rank& rank) {
+    const auto size = static_cast<std::int64_t>(prompt.size());
+    const auto found = book.Find("s", prompt, 0, size, kMin, ReuseMode::kKvcomm, SessionBook::kNone, rank);
+    EXPECT_EQ(found.size(), 1u);
+    return found.empty() ? 0 : book.source("s", found[0].run);
+  };
+  EXPECT_EQ(source(nullptr), 2u);
+  EXPECT_EQ(source([](std::span<const TokenId>) { return 0u; }), 1u);
+  EXPECT_EQ(source([](std::span<const TokenId>) { return 2u; }), 1u);
+  EXPECT_EQ(source([](std::span<const TokenId> before) { return before.size() == 9 ? 1u : 3u; }), 2u);
+}
+
+TEST(SessionBookTest, WhatIsHealedIsAsOldAsItWas) {
+  std::mt19937 rng(13);
+  const auto answer = Random(rng, 100, 5000);
+  SessionBook book;
+  KeptKv kept{.name = 5, .mode = ReuseMode::kKvcomm};
+  kept.prompt = std::make_shared<const std::vector<TokenId>>(answer);
+  book.RecordKept("s", 100, 1, kept);
+  book.Record("s", Joined({Random(rng, 9, 5000), answer}), 2);
+  const std::uint64_t since = book.ForgetKept("s", 5);
+  EXPECT_NE(since, 0u);
+  EXPECT_EQ(book.ForgetKept("s", 5), 0u);
+  book.Record("s", Joined({Random(rng, 50, 5000), answer}), 1, since);
+  const auto found = book.Find("s", answer, 0, 100, kMin, ReuseMode::kKvcomm, SessionBook::kNone,
+                               [](std::span<const TokenId>) { return 2u; });
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(book.source("s", found[0].run), 1u);
 }
 
 // Small models repeat themselves, and each other.
