@@ -141,7 +141,7 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     }
     out.source = book_.source(session, r.run);
     if (messages.has_value()) {
-      chunk.placeholder = messages->PlaceOf(chunk.start) + "/" + names_->AgentName(out.source);
+      chunk.placeholder = messages->PlaceOf(chunk.start);
       const auto tokens = prompt.subspan(static_cast<std::size_t>(chunk.start), static_cast<std::size_t>(chunk.length));
       chunk.content = ContentDigest(tokens).Hex();
     }

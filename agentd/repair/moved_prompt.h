@@ -38,7 +38,7 @@ struct MovedChunk {
   std::int64_t base = 0;    // position at which the KV was computed
   bool in_company = false;  // it was computed to see what it would see here (InCompany)
   int depth = 0;            // 0: the KV is exact; else one more than the deepest that it was computed over
-  std::string placeholder;  // KVCOMM: which hole of which template this fills
+  std::string placeholder;  // KVCOMM: which hole of its reader's template this fills
   std::string content;      // names the tokens
 };
 
