@@ -250,9 +250,7 @@ MovedReuse::Decision MovedReuse::Decide(const EngineRequest& request, const Move
   const double earned = kTrialShare * all;
   if (moved + Trusted(prompt.OneThread()).DoubtRate() * all < all) return {.use = true, .trial_rows = earned};
   const bool trial = moved < all && moved <= trial_rows_ + earned;
-  return {.use = trial,
-          .distrusted = !trial && moved + anchors::GuardMargin::kDoubtedShare * all < all,
-          .trial_rows = trial ? earned - moved : earned};
+  return {.use = trial, .distrusted = !trial && moved < all, .trial_rows = trial ? earned - moved : earned};
 }
 
 void MovedReuse::Admitted(double trial_rows) { trial_rows_ = std::min(trial_rows_ + trial_rows, kMostTrialRows); }

@@ -92,8 +92,7 @@ class MovedReuse {
 
   // Whether `prompt` should be computed over its chunks: because it can be expected to compute fewer rows than `plain`,
   // which doing without it takes (how often the guard would have such prompts computed after all is part of it), or as
-  // a trial. `trial_rows` is for Admitted. `distrusted`: it is not used, and would be if the guard knew only good of
-  // such prompts.
+  // a trial. `trial_rows` is for Admitted. `distrusted`: it is not used, and would be if the guard doubted none.
   struct Decision {
     bool use = false;
     bool distrusted = false;
