@@ -130,11 +130,6 @@ bool AnchorPool::Shareable(const std::string& placeholder, const KvBlock& base) 
   return true;
 }
 
-bool AnchorPool::HasOffset(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const {
-  const std::vector<const Anchor*> anchors = LongEnough(placeholder, tokens);
-  return std::any_of(anchors.begin(), anchors.end(), [&](const Anchor* a) { return a->offsets.contains(agent); });
-}
-
 std::int64_t AnchorPool::Reach(const std::string& placeholder, const std::string& agent) const {
   std::vector<std::int64_t> lengths;
   std::int64_t with_offset = 0;
@@ -145,10 +140,6 @@ std::int64_t AnchorPool::Reach(const std::string& placeholder, const std::string
   if (lengths.size() < kFewest) return 0;
   std::sort(lengths.begin(), lengths.end(), std::greater<>());
   return std::min(with_offset, lengths[kFewest - 1]);
-}
-
-bool AnchorPool::MayServe(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const {
-  return tokens <= Reach(placeholder, agent);
 }
 
 bool AnchorPool::HasRoomFor(int layers, std::int64_t tokens, std::int64_t width) const {

@@ -94,12 +94,8 @@ class AnchorPool {
   // (eq. 5). Counts the anchors that carry the weight as used.
   bool Shareable(const std::string& placeholder, const KvBlock& base);
 
-  // Whether some anchor of `placeholder`, as long as `tokens`, has an offset for `agent`.
-  bool HasOffset(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const;
-
   // What can be said before `base` is read: content of more tokens than this is neither shareable nor corrected.
   std::int64_t Reach(const std::string& placeholder, const std::string& agent) const;
-  bool MayServe(const std::string& placeholder, const std::string& agent, std::int64_t tokens) const;
 
   // Whether anchors for `tokens` tokens, each with one offset, leave room for others like them: at most a quarter of
   // max_bytes. What is larger would be gone before it is of use.

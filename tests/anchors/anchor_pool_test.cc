@@ -52,23 +52,17 @@ TEST(AnchorPoolTest, SaysBeforehandWhatItCannotServe) {
   std::mt19937 rng(5);
   AnchorPool pool({.max_bytes = 1 << 20});
   const KvBlock base = RandomBlock(rng, 40);
-  EXPECT_FALSE(pool.MayServe("p", "agent", 40));
+  EXPECT_EQ(pool.Reach("p", "agent"), 0);
   Register(pool, "p", "agent", "one", base, base);
-  EXPECT_FALSE(pool.MayServe("p", "agent", 40)) << "one is too few";
+  EXPECT_EQ(pool.Reach("p", "agent"), 0) << "one is too few";
   Register(pool, "p", "agent", "two", RandomBlock(rng, 40), base);
-  EXPECT_TRUE(pool.MayServe("p", "agent", 40));
-  EXPECT_TRUE(pool.MayServe("p", "agent", 12));
-  EXPECT_FALSE(pool.MayServe("p", "agent", 41));
-  EXPECT_FALSE(pool.MayServe("p", "stranger", 40));
-  EXPECT_FALSE(pool.MayServe("other", "agent", 40));
   EXPECT_EQ(pool.Reach("p", "agent"), 40);
   EXPECT_EQ(pool.Reach("p", "stranger"), 0);
+  EXPECT_EQ(pool.Reach("other", "agent"), 0);
   Register(pool, "p", "agent", "three", RandomBlock(rng, 60), RandomBlock(rng, 60));
   EXPECT_EQ(pool.Reach("p", "agent"), 40) << "one that is longer is too few";
   Register(pool, "p", "second", "four", RandomBlock(rng, 50), RandomBlock(rng, 50));
   EXPECT_EQ(pool.Reach("p", "agent"), 50);
-  EXPECT_TRUE(pool.MayServe("p", "agent", 50));
-  EXPECT_FALSE(pool.MayServe("p", "agent", 51));
   // 3 layers x 2 x tokens x 8 values of two bytes, twice: 192 bytes a token, of which a quarter of 1 MiB holds 1365.
   EXPECT_TRUE(pool.HasRoomFor(3, 1365, 8));
   EXPECT_FALSE(pool.HasRoomFor(3, 1366, 8));
@@ -82,9 +76,11 @@ TEST(AnchorPoolTest, OneAnchorGivesItsOffsetButNotInTheFirstLayer) {
   Register(pool, "p", "reader", "one", base, Plus(base, offset));
   KvBlock block = RandomBlock(rng, 6);
   const KvBlock before = block;
-  EXPECT_TRUE(pool.HasOffset("p", "reader", 6));
-  EXPECT_FALSE(pool.HasOffset("p", "reader", 11));
-  EXPECT_FALSE(pool.HasOffset("p", "stranger", 6));
+  ASSERT_EQ(pool.anchors(), 1u);
+  const Anchor anchor = pool.Snapshot()[0];
+  EXPECT_EQ(anchor.tokens, 10);
+  EXPECT_TRUE(anchor.offsets.contains("reader"));
+  EXPECT_FALSE(anchor.offsets.contains("stranger"));
   pool.Correct("p", "stranger", &block);
   EXPECT_EQ(block.values, before.values);
   pool.Correct("p", "reader", &block);
@@ -164,9 +160,11 @@ TEST(AnchorPoolTest, TheSameContentSeenByAnotherAgentIsOneAnchor) {
   const KvBlock base = RandomBlock(rng, 8);
   Register(pool, "p", "a", "text", base, base);
   Register(pool, "p", "b", "text", base, base);
-  EXPECT_EQ(pool.anchors(), 1u);
-  EXPECT_TRUE(pool.HasOffset("p", "a", 8));
-  EXPECT_TRUE(pool.HasOffset("p", "b", 8));
+  ASSERT_EQ(pool.anchors(), 1u);
+  const Anchor anchor = pool.Snapshot()[0];
+  EXPECT_EQ(anchor.tokens, 8);
+  EXPECT_TRUE(anchor.offsets.contains("a"));
+  EXPECT_TRUE(anchor.offsets.contains("b"));
 }
 
 TEST(AnchorPoolTest, ARestoredPoolGoesOnAsTheOneThatWasSaved) {
