@@ -1,7 +1,6 @@
 #include "anchors/anchor_pool.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -16,29 +15,6 @@ namespace {
 // Anchors that an entropy can be taken of.
 constexpr std::size_t kFewest = 2;
 
-float Widen(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16); }
-
-// To nearest, ties to even; KV is finite.
-std::uint16_t Narrow(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-// Sum of term(difference) over a row: in eight sums side by side, which compilers turn into vectors, added up in order.
-template <typename Term>
-double SumOverRow(std::span<const float> ours, const std::uint16_t* theirs, Term term) {
-  constexpr std::size_t kSums = 8;
-  float sums[kSums] = {};
-  std::size_t i = 0;
-  for (; i + kSums <= ours.size(); i += kSums) {
-    for (std::size_t j = 0; j < kSums; ++j) sums[j] += term(ours[i + j] - Widen(theirs[i + j]));
-  }
-  double sum = 0;
-  for (const float part : sums) sum += part;
-  for (; i < ours.size(); ++i) sum += term(ours[i] - Widen(theirs[i]));
-  return sum;
-}
-
 std::vector<double> Softmax(std::vector<double> x) {
   const double max = *std::max_element(x.begin(), x.end());
   double sum = 0;
@@ -47,22 +23,37 @@ std::vector<double> Softmax(std::vector<double> x) {
   return x;
 }
 
-// In KvBlock's order, less `known` where that is given.
-std::vector<std::uint16_t> NarrowRows(const KvRows& rows, const std::uint16_t* known) {
-  std::vector<std::uint16_t> values;
-  values.reserve(static_cast<std::size_t>(rows.layers * 2 * rows.tokens * rows.width));
+// Blocks of one Anchor::Values.
+std::size_t BlocksOf(int layers, std::int64_t tokens, std::int64_t width) {
+  return static_cast<std::size_t>(layers * 2 * tokens) * Q8Blocks(static_cast<std::size_t>(width));
+}
+
+Anchor::Values Encode(const KvRows& rows) {
+  std::vector<Q8Block> values(BlocksOf(rows.layers, rows.tokens, rows.width));
+  const std::size_t blocks = Q8Blocks(static_cast<std::size_t>(rows.width));
   std::vector<float> row(static_cast<std::size_t>(rows.width));
+  std::size_t at = 0;
   for (int layer = 0; layer < rows.layers; ++layer) {
     for (int part = 0; part < 2; ++part) {
-      for (std::int64_t t = 0; t < rows.tokens; ++t) {
+      for (std::int64_t t = 0; t < rows.tokens; ++t, at += blocks) {
         rows.read(layer, part, t, row);
-        for (const float value : row) {
-          values.push_back(Narrow(known == nullptr ? value : value - Widen(known[values.size()])));
-        }
+        EncodeQ8(row, values.data() + at);
       }
     }
   }
-  return values;
+  return std::make_shared<const std::vector<Q8Block>>(std::move(values));
+}
+
+// Of what was stored, not of the anchor's base: what is lost in coding that would be added to what is corrected.
+KvRows Difference(const KvRows& real, const KvRows& base) {
+  KvRows rows = real;
+  rows.read = [&real, &base, stored = std::vector<float>(static_cast<std::size_t>(base.width))](
+                  int layer, int part, std::int64_t token, std::span<float> row) mutable {
+    real.read(layer, part, token, row);
+    base.read(layer, part, token, stored);
+    for (std::size_t i = 0; i < row.size(); ++i) row[i] -= stored[i];
+  };
+  return rows;
 }
 
 }  // namespace
@@ -100,14 +91,10 @@ bool AnchorPool::Shareable(const std::string& placeholder, const KvBlock& base) 
   if (anchors.size() < kFewest) return false;
   std::vector<double> score;
   for (const Anchor* anchor : anchors) {
-    const std::vector<std::uint16_t>& base_values = *anchor->base;
     double squares = 0;
     for (int layer = 0; layer < base.layers; ++layer) {
       for (std::int64_t t = 0; t < base.tokens; ++t) {
-        const auto ours = base.row(layer, 1, t);
-        const std::size_t theirs = static_cast<std::size_t>(((layer * 2 + 1) * anchor->tokens + t) * base.width);
-        squares +=
-            SumOverRow(ours, base_values.data() + theirs, [](float difference) { return difference * difference; });
+        squares += SumOfSquaredDifferences(base.row(layer, 1, t), anchor->Row(anchor->base, layer, 1, t));
       }
     }
     score.push_back(-std::sqrt(squares));
@@ -143,8 +130,7 @@ std::int64_t AnchorPool::Reach(const std::string& placeholder, const std::string
 }
 
 bool AnchorPool::HasRoomFor(int layers, std::int64_t tokens, std::int64_t width) const {
-  const auto values = static_cast<std::size_t>(layers * 2 * tokens * width);
-  return 2 * values * sizeof(std::uint16_t) <= options_.max_bytes / 4;
+  return 2 * BlocksOf(layers, tokens, width) * sizeof(Q8Block) <= options_.max_bytes / 4;
 }
 
 void AnchorPool::Correct(const std::string& placeholder, const std::string& agent, KvBlock* block) const {
@@ -153,28 +139,21 @@ void AnchorPool::Correct(const std::string& placeholder, const std::string& agen
     if (anchor->offsets.contains(agent)) anchors.push_back(anchor);
   }
   if (anchors.empty()) return;
-  const std::int64_t width = block->width;
   for (int part = 0; part < 2; ++part) {
     for (std::int64_t t = 0; t < block->tokens; ++t) {
       std::vector<double> score;
       for (const Anchor* anchor : anchors) {
-        const std::vector<std::uint16_t>& base_values = *anchor->base;
         double sum = 0;
         for (int layer = 0; layer < block->layers; ++layer) {
-          const auto ours = block->row(layer, part, t);
-          const std::size_t theirs = static_cast<std::size_t>(((layer * 2 + part) * anchor->tokens + t) * width);
-          sum += SumOverRow(ours, base_values.data() + theirs, [](float difference) { return std::abs(difference); });
+          sum += SumOfDifferences(block->row(layer, part, t), anchor->Row(anchor->base, layer, part, t));
         }
-        score.push_back(-sum / static_cast<double>(block->layers * width));
+        score.push_back(-sum / static_cast<double>(block->layers * block->width));
       }
       const std::vector<double> weight = Softmax(std::move(score));
       for (int layer = 1; layer < block->layers; ++layer) {
-        const auto row = block->row(layer, part, t);
         for (std::size_t a = 0; a < anchors.size(); ++a) {
-          const std::vector<std::uint16_t>& offset = *anchors[a]->offsets.at(agent);
-          const std::size_t at = static_cast<std::size_t>(((layer * 2 + part) * anchors[a]->tokens + t) * width);
-          const auto w = static_cast<float>(weight[a]);
-          for (std::size_t i = 0; i < row.size(); ++i) row[i] += w * Widen(offset[at + i]);
+          const Anchor::Values& offset = anchors[a]->offsets.at(agent);
+          AddQ8(anchors[a]->Row(offset, layer, part, t), static_cast<float>(weight[a]), block->row(layer, part, t));
         }
       }
     }
@@ -194,13 +173,13 @@ void AnchorPool::Register(const std::string& placeholder, const std::string& age
                        .layers = base.layers,
                        .tokens = base.tokens,
                        .width = base.width,
-                       .base = std::make_shared<const std::vector<std::uint16_t>>(NarrowRows(base, nullptr)),
+                       .base = Encode(base),
                        .serial = next_serial_++});
     anchor = std::prev(anchors.end());
     bytes_ += anchor->bytes();
   }
   bytes_ -= anchor->bytes();
-  anchor->offsets[agent] = std::make_shared<const std::vector<std::uint16_t>>(NarrowRows(real, anchor->base->data()));
+  anchor->offsets[agent] = Encode(Difference(real, base));
   anchor->version = next_version_++;
   bytes_ += anchor->bytes();
   KeepWithinBytes();

@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "anchors/q8.h"
+
 namespace kvshare::anchors {
 
 // KV of a run of tokens as fp32: [layers][K, V][tokens][width], K canonical. width = num_kv_heads * head_dim.
@@ -64,10 +66,11 @@ struct AnchorOptions {
 };
 
 // An anchor as it is handed out and taken back (anchors/anchor_record.h): everything but its place in the pool's order.
-// Values lie as KvBlock's do, in bf16, as KV itself is kept: half the memory, and offsets are small beside what they
-// correct. They are shared and never change, so that a copy of an anchor costs nothing.
+// Rows lie as KvBlock's do, each in Q8Blocks(width) blocks: half the memory of bf16, in which KV itself is kept, and
+// offsets are small beside what they correct. They are shared and never change, so that a copy of an anchor costs
+// nothing.
 struct Anchor {
-  using Values = std::shared_ptr<const std::vector<std::uint16_t>>;
+  using Values = std::shared_ptr<const std::vector<Q8Block>>;
 
   std::string placeholder;
   std::string content;
@@ -82,7 +85,12 @@ struct Anchor {
   std::uint64_t serial = 0;
   std::uint64_t version = 0;
 
-  std::size_t bytes() const { return (1 + offsets.size()) * base->size() * sizeof(std::uint16_t); }
+  // Of one of its Values; part as in KvBlock.
+  const Q8Block* Row(const Values& values, int layer, int part, std::int64_t token) const {
+    const auto row = static_cast<std::size_t>((layer * 2 + part) * tokens + token);
+    return values->data() + row * Q8Blocks(static_cast<std::size_t>(width));
+  }
+  std::size_t bytes() const { return (1 + offsets.size()) * base->size() * sizeof(Q8Block); }
 };
 
 class AnchorPool {

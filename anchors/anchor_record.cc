@@ -14,7 +14,7 @@ namespace {
 using Magic = std::array<char, 8>;
 constexpr Magic kAnchorMagic = {'K', 'V', 'S', 'A', 'N', 'C', 'H', 'R'};
 constexpr Magic kListMagic = {'K', 'V', 'S', 'A', 'N', 'C', 'H', 'L'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;  // 1 had bfloat16 values
 constexpr std::size_t kBeginningBytes = sizeof(Magic) + 2 * 4 + 8 + 2 * sizeof(Digest);
 constexpr std::size_t kListedBytes = 4 * 8 + sizeof(Digest);
 // Far above any model and prompt; their product fits 64 bits.
@@ -116,17 +116,21 @@ AnchorFault DecodeAnchor(std::span<const std::byte> bytes, const AnchorOwner& ow
     names.push_back(in.Text(kMaxAnchorName));
     if (i > 0 && names[i] <= names[i - 1]) return AnchorFault::kDamaged;
   }
-  const std::size_t values =
-      static_cast<std::size_t>(owner.layers) * 2 * tokens * static_cast<std::size_t>(owner.width);
-  if (!in.ok() || in.left() / sizeof(std::uint16_t) / (agents + 1) != values ||
-      in.left() != values * sizeof(std::uint16_t) * (agents + 1)) {
+  const std::size_t blocks =
+      static_cast<std::size_t>(owner.layers) * 2 * tokens * Q8Blocks(static_cast<std::size_t>(owner.width));
+  if (!in.ok() || in.left() / sizeof(Q8Block) / (agents + 1) != blocks ||
+      in.left() != blocks * sizeof(Q8Block) * (agents + 1)) {
     return AnchorFault::kDamaged;
   }
+  bool sound = true;
   const auto shared = [&] {
-    return std::make_shared<const std::vector<std::uint16_t>>(in.Values<std::uint16_t>(values));
+    std::vector<Q8Block> values = in.Values<Q8Block>(blocks);
+    sound = sound && AreQ8(values);
+    return std::make_shared<const std::vector<Q8Block>>(std::move(values));
   };
   read.base = shared();
   for (std::string& name : names) read.offsets.emplace(std::move(name), shared());
+  if (!sound) return AnchorFault::kDamaged;
   *anchor = std::move(read);
   return AnchorFault::kNone;
 }

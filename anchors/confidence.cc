@@ -93,7 +93,7 @@ void AuditBook::Restore(std::span<const Audit> recent) {
   for (const Audit& audit : recent) Remember(audit);
 }
 
-std::optional<double> AuditBook::Threshold(double floor) const {
+double AuditBook::Threshold(double floor, double prior) const {
   std::vector<Audit> sorted;
   std::copy_if(recent_.begin(), recent_.end(), std::back_inserter(sorted),
                [floor](const Audit& audit) { return audit.margin >= floor; });
@@ -103,7 +103,7 @@ std::optional<double> AuditBook::Threshold(double floor) const {
     return LeastWith(limits_.failure_rate, sorted);
   }
   const double early = LeastWith(limits_.early_failure_rate, sorted);
-  return std::isinf(early) ? std::nullopt : std::optional(early);
+  return std::max(std::isinf(early) ? prior : early, LeastUnrefuted(limits_.failure_rate, sorted));
 }
 
 double AuditBook::LeastWith(double failure_rate, std::span<const Audit> sorted) const {
@@ -119,6 +119,22 @@ double AuditBook::LeastWith(double failure_rate, std::span<const Audit> sorted) 
     if (BinomialCdf(failed, accepted, failure_rate) <= 1 - limits_.confidence) threshold = sorted[i].margin;
   }
   return threshold;
+}
+
+double AuditBook::LeastUnrefuted(double failure_rate, std::span<const Audit> sorted) const {
+  double threshold =
+      sorted.empty() ? 0 : std::nextafter(sorted.front().margin, std::numeric_limits<double>::infinity());
+  std::int64_t failed = 0;
+  bool refuted = false;
+  for (std::size_t i = 0; i < sorted.size(); ++i) {
+    failed += sorted[i].failed;
+    if (i + 1 < sorted.size() && sorted[i + 1].margin == sorted[i].margin) continue;
+    const auto accepted = static_cast<std::int64_t>(i) + 1;
+    // P(X >= failed) is what is left of P(X <= failed - 1).
+    refuted = failed > 0 && 1 - BinomialCdf(failed - 1, accepted, failure_rate) <= 1 - limits_.confidence;
+    if (!refuted) threshold = sorted[i].margin;
+  }
+  return refuted ? threshold : 0;
 }
 
 double Guard::DoubtRate() const {
@@ -165,7 +181,7 @@ void Guard::Audited(double margin, double kl) {
 
 // Audits of what the quantile sends back anyway say nothing of what is trusted.
 void Guard::Learn() {
-  const double asked = book_.Threshold(quantile_.value()).value_or(prior_.margin);
+  const double asked = book_.Threshold(quantile_.value(), prior_.margin);
   audited_ = std::min(asked, GuardMargin::kMost);
 }
 

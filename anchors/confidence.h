@@ -58,11 +58,15 @@ class AuditBook {
 
   void Record(double margin, double kl);
 
-  // The smallest threshold t >= floor such that, of the remembered audits with margin >= t, failures are rare enough:
-  // ClopperPearsonUpper(failures, audits) <= failure_rate. Infinity where there are audits enough with margin >= floor
-  // to say that of some threshold (149 with the defaults) and it is true of none. Before, the same with
-  // early_failure_rate (from 29 on); empty while that is true of none either.
-  std::optional<double> Threshold(double floor) const;
+  // The margin to ask, of those >= floor. Audits with a margin below floor do not count.
+  // - Once there are audits enough to say so (149 with the defaults): the least t such that failures among audits with
+  //   margin >= t are surely rare, ClopperPearsonUpper(failures, audits) <= failure_rate. Infinity where it is true of
+  //   none.
+  // - Before: the same with early_failure_rate (from 29 on), or `prior` while that is true of none either; but no t
+  // above
+  //   which failures are surely not rare: where as many of as many would be seen with probability 1 - confidence at
+  //   most, were failure_rate true.
+  double Threshold(double floor, double prior) const;
 
   // What is remembered, oldest first.
   struct Audit {
@@ -78,8 +82,10 @@ class AuditBook {
 
  private:
   void Remember(const Audit& audit);
-  // Of audits in descending order of margin. Infinity where no threshold has so few failures.
+  // The least threshold, of audits in descending order of margin, above which failures are surely at most that rare
+  // (infinity: there is none), or are not surely less rare (0: all of them).
   double LeastWith(double failure_rate, std::span<const Audit> sorted) const;
+  double LeastUnrefuted(double failure_rate, std::span<const Audit> sorted) const;
 
   AuditLimits limits_;
   std::vector<Audit> recent_;

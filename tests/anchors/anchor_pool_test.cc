@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
+#include <algorithm>
 #include <cmath>
 #include <random>
 
@@ -63,9 +63,9 @@ TEST(AnchorPoolTest, SaysBeforehandWhatItCannotServe) {
   EXPECT_EQ(pool.Reach("p", "agent"), 40) << "one that is longer is too few";
   Register(pool, "p", "second", "four", RandomBlock(rng, 50), RandomBlock(rng, 50));
   EXPECT_EQ(pool.Reach("p", "agent"), 50);
-  // 3 layers x 2 x tokens x 8 values of two bytes, twice: 192 bytes a token, of which a quarter of 1 MiB holds 1365.
-  EXPECT_TRUE(pool.HasRoomFor(3, 1365, 8));
-  EXPECT_FALSE(pool.HasRoomFor(3, 1366, 8));
+  // 3 layers x 2 x tokens of one block of 34 bytes, twice: 408 bytes a token, of which a quarter of 1 MiB holds 642.
+  EXPECT_TRUE(pool.HasRoomFor(3, 642, 8));
+  EXPECT_FALSE(pool.HasRoomFor(3, 643, 8));
 }
 
 TEST(AnchorPoolTest, OneAnchorGivesItsOffsetButNotInTheFirstLayer) {
@@ -89,7 +89,7 @@ TEST(AnchorPoolTest, OneAnchorGivesItsOffsetButNotInTheFirstLayer) {
       for (std::int64_t t = 0; t < 6; ++t) {
         for (std::size_t i = 0; i < 8; ++i) {
           const float expected = before.row(layer, part, t)[i] + (layer == 0 ? 0 : offset.row(layer, part, t)[i]);
-          EXPECT_NEAR(block.row(layer, part, t)[i], expected, 0.02) << "bf16 offsets of about 0.1, bases of about 1";
+          EXPECT_NEAR(block.row(layer, part, t)[i], expected, 0.002) << "half a scale: offsets are at most 0.5";
         }
       }
     }
@@ -104,9 +104,10 @@ TEST(AnchorPoolTest, WeightsAreThoseOfTheFormula) {
   for (int a = 0; a < 3; ++a) {
     bases.push_back(RandomBlock(rng, tokens));
     offsets.push_back(RandomBlock(rng, tokens));
-    // Values that bf16 holds exactly, so that only the formula is tested.
+    // Values that a block holds exactly, so that only the formula is tested: a row is one, and its scale is 1/32.
     for (auto* block : {&bases.back(), &offsets.back()}) {
-      for (float& v : block->values) v = std::round(v * 8) / 8;
+      for (float& v : block->values) v = std::clamp(std::round(v * 32), -127.0f, 127.0f) / 32;
+      for (std::size_t i = 0; i < block->values.size(); i += 8) block->values[i] = 127.0f / 32;
     }
     Register(pool, "p", "reader", "c" + std::to_string(a), bases.back(), Plus(bases.back(), offsets.back()));
   }
@@ -142,7 +143,7 @@ TEST(AnchorPoolTest, WeightsAreThoseOfTheFormula) {
 TEST(AnchorPoolTest, KeepsToItsLimits) {
   std::mt19937 rng(4);
   const KvBlock one = RandomBlock(rng, 8);
-  const std::size_t anchor_bytes = 2 * 2 * one.values.size();  // base and one offset, bf16
+  const std::size_t anchor_bytes = 2 * 34 * one.values.size() / 8;  // base and one offset, a block for each row
   AnchorPool pool({.max_anchors = 4, .max_bytes = 6 * anchor_bytes});
   for (int i = 0; i < 20; ++i) {
     const KvBlock base = RandomBlock(rng, 8);

@@ -99,6 +99,9 @@ TEST(AnchorRecordTest, BoundsHoldUnderARightChecksum) {
     EXPECT_EQ(DecodeAnchor(sealed(record, kAfterBeginning + 16, tokens), owner, &anchor), AnchorFault::kDamaged);
     EXPECT_EQ(DecodeAnchor(sealed(record, kAfterBeginning + 24, tokens), owner, &anchor), AnchorFault::kDamaged);
   }
+  // A scale that is no number: that of the record's last block.
+  EXPECT_EQ(DecodeAnchor(sealed(record, record.size() - sizeof(Digest) - sizeof(Q8Block), 0x7fc0), owner, &anchor),
+            AnchorFault::kDamaged);
   std::vector<ListedAnchor> listed;
   const std::vector<std::byte> list = EncodeAnchorList(SampleList(), owner);
   for (const std::uint64_t count : {std::uint64_t{1}, std::uint64_t{3}, ~std::uint64_t{0}}) {

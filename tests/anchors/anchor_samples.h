@@ -49,7 +49,10 @@ inline std::string Describe(const Anchor& anchor) {
                      std::to_string(anchor.version);
   const auto add = [&text](const std::string& name, const Anchor::Values& values) {
     text += "|" + name + ":";
-    for (const std::uint16_t value : *values) text += std::to_string(value) + ",";
+    for (const Q8Block& block : *values) {
+      text += std::to_string(block.scale) + ":";
+      for (const std::int8_t code : block.codes) text += std::to_string(code) + ",";
+    }
   };
   add("base", anchor.base);
   for (const auto& [agent, offset] : anchor.offsets) add(agent, offset);

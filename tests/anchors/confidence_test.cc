@@ -40,22 +40,38 @@ TEST(ConfidenceTest, ClopperPearsonAgreesWithItsClosedFormAndItsDefinition) {
 TEST(AuditBookTest, SaysNothingBeforeItKnowsEnough) {
   AuditBook book;
   for (int i = 0; i < 28; ++i) book.Record(0.99, 0.0);
-  EXPECT_EQ(book.Threshold(0), std::nullopt);
+  EXPECT_EQ(book.Threshold(0, 3), 3);
   book.Record(0.99, 0.0);  // 29 without a failure: at most 10 %
-  EXPECT_EQ(book.Threshold(0), 0.99);
+  EXPECT_EQ(book.Threshold(0, 3), 0.99);
   book.Record(0.5, 1.0);
   for (int i = 0; i < 16; ++i) book.Record(0.4, 0.0);
-  EXPECT_EQ(book.Threshold(0), 0.4);  // 46 with one failure: at most 10 % too
-  EXPECT_EQ(book.Threshold(0.45), 0.99);
-  EXPECT_EQ(book.Threshold(1.0), std::nullopt);
+  EXPECT_EQ(book.Threshold(0, 3), 0.4);  // 46 with one failure: at most 10 % too
+  EXPECT_EQ(book.Threshold(0.45, 3), 0.99);
+  EXPECT_EQ(book.Threshold(1.0, 3), 3);
 }
 
 TEST(AuditBookTest, WhatIsSaidEarlyIsHeldToMoreWithTime) {
   AuditBook book;
-  for (int i = 0; i < 148; ++i) book.Record(0.5, i % 20 == 0 ? 1.0 : 0.0);
-  EXPECT_EQ(book.Threshold(0), 0.5);  // 8 of 148: at most 10 %
+  for (int i = 0; i < 148; ++i) book.Record(0.5, i % 30 == 0 ? 1.0 : 0.0);
+  EXPECT_EQ(book.Threshold(0, 3), 0.5);  // 5 of 148: at most 10 %, and perhaps 2 %
   book.Record(0.5, 0.0);
-  EXPECT_EQ(book.Threshold(0), std::numeric_limits<double>::infinity());  // but not at most 2 %
+  EXPECT_EQ(book.Threshold(0, 3), std::numeric_limits<double>::infinity());  // but not surely
+}
+
+// What was trusted before anything was known of it is trusted no longer than audits bear it out.
+TEST(AuditBookTest, FewFailuresAmongFewRefute) {
+  AuditBook book;
+  for (int i = 1; i <= 19; ++i) book.Record(i, 0.0);
+  book.Record(0.3, 1.0);
+  EXPECT_EQ(book.Threshold(0, 0), 0);  // 1 of 20: 33 % likely at 2 %
+  book.Record(2.5, 1.0);
+  EXPECT_EQ(book.Threshold(0, 0), 0);  // 2 of 21: 7 %
+  book.Record(0.5, 1.0);
+  EXPECT_EQ(book.Threshold(0, 0), 0.5);  // 3 of 22: 1 %; without the least sure, 7 %
+  EXPECT_EQ(book.Threshold(0, 1.5), 1.5);
+  AuditBook bad;
+  bad.Record(2.0, 1.0);
+  EXPECT_GT(bad.Threshold(0, 0), 2.0);
 }
 
 TEST(AuditBookTest, TheThresholdStandsAboveWhereFailuresAre) {
@@ -65,7 +81,7 @@ TEST(AuditBookTest, TheThresholdStandsAboveWhereFailuresAre) {
     const double p = std::uniform_real_distribution<>(0.3, 1.0)(rng);
     book.Record(p, p < 0.7 && i % 3 == 0 ? 1.0 : 0.001);
   }
-  const double threshold = book.Threshold(0).value();
+  const double threshold = book.Threshold(0, 0);
   EXPECT_GT(threshold, 0.6);  // a few failures are tolerated among many
   EXPECT_LT(threshold, 0.75);
   EXPECT_EQ(book.audits(), 3000);
@@ -74,10 +90,10 @@ TEST(AuditBookTest, TheThresholdStandsAboveWhereFailuresAre) {
 TEST(AuditBookTest, OldAuditsAreForgottenAndNotANumberIsAFailure) {
   AuditBook book({.window = 200});
   for (int i = 0; i < 300; ++i) book.Record(0.95, std::nan(""));
-  EXPECT_EQ(book.Threshold(0), std::numeric_limits<double>::infinity());
+  EXPECT_EQ(book.Threshold(0, 0), std::numeric_limits<double>::infinity());
   EXPECT_EQ(book.failures(), 300);
   for (int i = 0; i < 200; ++i) book.Record(0.95, 0.0);
-  EXPECT_EQ(book.Threshold(0), 0.95);
+  EXPECT_EQ(book.Threshold(0, 0), 0.95);
 }
 
 // Chunks that nothing is known of: strict, until audits say how near exact they are.
