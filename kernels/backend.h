@@ -157,6 +157,8 @@ class Backend {
   // Zeroed, aligned to 64 bytes. ResourceExhausted when the device has no more.
   virtual Result<std::unique_ptr<Buffer>> Allocate(std::size_t bytes) = 0;
   virtual Result<std::unique_ptr<LinearWeights>> MakeLinear(const LinearSpec& spec) = 0;
+  // What Allocate could still give, of memory that is the backend's own; 0 where it is the host's.
+  virtual std::size_t free_bytes() const { return 0; }
 
   virtual void Embed(const EmbedParams& p) = 0;
   virtual void RmsNorm(const RmsNormParams& p) = 0;

@@ -41,7 +41,7 @@ inline constexpr char kCudaPluginSymbol[] = "KvshareCudaPlugin";
 using CudaPluginFunction = const CudaPluginApi* (*)();
 
 // Raised with every change of an interface that the plug-in and its caller share.
-inline constexpr std::uint32_t kCudaPluginAbi = 1;
+inline constexpr std::uint32_t kCudaPluginAbi = 2;
 
 // A digest of the layouts that cross the boundary.
 constexpr std::uint32_t CudaPluginSizes() {

@@ -142,6 +142,13 @@ Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& 
 
 }  // namespace
 
+Result<Device> ParseDevice(std::string_view name) {
+  if (name == "cpu") return Device::kCpu;
+  if (name == "cuda") return Device::kCuda;
+  if (name == "auto") return Device::kAuto;
+  return InvalidArgument("'" + std::string(name) + "' is not a device: cpu, cuda or auto");
+}
+
 Result<std::unique_ptr<Model>> LoadModel(const std::string& path, const LoadOptions& options) {
   return LoadModelOn(nullptr, path, options);
 }

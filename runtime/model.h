@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "kernels/backend.h"
 #include "kernels/paged_kv.h"
@@ -17,6 +18,7 @@ namespace kvshare::runtime {
 
 // Where a model computes. kAuto: on a GPU where there is one that can be used, else on the CPU.
 enum class Device { kCpu, kCuda, kAuto };
+Result<Device> ParseDevice(std::string_view name);  // cpu, cuda, auto
 
 struct LoadOptions {
   kernels::DType dtype = kernels::DType::kBf16;
@@ -26,8 +28,7 @@ struct LoadOptions {
   std::int64_t max_batch_rows = 1024;
   // A LoRA adapter in PEFT's format (a directory), merged into the weights before they are converted; empty: none.
   std::string lora = "";
-  // On a GPU only forward passes without a hook, in bfloat16; what reads pages in place (the pool's sharing with
-  // clients, the cold tier, approximate reuse) needs the CPU.
+  // On a GPU only forward passes without a hook, in bfloat16.
   Device device = Device::kCpu;
 };
 

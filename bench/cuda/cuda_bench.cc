@@ -10,6 +10,9 @@
 //   attention  causal prefill of 8192 and 16384, its last 2048 rows, 15 % of its rows scattered
 //   decode     32 agents with 256 tokens each behind 8192: sharing them, each with the same pages, each with a copy
 //   rows       embed, rms_norm, store_kv, copy_page_rows
+//   repair     attention mass that the last 128 of 8192 tokens pay, the choice of 15 % by it; KVCOMM's two passes over
+//              1024 tokens of 32 layers with 1, 5 and 20 anchors; cuda only
+//   link       64 pages of 32 layers from pinned memory and to it, alone and beside matrix products; cuda only
 // --small divides the sizes by 64: to see that it runs (with --on cpu: anywhere). Its numbers mean nothing.
 // Exit codes: 0 done, 1 failed, 2 usage, 3 no GPU that can be used.
 #include <algorithm>
@@ -26,6 +29,7 @@
 
 #include "bench/cuda/ceilings.h"
 #include "kernels/cuda_plugin.h"
+#include "kernels/device_kv.h"
 
 namespace {
 
@@ -74,6 +78,9 @@ class Bench {
   void Prefill();
   void Decode();
   void Rows();
+  void Mass();
+  void Anchors();
+  void Link();
 
  private:
   std::int64_t Size(std::int64_t n) const { return std::max<std::int64_t>(64, n / divide_); }
@@ -92,8 +99,8 @@ class Bench {
                                             : Fill(bytes, halves_.data(), halves_.size() * 2));
     return {buffers_.back()->data(), dtype, rows, cols, cols};
   }
-  KvPages Pages(std::int64_t tokens) {
-    const KvLayout layout{1, kKvHeads, kDim, DType::kBf16};
+  KvPages Pages(std::int64_t tokens, int layers = 1) {
+    const KvLayout layout{layers, kKvHeads, kDim, DType::kBf16};
     const auto count = static_cast<PageIndex>((tokens + kPageTokens - 1) / kPageTokens);
     return {
         static_cast<std::byte*>(Matrix(count, static_cast<std::int64_t>(layout.page_bytes() / 2), DType::kBf16).data),
@@ -292,6 +299,114 @@ void Bench::Rows() {
   buffers_.clear();
 }
 
+// Scores are useful once, and computed twice. The choice is small: its time is launches and the wait.
+void Bench::Mass() {
+  if (backend_.device_kv() == nullptr) return;
+  const std::int64_t length = Size(8192), looking = Count(128);
+  const KvPages pages = Pages(length);
+  const RopeTable rope = Rope(length);
+  std::vector<PageIndex> table(pages.num_pages);
+  std::iota(table.begin(), table.end(), PageIndex{0});
+  std::vector<std::int64_t> positions, rows;
+  double visible = 0;
+  for (std::int64_t i = 0; i < looking; ++i) {
+    rows.push_back(i);
+    positions.push_back(length - looking + i);
+    visible += static_cast<double>(positions.back() + 1);
+  }
+  AttentionParams p = Params(positions, pages, rope);
+  const KvSegment s{.pages = table, .length = length, .row_end = looking};
+  p.segments = {&s, 1};
+  auto* const mass = Matrix(1, length, DType::kF32).row<float>(0);
+  double seconds = Time([&] { backend_.device_kv()->AttentionMass(p, rows, {&mass, 1}); });
+  const std::string name = "attention_mass " + std::to_string(looking) + " of " + std::to_string(length);
+  Print("repair", name, seconds, "tflops", 2.0 * kHeads * kDim * visible / seconds / 1e12);
+  std::vector<std::int32_t> chosen(static_cast<std::size_t>(length * 15 / 100));
+  seconds = Time([&] { Check(backend_.device_kv()->ChooseRowsByMass(mass, nullptr, length, chosen)); });
+  Print("repair", "choose_rows " + std::to_string(chosen.size()) + " of " + std::to_string(length), seconds, "gbps",
+        static_cast<double>(length) * 4 / seconds / 1e9);
+  buffers_.clear();
+}
+
+// What each pass has to move: the first reads every anchor's base and the tokens, the second every offset and the
+// tokens, which it writes. The time holds the small reads and waits between.
+void Bench::Anchors() {
+  if (backend_.device_kv() == nullptr) return;
+  DeviceKv& kv = *backend_.device_kv();
+  constexpr int kLayers = 32;
+  const std::int64_t tokens = Size(1024);
+  const KvPages pages = Pages(2 * tokens, kLayers);
+  const RopeTable rope = Rope(2 * tokens);
+  std::vector<KvSlot> from, to;
+  std::vector<std::int64_t> positions;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const auto page = static_cast<PageIndex>(t / kPageTokens);
+    from.push_back({page, static_cast<int>(t % kPageTokens)});
+    to.push_back({pages.num_pages - 1 - page, static_cast<int>(t % kPageTokens)});
+    positions.push_back(t);
+  }
+  const std::int64_t values = 2 * tokens * kLayers * kKvHeads * kDim;  // of one copy of the tokens
+  std::vector<AnchorKv> anchors;
+  for (const int count : {1, 5, 20}) {
+    while (static_cast<int>(anchors.size()) < count) {
+      // Codes of base and offset; the scales of both are the same noise.
+      const auto* codes = static_cast<const std::int8_t*>(Matrix(1, values, DType::kBf16).data);
+      const auto* scales = static_cast<const std::uint16_t*>(Matrix(1, values / 32, DType::kBf16).data);
+      anchors.push_back({{codes, scales}, {codes + values, scales}, tokens});
+    }
+    const MatrixView differences = Matrix(2 * tokens, count, DType::kF32);
+    std::vector<float> distances(static_cast<std::size_t>(count));
+    const AnchoredTokens anchored{pages, rope, from, positions, anchors};
+    // 2 bytes a value of the tokens themselves, 34 for 32 of an anchor.
+    const auto report = [&](const char* name, int copies, const std::function<void()>& call) {
+      const double seconds = Time(call), each = 2.0 * copies + 34.0 / 32 * count;
+      Print("repair", std::string(name) + " " + std::to_string(tokens) + " tokens, " + std::to_string(count), seconds,
+            "gbps", each * static_cast<double>(values) / seconds / 1e9);
+    };
+    report("anchor_distances", 1, [&] { Check(kv.AnchorDistances(anchored, differences.row<float>(0), distances)); });
+    report("apply_anchors", 2, [&] { kv.ApplyAnchors(anchored, differences.row<float>(0), to, positions); });
+  }
+  buffers_.clear();
+}
+
+// The products are as many as take about as long as the copies at 50 GB/s and 400 TFLOP/s: what is lost beside them is
+// what does not overlap.
+void Bench::Link() {
+  if (backend_.device_kv() == nullptr) return;
+  DeviceKv& kv = *backend_.device_kv();
+  const KvPages pages = Pages(Size(64 * kPageTokens), 32);
+  std::vector<PageIndex> index(pages.num_pages);
+  std::iota(index.begin(), index.end(), PageIndex{0});
+  const std::size_t bytes = pages.num_pages * pages.layout.page_bytes();
+  const auto pinned = Must(kv.AllocatePinned(bytes));
+  for (std::size_t at = 0; at < bytes; at += floats_.size() * 4) {
+    std::memcpy(pinned->data() + at, floats_.data(), std::min(bytes - at, floats_.size() * 4));
+  }
+  const std::int64_t n = Size(kHidden), rows = Count(8192);
+  const MatrixView x = Matrix(rows, n, DType::kBf16), out = Matrix(rows, n, DType::kF32);
+  const std::vector<float> values(static_cast<std::size_t>(n * n), 0.01f);
+  const HostMatrix part{values.data(), n, n};
+  const auto weights = Must(backend_.MakeLinear({.parts = {&part, 1}, .bias = {}, .gated = false}));
+  const double flops = 2.0 * static_cast<double>(rows * n * n);
+  const int products = static_cast<int>(std::clamp(static_cast<double>(bytes) / 50e9 / (flops / 400e12), 1.0, 100.0));
+  for (const bool beside : {false, true}) {
+    const auto report = [&](const char* name, const std::function<Result<std::unique_ptr<PageTransfer>>()>& begin) {
+      const double seconds = Time([&] {
+        const auto transfer = Must(begin());
+        for (int i = 0; i < products && beside; ++i) {
+          backend_.Linear({.x = x, .weights = weights.get(), .out = out});
+        }
+        Check(transfer->Wait());
+      });
+      Print("link", std::string(name) + (beside ? " beside products" : ""), seconds, "gbps",
+            static_cast<double>(bytes) / seconds / 1e9);
+    };
+    report("promote_pages", [&] { return kv.PromotePages(pages, pinned->data(), index); });
+    report("demote_pages", [&] { return kv.DemotePages(pages, index, pinned->data()); });
+  }
+  buffers_.clear();
+}
+
 std::unique_ptr<Backend> Open(const std::string& on, bool deterministic) {
   if (on == "cpu") return Must(NewCpuBackend({}));
   auto backend = NewCudaBackend({.deterministic = deterministic});
@@ -305,7 +420,7 @@ std::unique_ptr<Backend> Open(const std::string& on, bool deterministic) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::set<std::string> known = {"ceilings", "gemm", "attention", "decode", "rows"};
+  const std::set<std::string> known = {"ceilings", "gemm", "attention", "decode", "rows", "repair", "link"};
   std::set<std::string> parts;
   std::string on = "cuda";
   std::int64_t divide = 1;
@@ -319,7 +434,8 @@ int main(int argc, char** argv) {
     } else if (known.count(word) != 0) {
       parts.insert(word);
     } else {
-      std::fprintf(stderr, "cuda_bench: '%s'? parts: ceilings gemm attention decode rows; --on cuda|cpu, --small\n",
+      std::fprintf(stderr,
+                   "cuda_bench: '%s'? parts: ceilings gemm attention decode rows repair link; --on cuda|cpu, --small\n",
                    word.c_str());
       return 2;
     }
@@ -337,6 +453,11 @@ int main(int argc, char** argv) {
     if (parts.count("attention") != 0) bench.Prefill();
     if (parts.count("decode") != 0) bench.Decode();
     if (parts.count("rows") != 0) bench.Rows();
+    if (parts.count("repair") != 0) {
+      bench.Mass();
+      bench.Anchors();
+    }
+    if (parts.count("link") != 0) bench.Link();
   }
   if (parts.count("gemm") != 0 && on == "cuda") {
     const std::unique_ptr<Backend> backend = Open(on, false);

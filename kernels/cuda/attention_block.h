@@ -1,20 +1,13 @@
 // One block of segment attention: 64 packed rows of one kv head, four warps of 16 rows, pages of 64 keys.
 //
-// Written over a Lane (lane_cuda.cuh, or the tests' emulator). Tiles lie in shared memory as rows of head_dim bf16
-// whose 16-byte chunks are permuted by row (chunk c of row r at c ^ (r & 7)), so that ldmatrix and cp.async hit every
-// bank once. K and V have one buffer each: the next K arrives while softmax and V are worked on, the next V while
-// scores are.
-//
-// Fragments of mma.m16n8k16, with g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"):
-//   sums    c0, c1: row g, columns 2t, 2t + 1; c2, c3: row g + 8
-//   A       a0: row g, k 2t..; a1: row g + 8; a2, a3: the same at k + 8;   B  b0: k 2t.., column g; b1: k + 8
+// Written over a Lane (lane_cuda.cuh, or the tests' emulator); attention_tile.h says how tiles and fragments lie. K and
+// V have one buffer each: the next K arrives while softmax and V are worked on, the next V while scores are.
 #pragma once
 
-#include "kernels/cuda/attention_args.h"
+#include "kernels/cuda/attention_tile.h"
 
 namespace kvshare::kernels::cuda {
 
-inline constexpr int kAttentionThreads = 128;
 inline constexpr float kSlack = 8.0f;  // kMaxSlack of kernels/cpu/attention_kernel.h
 
 template <int kHeadDim>
@@ -31,10 +24,7 @@ struct AttentionShared {
 
 template <class Lane, int kHeadDim>
 class AttentionBlock {
-  static constexpr int kChunks = kHeadDim / 8;      // 16-byte chunks of a row
-  static constexpr int kKeyTiles = kTileRows / 8;   // n-tiles of scores
   static constexpr int kOutTiles = kHeadDim / 8;    // n-tiles of output
-  static constexpr int kSteps = kHeadDim / 16;      // k-steps of scores
   static constexpr int kKeySteps = kTileRows / 16;  // k-steps of output
   using Shared = AttentionShared<kHeadDim>;
 
@@ -61,7 +51,7 @@ class AttentionBlock {
     for (int n = item_.segment_begin; n < item_.segment_end; ++n) {
       const SegmentView& s = a_.segments[n];
       if (!Covers(s, a_.group, item_)) continue;
-      const RowRange seen = Enter(s);
+      const RowRange seen = EnterSegment<Lane, kHeadDim>(a_, s, item_, head_, nullptr, seen_, q_, lane_);
       if (seen.end <= seen.begin) continue;
       if (item_.split >= 0) {
         RunSplit(s, seen, item_.split);
@@ -78,54 +68,7 @@ class AttentionBlock {
 
  private:
   KVS_DEV std::int64_t Packed(int row) const { return item_.packed_begin + row; }
-  KVS_DEV std::byte* Chunk(std::byte* tile, int row, int chunk) const {
-    return tile + row * (kHeadDim * 2) + ((chunk ^ (row & 7)) * 16);
-  }
-
-  // What the rows see of a segment, and their queries turned towards it. Returns what any of them sees.
-  KVS_DEV RowRange Enter(const SegmentView& s) {
-    lane_.Sync();  // nobody reads the last segment's ranges and queries any more
-    if (thread_ < kTileRows) {
-      RowRange seen{0, 0};
-      if (thread_ < item_.rows) seen = SeenRows(s, a_.positions[Packed(thread_) / a_.group], a_.window);
-      seen_[thread_] = seen;
-    }
-    lane_.Sync();
-    RowRange all{s.first + s.length, 0};
-    for (int r = 0; r < item_.rows; ++r) {
-      const RowRange seen = seen_[r];
-      if (seen.end <= seen.begin) continue;
-      if (seen.begin < all.begin) all.begin = seen.begin;
-      if (seen.end > all.end) all.end = seen.end;
-    }
-    if (all.end > all.begin) RotateQueries(s);
-    lane_.Sync();
-    return all;
-  }
-
-  // Two threads a row, each every other chunk of the lower half with its counterpart; then what is not rotated.
-  KVS_DEV void RotateQueries(const SegmentView& s) {
-    const int row = thread_ / 2;
-    const bool live = row < item_.rows && seen_[row].begin < seen_[row].end;
-    const std::int64_t packed = Packed(row);
-    const std::int64_t token = packed / a_.group;
-    const float* q =
-        a_.q + token * a_.q_stride + (static_cast<std::int64_t>(head_) * a_.group + packed % a_.group) * kHeadDim;
-    const std::int64_t angle = live ? a_.positions[token] - s.shift : 0;
-    for (int j = thread_ % 2 * 2; j < kHeadDim; j += 4) {
-      float x[2] = {0, 0};
-      KVS_UNROLL
-      for (int i = 0; i < 2 && live; ++i) x[i] = Rotated(q, angle, j + i);
-      StoreWord(Chunk(q_, row, j / 8) + j % 8 * 2, lane_.PackBf16(x[0], x[1]));
-    }
-  }
-  KVS_DEV float Rotated(const float* q, std::int64_t angle, int j) const {
-    const int half = a_.rope.half;
-    if (j >= 2 * half) return q[j] * a_.q_scale;
-    const CosSin r = AngleAt(a_.rope, angle, j < half ? j : j - half);
-    if (j < half) return (q[j] * r.cos - q[j + half] * r.sin) * a_.q_scale;
-    return (q[j] * r.cos + q[j - half] * r.sin) * a_.q_scale;
-  }
+  KVS_DEV std::byte* Chunk(std::byte* tile, int row, int chunk) const { return TileChunk<kHeadDim>(tile, row, chunk); }
 
   // The partial result of one split into out_, sum_, max_.
   KVS_DEV void RunSplit(const SegmentView& s, const RowRange& seen, std::int64_t split) {
@@ -139,21 +82,19 @@ class AttentionBlock {
       sum_[i] = 0;
       max_[i] = NoKeySeen();
     }
-    const std::int64_t rows_end = seen.end < (split + 1) * kSplitRows ? seen.end : (split + 1) * kSplitRows;
-    const std::int64_t rows_begin = seen.begin > split * kSplitRows ? seen.begin : split * kSplitRows;
-    const std::int64_t pages_end = (rows_end + kPageRows - 1) / kPageRows;
-    std::int64_t page = NextPage(s, rows_begin / kPageRows, pages_end);
-    LoadTile(s, 0, page, pages_end, k_);
-    LoadTile(s, 1, page, pages_end, v_);
-    while (page < pages_end) {
-      const std::int64_t next = NextPage(s, page + 1, pages_end);
+    const PageRange pages = PagesOfSplit(seen, split);
+    std::int64_t page = NextPage(s, pages.begin, pages.end);
+    LoadTile(s, 0, page, pages.end, k_);
+    LoadTile(s, 1, page, pages.end, v_);
+    while (page < pages.end) {
+      const std::int64_t next = NextPage(s, page + 1, pages.end);
       lane_.template WaitForCopies<1>();
       lane_.Sync();
       const bool warp_lives = warp_row_ < item_.rows;  // a warp without rows only copies
       float scores[kKeyTiles][4];
-      if (warp_lives) Scores(scores);
+      if (warp_lives) TileScores<Lane, kHeadDim>(q_, k_, warp_row_, scores, lane_);
       lane_.Sync();
-      LoadTile(s, 0, next, pages_end, k_);
+      LoadTile(s, 0, next, pages.end, k_);
       std::uint64_t masks[2];
       const std::uint64_t keep = KeptMask(s, page);
       KVS_UNROLL
@@ -163,7 +104,7 @@ class AttentionBlock {
       lane_.Sync();
       if (warp_lives) AddValues(scores, masks, keep);
       lane_.Sync();
-      LoadTile(s, 1, next, pages_end, v_);
+      LoadTile(s, 1, next, pages.end, v_);
       page = next;
     }
     lane_.template WaitForCopies<0>();
@@ -174,46 +115,15 @@ class AttentionBlock {
     }
   }
 
-  // The first page from `page` on of which some row is kept.
-  KVS_DEV std::int64_t NextPage(const SegmentView& s, std::int64_t page, std::int64_t end) const {
-    while (page < end && KeptMask(s, page) == 0) ++page;
-    return page;
-  }
-
   // Begins to copy a slab; nothing beyond the last page, but a group of copies all the same. Values that nobody may see
   // become zeros, because 0 * NaN is not 0; keys may be anything, their scores are never looked at.
   KVS_DEV void LoadTile(const SegmentView& s, int value, std::int64_t page, std::int64_t end, std::byte* tile) {
     if (page < end) {
       const std::byte* slab = a_.pages.Slab(s.pages[page], value, head_);
       const std::uint64_t keep = value == 0 ? ~std::uint64_t{0} : KeptMask(s, page);
-      KVS_NO_UNROLL
-      for (int i = thread_; i < kTileRows * kChunks; i += kAttentionThreads) {
-        const int row = i / kChunks;
-        lane_.CopyAsync16(Chunk(tile, row, i % kChunks), slab + i * 16, (keep >> row & 1) != 0);
-      }
+      LoadSlab<Lane, kHeadDim>(slab, keep, tile, lane_);
     }
     lane_.CommitCopies();
-  }
-
-  KVS_DEV void Scores(float (&scores)[kKeyTiles][4]) {
-    const int l = thread_ % 32;
-    KVS_UNROLL
-    for (int n = 0; n < kKeyTiles; ++n) {
-      KVS_UNROLL
-      for (int i = 0; i < 4; ++i) scores[n][i] = 0;
-    }
-    KVS_UNROLL
-    for (int step = 0; step < kSteps; ++step) {
-      std::uint32_t q[4];
-      lane_.LoadMatrix4(q, Chunk(q_, warp_row_ + l % 16, 2 * step + l / 16));
-      KVS_UNROLL
-      for (int n = 0; n < kKeyTiles; n += 2) {
-        std::uint32_t k[4];
-        lane_.LoadMatrix4(k, Chunk(k_, n * 8 + l / 16 * 8 + l % 8, 2 * step + l / 8 % 2));
-        lane_.Mma(scores[n], q, k[0], k[1]);
-        lane_.Mma(scores[n + 1], q, k[2], k[3]);
-      }
-    }
   }
 
   // Scores -> weights in place; moves the reference, and with it sum and output, where a score exceeds it by more.

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/attention_launch.h"
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/cuda_kv.h"
 #include "kernels/cuda/launch_queue.h"
@@ -18,7 +19,6 @@ namespace {
 
 // Raised when a kernel's arithmetic changes: KV made before must not meet KV made after.
 constexpr int kKernelRevision = 1;
-constexpr float kLog2E = 1.44269504088896340736f;
 constexpr int kMaxHeadDim = 256;
 constexpr std::int64_t kTestCells = 1 << 26;  // of one test product: 256 MiB
 constexpr std::int64_t kGatedRows = 2048;     // bounds the fp32 product that waits for SwiGLU
@@ -74,6 +74,9 @@ class CudaBackend final : public Backend {
   }
 
   Result<std::unique_ptr<LinearWeights>> MakeLinear(const LinearSpec& spec) override;
+  std::size_t free_bytes() const override {
+    return std::min(options_.memory_limit_bytes, device_->facts().memory_bytes) - queue_.memory().used_bytes();
+  }
 
   void Embed(const EmbedParams& p) override {
     const auto rows = static_cast<std::int64_t>(p.ids.size());
@@ -338,7 +341,7 @@ void CudaBackend::StoreKv(const StoreKvParams& p) {
 void CudaBackend::Attention(const AttentionParams& p) {
   AttentionPlan plan = PlanAttention(p, {.spread_bytes = options_.spread_bytes});
   if (p.q.rows == 0) return;
-  const int d = p.pages.layout.head_dim, kv_heads = p.pages.layout.num_kv_heads;
+  const int d = p.pages.layout.head_dim;
   std::unique_ptr<CudaBuffer> scratch;
   if (plan.partials > 0) {
     auto taken = Take(Index(plan.partials * (d + 2)) * sizeof(float));
@@ -346,32 +349,7 @@ void CudaBackend::Attention(const AttentionParams& p) {
     scratch = std::move(taken).value();
   }
   AttentionArgs args;
-  const auto stage = [&]() -> Status {
-    std::size_t bytes = StagedBytes(p.positions) + StagedBytes(std::span<const SegmentView>(plan.segments)) +
-                        StagedBytes(std::span<const WorkItem>(plan.items));
-    for (const KvSegment& s : p.segments)
-      bytes += StagedBytes(s.pages) + StagedBytes(s.skip) + StagedBytes(s.positions);
-    KVS_RETURN_IF_ERROR(queue_.staging().Begin(bytes));
-    for (std::size_t n = 0; n < plan.segments.size(); ++n) {
-      const KvSegment& s = p.segments[n];
-      KVS_ASSIGN_OR_RETURN(plan.segments[n].pages, queue_.staging().Put(s.pages));
-      KVS_ASSIGN_OR_RETURN(plan.segments[n].skip, queue_.staging().Put(s.skip));
-      KVS_ASSIGN_OR_RETURN(plan.segments[n].positions, queue_.staging().Put(s.positions));
-    }
-    KVS_ASSIGN_OR_RETURN(args.positions, queue_.staging().Put(p.positions));
-    KVS_ASSIGN_OR_RETURN(args.segments, queue_.staging().Put(std::span<const SegmentView>(plan.segments)));
-    KVS_ASSIGN_OR_RETURN(args.items, queue_.staging().Put(std::span<const WorkItem>(plan.items)));
-    return OkStatus();
-  };
-  if (queue_.failed().ok()) queue_.Keep(stage());
-  args.q = p.q.row<float>(0);
-  args.q_stride = p.q.stride;
-  args.group = p.num_heads / kv_heads;
-  args.q_scale = p.scale * kLog2E;
-  args.window = p.window;
-  args.rope = {p.rope.cos.data(), p.rope.sin.data(), p.rope.positions, p.rope.half};
-  args.num_segments = static_cast<int>(plan.segments.size());
-  args.pages = ViewOf(p.pages, p.layer);
+  if (queue_.failed().ok()) queue_.Keep(StageAttention(p, &plan, 0, queue_.staging(), &args));
   args.out = p.out.data;
   args.out_stride = p.out.stride;
   args.out_bf16 = p.out.dtype == DType::kBf16;

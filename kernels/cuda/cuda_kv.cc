@@ -15,12 +15,12 @@ static_assert(sizeof(RowDeviation) == 2 * sizeof(float), "kernels write deviatio
 // Blocks in x, of which a launch has at most 2^31; blocks in y, at most 65535, are layers, slabs and pieces.
 constexpr std::size_t kMostPages = std::size_t{1} << 20;
 
+}  // namespace
+
 void CheckPages(const KvPages& pages, std::span<const PageIndex> index) {
   KVS_CHECK(pages.layout.dtype == DType::kBf16 && pages.layout.head_dim % 8 == 0 && index.size() <= kMostPages);
   for (const PageIndex page : index) KVS_CHECK(page < pages.num_pages);
 }
-
-}  // namespace
 
 std::vector<SlotView> SlotViews(const KvPages& pages, std::span<const KvSlot> slots) {
   std::vector<SlotView> views;
@@ -152,13 +152,31 @@ void CudaKv::ValueDeviation(const MatrixView& fresh, const KvPages& pages, int l
 }
 
 Status CudaKv::ChooseRows(const RowDeviation* deviations, std::int64_t n, std::span<std::int32_t> chosen) {
+  return Choose(reinterpret_cast<const float*>(deviations), 2, n, chosen);
+}
+
+Status CudaKv::ChooseRowsByMass(const float* mass, const RowDeviation* deviations, std::int64_t n,
+                                std::span<std::int32_t> chosen) {
+  if (deviations == nullptr || chosen.empty()) return Choose(mass, 1, n, chosen);
+  auto scores = DeviceBlock::Take(queue_.memory(), static_cast<std::size_t>(n) * sizeof(float));
+  if (!scores.ok()) return scores.status();
+  auto* to = reinterpret_cast<float*>(scores->data());
+  queue_.Do("score_rows", n, 0, [&] {
+    return queue_.device().Score({reinterpret_cast<const float*>(deviations), mass, to, n});
+  });
+  return Choose(to, 1, n, chosen);
+}
+
+// Of rows whose score is at i * stride.
+Status CudaKv::Choose(const float* scores, int stride, std::int64_t n, std::span<std::int32_t> chosen) {
   const auto count = static_cast<std::int64_t>(chosen.size());
   KVS_CHECK(count <= n && n < (std::int64_t{1} << 31));
   if (count == 0) return queue_.failed();
   auto scratch = DeviceBlock::Take(queue_.memory(), static_cast<std::size_t>(n) + 256 + chosen.size_bytes());
   if (!scratch.ok()) return scratch.status();
   ChooseArgs args;
-  args.deviations = reinterpret_cast<const float*>(deviations);
+  args.scores = scores;
+  args.stride = stride;
   args.n = n;
   args.count = count;
   args.out = reinterpret_cast<std::int32_t*>(scratch->data());

@@ -1,8 +1,8 @@
 // Device: the few things that the CUDA backend asks of a GPU, so that all else is ordinary C++. Two implementations:
 // NewCudaDevice (device_cuda.cc, gemm_cublaslt.cc, launch.cu) and the tests' emulated one.
 //
-// All work goes to one stream, in the order of the calls. Every method may fail with the status that the driver's error
-// maps to; a device that failed once may fail ever after. One thread at a time.
+// All work goes to one stream, in the order of the calls; copies "aside" go to a second one. Every method may fail with
+// the status that the driver's error maps to; a device that failed once may fail ever after. One thread at a time.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,9 @@
 #include <memory>
 #include <string>
 
+#include "kernels/cuda/anchor_args.h"
 #include "kernels/cuda/attention_args.h"
+#include "kernels/cuda/mass_args.h"
 #include "kernels/cuda/mover_args.h"
 #include "kernels/cuda/row_ops_args.h"
 #include "kvshare/status.h"
@@ -58,7 +60,16 @@ class Device {
   // Remembers this point of the stream under one of kMarks numbers; Wait returns when the device has come to it.
   virtual Status Mark(int mark) = 0;
   virtual Status Wait(int mark) = 0;
-  virtual Status Synchronize() = 0;
+  virtual Status Synchronize() = 0;  // all but what is aside
+
+  // The second stream. `mark`: a small number from 0 on; who gives them out may use one anew while somebody follows it.
+  virtual Status AsideFollows() = 0;  // what is enqueued aside next comes after all that the first stream has so far
+  virtual Status CopyInAside(std::byte* to, const std::byte* pinned, std::size_t bytes) = 0;
+  virtual Status CopyOutAside(std::byte* pinned, const std::byte* from, std::size_t bytes) = 0;
+  virtual Status MarkAside(int mark) = 0;          // remembers this point
+  virtual Status FollowAside(int mark) = 0;        // what the first stream is given next comes after it
+  virtual Result<bool> PassedAside(int mark) = 0;  // whether the device has come to it
+  virtual Status WaitAside(int mark) = 0;          // returns when it has
 
   virtual Status Attention(const AttentionArgs& args, int head_dim, int items, bool spread) = 0;
   virtual Status Merge(const AttentionArgs& args, int head_dim, std::int64_t packed_rows) = 0;
@@ -72,7 +83,11 @@ class Device {
   virtual Status CopyPages(const CopyPagesArgs& args) = 0;
   virtual Status CodePages(const CodePagesArgs& args) = 0;
   virtual Status Deviation(const DeviationArgs& args) = 0;
+  virtual Status Score(const ScoreArgs& args) = 0;
   virtual Status Choose(const ChooseArgs& args) = 0;
+  virtual Status Mass(const MassArgs& args, int head_dim) = 0;
+  virtual Status AnchorDistances(const AnchorArgs& args) = 0;
+  virtual Status ApplyAnchors(const AnchorArgs& args) = 0;
 
   // How many pinned algorithms there are for this n and k: without split-K, at most kMaxGemmCandidates, best first.
   virtual Result<int> GemmCandidates(std::int64_t n, std::int64_t k) = 0;

@@ -4,6 +4,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/gemm_cublaslt.h"
@@ -27,6 +28,9 @@ class CudaDevice final : public Device {
     for (cudaEvent_t& mark : marks_) {
       if (mark != nullptr) cudaEventDestroy(mark);
     }
+    for (cudaEvent_t mark : aside_marks_) cudaEventDestroy(mark);
+    if (fence_ != nullptr) cudaEventDestroy(fence_);
+    if (aside_ != nullptr) cudaStreamDestroy(aside_);
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
 
@@ -38,6 +42,10 @@ class CudaDevice final : public Device {
       KVS_RETURN_IF_ERROR(
           ToStatus(cudaEventCreateWithFlags(&mark, cudaEventDisableTiming), "cudaEventCreateWithFlags"));
     }
+    KVS_RETURN_IF_ERROR(
+        ToStatus(cudaStreamCreateWithFlags(&aside_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"));
+    KVS_RETURN_IF_ERROR(
+        ToStatus(cudaEventCreateWithFlags(&fence_, cudaEventDisableTiming), "cudaEventCreateWithFlags"));
     KVS_RETURN_IF_ERROR(ToStatus(PrepareKernels(), "shared memory of the attention kernels"));
     KVS_ASSIGN_OR_RETURN(gemm_, cuda::Gemm::Create(stream_));
     facts_ = std::move(facts);
@@ -68,6 +76,7 @@ class CudaDevice final : public Device {
   void FreePinned(std::byte* data) override {
     cudaSetDevice(device_);
     cudaStreamSynchronize(stream_);
+    cudaStreamSynchronize(aside_);
     cudaFreeHost(data);
   }
 
@@ -92,6 +101,46 @@ class CudaDevice final : public Device {
     KVS_RETURN_IF_ERROR(Use());
     return ToStatus(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
   }
+
+  Status AsideFollows() override {
+    KVS_RETURN_IF_ERROR(Use());
+    KVS_RETURN_IF_ERROR(ToStatus(cudaEventRecord(fence_, stream_), "cudaEventRecord"));
+    return ToStatus(cudaStreamWaitEvent(aside_, fence_, 0), "cudaStreamWaitEvent");
+  }
+  Status CopyInAside(std::byte* to, const std::byte* pinned, std::size_t bytes) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(cudaMemcpyAsync(to, pinned, bytes, cudaMemcpyHostToDevice, aside_), "cudaMemcpyAsync to the GPU");
+  }
+  Status CopyOutAside(std::byte* pinned, const std::byte* from, std::size_t bytes) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(cudaMemcpyAsync(pinned, from, bytes, cudaMemcpyDeviceToHost, aside_),
+                    "cudaMemcpyAsync from the GPU");
+  }
+  Status MarkAside(int mark) override {
+    KVS_RETURN_IF_ERROR(Use());
+    while (static_cast<int>(aside_marks_.size()) <= mark) {
+      cudaEvent_t event = nullptr;
+      KVS_RETURN_IF_ERROR(
+          ToStatus(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags"));
+      aside_marks_.push_back(event);
+    }
+    return ToStatus(cudaEventRecord(Aside(mark), aside_), "cudaEventRecord");
+  }
+  Status FollowAside(int mark) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(cudaStreamWaitEvent(stream_, Aside(mark), 0), "cudaStreamWaitEvent");
+  }
+  Result<bool> PassedAside(int mark) override {
+    KVS_RETURN_IF_ERROR(Use());
+    const cudaError_t error = cudaEventQuery(Aside(mark));
+    if (error == cudaErrorNotReady) {
+      cudaGetLastError();  // else the next launch would find it and take it for its own
+      return false;
+    }
+    KVS_RETURN_IF_ERROR(ToStatus(error, "cudaEventQuery"));
+    return true;
+  }
+  Status WaitAside(int mark) override { return ToStatus(cudaEventSynchronize(Aside(mark)), "cudaEventSynchronize"); }
 
   Status Attention(const AttentionArgs& args, int head_dim, int items, bool spread) override {
     KVS_CHECK(head_dim == 64 || head_dim == 128);
@@ -143,9 +192,26 @@ class CudaDevice final : public Device {
     KVS_RETURN_IF_ERROR(Use());
     return ToStatus(LaunchDeviation(args, stream_), "deviation");
   }
+  Status Mass(const MassArgs& args, int head_dim) override {
+    KVS_CHECK(head_dim == 64 || head_dim == 128);
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(LaunchMass(args, head_dim, stream_), "attention_mass");
+  }
+  Status Score(const ScoreArgs& args) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(LaunchScore(args, stream_), "score");
+  }
   Status Choose(const ChooseArgs& args) override {
     KVS_RETURN_IF_ERROR(Use());
     return ToStatus(LaunchChoose(args, stream_), "choose");
+  }
+  Status AnchorDistances(const AnchorArgs& args) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(LaunchAnchorDistances(args, stream_), "anchor_distances");
+  }
+  Status ApplyAnchors(const AnchorArgs& args) override {
+    KVS_RETURN_IF_ERROR(Use());
+    return ToStatus(LaunchApplyAnchors(args, stream_), "apply_anchors");
   }
 
   Result<int> GemmCandidates(std::int64_t n, std::int64_t k) override {
@@ -161,10 +227,15 @@ class CudaDevice final : public Device {
   // The current device is the thread's, and calls may come from one thread after another.
   Status Use() const { return ToStatus(cudaSetDevice(device_), "cudaSetDevice"); }
 
+  cudaEvent_t Aside(int mark) const { return aside_marks_[static_cast<std::size_t>(mark)]; }
+
   const int device_;
   DeviceFacts facts_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t marks_[kMarks] = {};
+  cudaStream_t aside_ = nullptr;
+  cudaEvent_t fence_ = nullptr;
+  std::vector<cudaEvent_t> aside_marks_;
   std::unique_ptr<cuda::Gemm> gemm_;
 };
 

@@ -45,6 +45,10 @@ typedef std::uint32_t AliasedWord __attribute__((__may_alias__));
 KVS_HD void StoreWord(void* to, std::uint32_t x) { *static_cast<AliasedWord*>(to) = x; }
 KVS_HD std::uint32_t LoadWord(const void* from) { return *static_cast<const AliasedWord*>(from); }
 
+typedef std::uint64_t AliasedLong __attribute__((__may_alias__));
+KVS_HD void StoreLong(void* to, std::uint64_t x) { *static_cast<AliasedLong*>(to) = x; }
+KVS_HD std::uint64_t LoadLong(const void* from) { return *static_cast<const AliasedLong*>(from); }
+
 // 16 bytes, both sides aligned to 16: one load and one store on the device.
 struct alignas(16) Chunk16 {
   std::uint64_t words[2];

@@ -1,8 +1,10 @@
 // Every kernel, for every architecture of the build: bodies are in the *_block.h files, over CudaLane.
 #include "kernels/cuda/launch.h"
 
+#include "kernels/cuda/anchor_block.h"
 #include "kernels/cuda/attention_block.h"
 #include "kernels/cuda/lane_cuda.cuh"
+#include "kernels/cuda/mass_block.h"
 #include "kernels/cuda/merge_block.h"
 #include "kernels/cuda/movers_block.h"
 #include "kernels/cuda/row_ops_block.h"
@@ -23,6 +25,20 @@ __global__ void __launch_bounds__(kMergeThreads)
     MergeKernel(const __grid_constant__ AttentionArgs args, std::int64_t packed_rows) {
   CudaLane lane(g_shared);
   MergeBlock<CudaLane, kHeadDim>(args, packed_rows, lane);
+}
+
+template <int kHeadDim, bool kShares>
+__global__ void __launch_bounds__(kAttentionThreads, 4) MassKernel(const __grid_constant__ MassArgs args) {
+  CudaLane lane(g_shared);
+  MassBlock<CudaLane, kHeadDim, kShares>(args, lane).Run();
+}
+__global__ void __launch_bounds__(kMergeThreads) MassTotalsKernel(const __grid_constant__ MassArgs args) {
+  CudaLane lane(g_shared);
+  MassTotalsBlock(args, lane);
+}
+__global__ void __launch_bounds__(kMergeThreads) MassSumKernel(const __grid_constant__ MassArgs args) {
+  CudaLane lane(g_shared);
+  MassSumBlock(args, lane);
 }
 
 __global__ void __launch_bounds__(kRowThreads) EmbedKernel(const __grid_constant__ EmbedArgs args) {
@@ -66,6 +82,10 @@ __global__ void __launch_bounds__(kRowThreads) DeviationKernel(const __grid_cons
   CudaLane lane(g_shared);
   DeviationBlock(args, lane);
 }
+__global__ void __launch_bounds__(kRowThreads) ScoreKernel(const __grid_constant__ ScoreArgs args) {
+  CudaLane lane(g_shared);
+  ScoreBlock(args, lane);
+}
 __global__ void __launch_bounds__(kRowThreads) RankKernel(const __grid_constant__ ChooseArgs args) {
   CudaLane lane(g_shared);
   RankBlock(args, lane);
@@ -73,6 +93,18 @@ __global__ void __launch_bounds__(kRowThreads) RankKernel(const __grid_constant_
 __global__ void __launch_bounds__(kRowThreads) PlaceKernel(const __grid_constant__ ChooseArgs args) {
   CudaLane lane(g_shared);
   PlaceBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) AnchorDifferenceKernel(const __grid_constant__ AnchorArgs args) {
+  CudaLane lane(g_shared);
+  AnchorDifferenceBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) AnchorDistanceKernel(const __grid_constant__ AnchorArgs args) {
+  CudaLane lane(g_shared);
+  AnchorDistanceBlock(args, lane);
+}
+__global__ void __launch_bounds__(kRowThreads) ApplyAnchorsKernel(const __grid_constant__ AnchorArgs args) {
+  CudaLane lane(g_shared);
+  ApplyAnchorsBlock(args, lane);
 }
 
 template <int kHeadDim>
@@ -89,6 +121,20 @@ cudaError_t Merge(const AttentionArgs& args, std::int64_t packed_rows, cudaStrea
   constexpr int kRows = kMergeThreads / 32;
   const dim3 grid(static_cast<unsigned>((packed_rows + kRows - 1) / kRows), static_cast<unsigned>(args.pages.kv_heads));
   MergeKernel<kHeadDim><<<grid, kMergeThreads, 0, stream>>>(args, packed_rows);
+  return cudaGetLastError();
+}
+
+template <int kHeadDim>
+cudaError_t Mass(const MassArgs& args, cudaStream_t stream) {
+  constexpr std::size_t kShared = MassShared<kHeadDim>::kBytes;
+  static_assert(kShared <= 48 << 10, "more has to be asked for");
+  const auto heads = static_cast<unsigned>(args.attention.pages.kv_heads);
+  const dim3 all(static_cast<unsigned>(args.items), heads), asked(static_cast<unsigned>(args.asked_items), heads);
+  const dim3 rows(static_cast<unsigned>((args.packed_rows + kMergeThreads - 1) / kMergeThreads), heads);
+  MassKernel<kHeadDim, false><<<all, kAttentionThreads, kShared, stream>>>(args);
+  MassTotalsKernel<<<rows, kMergeThreads, 0, stream>>>(args);
+  MassKernel<kHeadDim, true><<<asked, kAttentionThreads, kShared, stream>>>(args);
+  MassSumKernel<<<static_cast<unsigned>(args.num_columns), kMergeThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
@@ -154,10 +200,31 @@ cudaError_t LaunchDeviation(const DeviationArgs& args, cudaStream_t stream) {
   DeviationKernel<<<static_cast<unsigned>(args.rows), kRowThreads, kDeviationShared, stream>>>(args);
   return cudaGetLastError();
 }
+cudaError_t LaunchMass(const MassArgs& args, int head_dim, cudaStream_t stream) {
+  return head_dim == 64 ? Mass<64>(args, stream) : Mass<128>(args, stream);
+}
+cudaError_t LaunchScore(const ScoreArgs& args, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>((args.n + kRowThreads - 1) / kRowThreads);
+  ScoreKernel<<<blocks, kRowThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
 cudaError_t LaunchChoose(const ChooseArgs& args, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>((args.n + kRowThreads - 1) / kRowThreads);
   RankKernel<<<blocks, kRowThreads, 0, stream>>>(args);
   PlaceKernel<<<blocks, kRowThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchAnchorDistances(const AnchorArgs& args, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(2 * args.tokens),
+                  static_cast<unsigned>((args.count + kAnchorsAtATime - 1) / kAnchorsAtATime));
+  AnchorDifferenceKernel<<<grid, kRowThreads, kAnchorDifferenceShared, stream>>>(args);
+  AnchorDistanceKernel<<<static_cast<unsigned>(args.count), kRowThreads, kRowShared, stream>>>(args);
+  return cudaGetLastError();
+}
+cudaError_t LaunchApplyAnchors(const AnchorArgs& args, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(args.tokens),
+                  static_cast<unsigned>((args.layers + kLayersAtATime - 1) / kLayersAtATime));
+  ApplyAnchorsKernel<<<grid, kRowThreads, kAnchorWeightsShared, stream>>>(args);
   return cudaGetLastError();
 }
 

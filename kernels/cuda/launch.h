@@ -4,7 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/cuda/anchor_args.h"
 #include "kernels/cuda/attention_args.h"
+#include "kernels/cuda/mass_args.h"
 #include "kernels/cuda/mover_args.h"
 #include "kernels/cuda/row_ops_args.h"
 
@@ -26,6 +28,10 @@ cudaError_t LaunchCopyRows(const CopyRowsArgs& args, cudaStream_t stream);
 cudaError_t LaunchCopyPages(const CopyPagesArgs& args, cudaStream_t stream);
 cudaError_t LaunchCodePages(const CodePagesArgs& args, cudaStream_t stream);
 cudaError_t LaunchDeviation(const DeviationArgs& args, cudaStream_t stream);
+cudaError_t LaunchScore(const ScoreArgs& args, cudaStream_t stream);
 cudaError_t LaunchChoose(const ChooseArgs& args, cudaStream_t stream);
+cudaError_t LaunchMass(const MassArgs& args, int head_dim, cudaStream_t stream);
+cudaError_t LaunchAnchorDistances(const AnchorArgs& args, cudaStream_t stream);
+cudaError_t LaunchApplyAnchors(const AnchorArgs& args, cudaStream_t stream);
 
 }  // namespace kvshare::kernels::cuda

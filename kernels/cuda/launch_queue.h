@@ -18,6 +18,7 @@ class LaunchQueue {
 
   Device& device() { return device_; }
   DeviceMemory& memory() { return memory_; }
+  const DeviceMemory& memory() const { return memory_; }
   Staging& staging() { return staging_; }
 
   // `launch` returns a Status. The two sizes tell one launch from another, rows first.

@@ -55,9 +55,18 @@ struct DeviationArgs {
   std::int64_t rows = 0;
 };
 
-// The rows of greatest deviation. One thread a row, twice: whether it is chosen, then where it goes.
-struct ChooseArgs {
+// score = sqrt(squares) * mass. One thread a row.
+struct ScoreArgs {
   const float* deviations = nullptr;  // [n, 2], of which the first counts
+  const float* mass = nullptr;        // [n]
+  float* scores = nullptr;            // [n]
+  std::int64_t n = 0;
+};
+
+// The rows of greatest score. One thread a row, twice: whether it is chosen, then where it goes.
+struct ChooseArgs {
+  const float* scores = nullptr;  // of row i at i * stride
+  int stride = 1;
   std::int64_t n = 0;
   std::int64_t count = 0;
   std::uint8_t* chosen = nullptr;  // [n]

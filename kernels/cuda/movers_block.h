@@ -105,8 +105,14 @@ KVS_DEV void DeviationBlock(const DeviationArgs& a, Lane& lane) {
 }
 inline constexpr int kDeviationShared = 64;
 
+template <class Lane>
+KVS_DEV void ScoreBlock(const ScoreArgs& a, Lane& lane) {
+  const std::int64_t i = static_cast<std::int64_t>(lane.block_x()) * kRowThreads + lane.thread();
+  if (i < a.n) a.scores[i] = lane.Sqrt(a.deviations[2 * i]) * a.mass[i];
+}
+
 // Ascending with the value; a NaN beyond all.
-KVS_HD float ChooseKey(float squares) { return squares == squares ? squares : __builtin_inff(); }
+KVS_HD float ChooseKey(float score) { return score == score ? score : __builtin_inff(); }
 
 // Counting who is before it takes n steps a row: for the tens of thousands of rows of a prompt less than one launch
 // more would cost, and the order of equals is plain.
@@ -114,10 +120,10 @@ template <class Lane>
 KVS_DEV void RankBlock(const ChooseArgs& a, Lane& lane) {
   const std::int64_t i = static_cast<std::int64_t>(lane.block_x()) * kRowThreads + lane.thread();
   if (i >= a.n) return;
-  const float mine = ChooseKey(a.deviations[2 * i]);
+  const float mine = ChooseKey(a.scores[i * a.stride]);
   std::int64_t before = 0;
   for (std::int64_t j = 0; j < a.n; ++j) {
-    const float other = ChooseKey(a.deviations[2 * j]);
+    const float other = ChooseKey(a.scores[j * a.stride]);
     before += other > mine || (other == mine && j < i);
   }
   a.chosen[i] = before < a.count ? 1 : 0;

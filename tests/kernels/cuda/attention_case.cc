@@ -9,6 +9,7 @@
 #include <span>
 #include <utility>
 
+#include "kernels/device_kv.h"
 #include "kernels/kv_rows.h"
 #include "tests/kernels/backend_fixture.h"
 #include "tests/reference/attention_reference.h"
@@ -132,22 +133,51 @@ void AttentionCase::Lay(std::uint64_t seed) {
   p_.segments = segments_;
 }
 
+AttentionCase::OnDevice AttentionCase::Upload(Backend& backend) const {
+  OnDevice there;
+  there.p = p_;
+  const auto put = [&](const auto& host) {
+    there.buffers.push_back(OnBackend(backend, host));
+    return there.buffers.back()->data();
+  };
+  there.p.pages.base = put(bytes_);
+  there.p.q.data = put(q_);
+  there.p.rope.cos = {reinterpret_cast<const float*>(put(*cos_)), cos_->size()};
+  there.p.rope.sin = {reinterpret_cast<const float*>(put(*sin_)), sin_->size()};
+  return there;
+}
+
 std::vector<float> AttentionCase::Run(Backend& backend, std::uint64_t seed) {
   Lay(seed);
   const std::vector<float> poison(q_.size(), std::nanf(""));
   std::vector<float> out(q_.size());
-  const auto pages = OnBackend(backend, bytes_), q = OnBackend(backend, q_), dst = OnBackend(backend, poison);
-  const auto cos = OnBackend(backend, *cos_), sin = OnBackend(backend, *sin_);
-  AttentionParams p = p_;
-  p.pages.base = pages->data();
-  p.q.data = q->data();
-  p.rope.cos = {reinterpret_cast<const float*>(cos->data()), cos_->size()};
-  p.rope.sin = {reinterpret_cast<const float*>(sin->data()), sin_->size()};
-  p.out = {dst->data(), DType::kF32, rows(), p_.q.cols, p_.q.cols};
-  backend.Attention(p);
+  OnDevice there = Upload(backend);
+  const auto dst = OnBackend(backend, poison);
+  there.p.out = {dst->data(), DType::kF32, rows(), p_.q.cols, p_.q.cols};
+  backend.Attention(there.p);
   const Status status = backend.Download(out.data(), dst->data(), out.size() * sizeof(float));
   EXPECT_TRUE(status.ok()) << status.message();
   return out;
+}
+
+std::vector<std::vector<float>> AttentionCase::Mass(Backend& backend, const std::vector<std::int64_t>& rows,
+                                                    std::uint64_t seed, std::size_t idle) {
+  Lay(seed);
+  const OnDevice there = Upload(backend);
+  std::vector<std::vector<float>> mass;
+  std::vector<std::unique_ptr<Buffer>> buffers;
+  std::vector<float*> to;
+  for (const KvSegment& s : there.p.segments) {
+    mass.emplace_back(static_cast<std::size_t>(s.length), 0.25f);
+    buffers.push_back(OnBackend(backend, mass.back()));
+    to.push_back(buffers.size() - 1 == idle ? nullptr : reinterpret_cast<float*>(buffers.back()->data()));
+  }
+  backend.device_kv()->AttentionMass(there.p, rows, to);
+  for (std::size_t n = 0; n < mass.size(); ++n) {
+    const Status status = backend.Download(mass[n].data(), buffers[n]->data(), mass[n].size() * sizeof(float));
+    EXPECT_TRUE(status.ok()) << status.message();
+  }
+  return mass;
 }
 
 void ExpectNearOracle(const AttentionCase& batch, const std::vector<float>& got) {

@@ -50,12 +50,22 @@ class AttentionCase {
 
   // Lays the runs on pages chosen by `seed`, runs the backend, and returns its fp32 output rows.
   std::vector<float> Run(Backend& backend, std::uint64_t seed = 1);
+  // The same for DeviceKv::AttentionMass of `rows`: what each segment has, where 0.25 was before. Nobody asks about
+  // segment `idle`.
+  std::vector<std::vector<float>> Mass(Backend& backend, const std::vector<std::int64_t>& rows, std::uint64_t seed = 1,
+                                       std::size_t idle = ~std::size_t{0});
   // As laid out by the last Run; in host memory.
   const AttentionParams& params() const { return p_; }
   const std::vector<double>& inv_freq() const { return inv_freq_; }
 
  private:
   void Lay(std::uint64_t seed);
+  // The last layout in the backend's memory.
+  struct OnDevice {
+    AttentionParams p;
+    std::vector<std::unique_ptr<Buffer>> buffers;
+  };
+  OnDevice Upload(Backend& backend) const;
 
   AttentionShape shape_;
   std::vector<std::int64_t> positions_;

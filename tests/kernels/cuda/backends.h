@@ -6,8 +6,10 @@
 
 #include <cstdlib>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda_plugin.h"
@@ -43,6 +45,27 @@ class CudaTest : public ::testing::TestWithParam<Where> {
 
   // On a GPU there is more to see and time to see it.
   static int Repeats(int emulated) { return GetParam() == Where::kDevice ? 20 * emulated : emulated; }
+
+  std::vector<std::byte> Download(const std::byte* from, std::size_t bytes) {
+    std::vector<std::byte> to(bytes);
+    const Status status = backend_->Download(to.data(), from, bytes);
+    EXPECT_TRUE(status.ok()) << status.message();
+    return to;
+  }
+  // Memory of the backend that holds `values`.
+  template <typename T>
+  std::unique_ptr<Buffer> Uploaded(std::span<const T> values) {
+    auto buffer = backend_->Allocate(values.size_bytes());
+    EXPECT_TRUE(buffer.ok()) << buffer.status().message();
+    const Status status = backend_->Upload((*buffer)->data(), values.data(), values.size_bytes());
+    EXPECT_TRUE(status.ok()) << status.message();
+    return std::move(buffer).value();
+  }
+  // The same, poisoned: not a number, whether it is read as bf16 or as fp32.
+  std::unique_ptr<Buffer> Block(std::size_t bytes) {
+    const std::vector<std::byte> poison(bytes, std::byte{0xff});
+    return Uploaded(std::span<const std::byte>(poison));
+  }
 
   std::unique_ptr<Backend> backend_;
 };

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/launch_log.h"
+#include "kernels/device_kv.h"
 #include "tests/kernels/cuda/emulated_device.h"
 
 namespace kvshare::kernels::cuda {
@@ -104,6 +105,48 @@ TEST(CudaBackendTest, MemoryBeyondTheLimitIsRefusedAndFreedMemoryIsTakenAgain) {
   }
   // A kept block of another size makes room.
   EXPECT_TRUE(backend->Allocate(900 << 10).ok());
+}
+
+TEST(CudaBackendTest, RepairWithoutMemoryOrOnAFailedDeviceSaysSo) {
+  constexpr KvLayout kLayout{2, 1, 64, DType::kBf16};
+  for (const bool full : {true, false}) {
+    const auto backend = Make({.fail_at_launch = full ? -1 : 0}, {.memory_limit_bytes = 4 << 20});
+    auto memory = backend->Allocate(2 * kLayout.page_bytes());
+    ASSERT_TRUE(memory.ok());
+    const KvPages pages{(*memory)->data(), 1, kLayout};
+    auto* const floats = reinterpret_cast<float*>((*memory)->data() + kLayout.page_bytes());
+    // Nothing is left, not even a kept block.
+    std::vector<std::unique_ptr<Buffer>> all;
+    for (std::size_t bytes = 1 << 20; full && bytes >= 64;) {
+      auto block = backend->Allocate(bytes);
+      if (block.ok()) {
+        all.push_back(std::move(block).value());
+      } else {
+        bytes /= 2;
+      }
+    }
+    const StatusCode want = full ? StatusCode::kResourceExhausted : StatusCode::kInternal;
+    const std::vector<KvSlot> slots = {{0, 3}};
+    const std::vector<std::int64_t> positions = {5}, rows = {0};
+    const AnchorKv anchor{
+        {reinterpret_cast<const std::int8_t*>(floats), reinterpret_cast<const std::uint16_t*>(floats)}, {}, 1};
+    const AnchoredTokens tokens{pages, {}, slots, positions, {&anchor, 1}};
+    float distance = 0;
+    EXPECT_EQ(backend->device_kv()->AnchorDistances(tokens, floats, {&distance, 1}).code(), want);
+    std::int32_t chosen = 0;
+    EXPECT_EQ(backend->device_kv()->ChooseRowsByMass(floats, nullptr, 1, {&chosen, 1}).code(), want);
+    const PageIndex page = 0;
+    const KvSegment segment{.pages = {&page, 1}, .length = 6, .row_end = 1};
+    AttentionParams p;
+    p.q = {floats, DType::kF32, 1, 64, 64};
+    p.num_heads = 1;
+    p.positions = positions;
+    p.segments = {&segment, 1};
+    p.pages = pages;
+    float* const mass = floats + 64;
+    backend->device_kv()->AttentionMass(p, rows, {&mass, 1});
+    EXPECT_EQ(backend->Sync().code(), want);
+  }
 }
 
 TEST(DeviceMemoryTest, CountsWhatIsTakenAndUsed) {

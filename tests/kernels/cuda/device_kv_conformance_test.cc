@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "anchors/selection.h"
 #include "kernels/cuda/mover_args.h"
 #include "tests/kernels/backend_fixture.h"
 #include "tests/kernels/cuda/backends.h"
@@ -39,19 +40,6 @@ class CudaKvTest : public CudaTest {
   }
   KvPages OnHost() { return {host_.data(), kPages, kLayout}; }
   KvPages OnDevice() { return {memory_->data(), kPages, kLayout}; }
-  std::vector<std::byte> Download(const std::byte* from, std::size_t bytes) {
-    std::vector<std::byte> to(bytes);
-    const Status status = backend_->Download(to.data(), from, bytes);
-    EXPECT_TRUE(status.ok()) << status.message();
-    return to;
-  }
-  std::unique_ptr<Buffer> Block(std::size_t bytes) {
-    auto buffer = backend_->Allocate(bytes);
-    EXPECT_TRUE(buffer.ok());
-    const std::vector<std::byte> poison(bytes, std::byte{0xff});
-    EXPECT_TRUE(backend_->Upload((*buffer)->data(), poison.data(), bytes).ok());
-    return std::move(buffer).value();
-  }
   static double Widen(std::uint16_t half) { return FromBf16(half); }
 
   std::mt19937_64 random_{20250612};
@@ -172,6 +160,30 @@ TEST_P(CudaKvTest, TheGreatestDeviationsAreChosen) {
           backend_->device_kv()->ChooseRows(reinterpret_cast<const RowDeviation*>(in->data()), n, got);
       ASSERT_TRUE(status.ok()) << status.message();
       EXPECT_EQ(got, want) << count << " of " << n;
+    }
+  }
+}
+
+// Of attention mass, with deviations and without: those that the CPU's policies choose.
+TEST_P(CudaKvTest, TheGreatestMassesAreChosen) {
+  for (const std::int64_t n : {1, 129, 300}) {
+    std::vector<RowDeviation> deviations(static_cast<std::size_t>(n));
+    std::vector<float> mass(static_cast<std::size_t>(n)), both;
+    for (float& x : mass) x = static_cast<float>(random_() % 20) / 7;
+    for (RowDeviation& d : deviations) d = {static_cast<float>(random_() % 20) / 3, std::nanf("")};
+    for (std::size_t i = 0; i < mass.size(); ++i) both.push_back(std::sqrt(deviations[i].squares) * mass[i]);
+    const auto masses = Uploaded(std::span<const float>(mass));
+    const auto rows = Uploaded(std::span<const RowDeviation>(deviations));
+    for (const std::int64_t count : {std::int64_t{0}, std::int64_t{1}, n / 3, n}) {
+      for (const bool weighted : {false, true}) {
+        std::vector<std::int32_t> got(static_cast<std::size_t>(count), -1);
+        const auto* on_device = reinterpret_cast<const RowDeviation*>(rows->data());
+        const Status status = backend_->device_kv()->ChooseRowsByMass(reinterpret_cast<const float*>(masses->data()),
+                                                                      weighted ? on_device : nullptr, n, got);
+        ASSERT_TRUE(status.ok()) << status.message();
+        const std::vector<std::int64_t> want = anchors::LargestScores(weighted ? both : mass, count);
+        EXPECT_EQ(std::vector<std::int64_t>(got.begin(), got.end()), want) << count << " of " << n;
+      }
     }
   }
 }

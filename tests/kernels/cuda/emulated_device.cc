@@ -5,10 +5,13 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <random>
 #include <string>
 #include <utility>
 
+#include "kernels/cuda/anchor_block.h"
 #include "kernels/cuda/attention_block.h"
+#include "kernels/cuda/mass_block.h"
 #include "kernels/cuda/merge_block.h"
 #include "kernels/cuda/movers_block.h"
 #include "kernels/cuda/row_ops_block.h"
@@ -21,7 +24,8 @@ GridStats g_stats;
 
 class EmulatedDevice final : public Device {
  public:
-  explicit EmulatedDevice(const EmulatedDeviceOptions& options) : options_(options), seed_(options.seed) {
+  explicit EmulatedDevice(const EmulatedDeviceOptions& options)
+      : options_(options), seed_(options.seed), random_(options.seed) {
     facts_ = {.name = "emulated",
               .arch = "emulated",
               .linear = "loops",
@@ -40,12 +44,14 @@ class EmulatedDevice final : public Device {
   }
   void Free(std::byte* data) override {
     RunAll();  // as cudaFree waits
+    RunAllAside();
     used_ -= blocks_.at(data);
     Release(data);
   }
   Result<std::byte*> AllocatePinned(std::size_t bytes) override { return Block(bytes); }
   void FreePinned(std::byte* data) override {
     RunAll();
+    RunAllAside();
     Release(data);
   }
 
@@ -69,6 +75,37 @@ class EmulatedDevice final : public Device {
   }
   Status Synchronize() override {
     RunAll();
+    return failed_;
+  }
+
+  Status AsideFollows() override {
+    return EnqueueAside([this, until = enqueued_] {
+      while (ran_ < until) RunOne();
+    });
+  }
+  Status CopyInAside(std::byte* to, const std::byte* pinned, std::size_t bytes) override {
+    return EnqueueAside([=] { std::memcpy(to, pinned, bytes); });
+  }
+  Status CopyOutAside(std::byte* pinned, const std::byte* from, std::size_t bytes) override {
+    return EnqueueAside([=] { std::memcpy(pinned, from, bytes); });
+  }
+  Status MarkAside(int mark) override {
+    aside_marks_[mark] = aside_enqueued_;
+    return failed_;
+  }
+  Status FollowAside(int mark) override {
+    return Enqueue([this, until = aside_marks_.at(mark)] { RunAsideUntil(until); });
+  }
+  Result<bool> PassedAside(int mark) override {
+    if (!failed_.ok()) return failed_;
+    if (aside_ran_ < aside_marks_.at(mark)) {
+      RunAsideUntil(aside_ran_ + 1);  // who asks often enough sees it end
+      return false;
+    }
+    return true;
+  }
+  Status WaitAside(int mark) override {
+    RunAsideUntil(aside_marks_.at(mark));
     return failed_;
   }
 
@@ -118,10 +155,29 @@ class EmulatedDevice final : public Device {
     return Launch({static_cast<int>(args.rows), 1, kRowThreads, kDeviationShared},
                   [=](EmulatedLane& lane) { DeviationBlock(args, lane); });
   }
+  Status Mass(const MassArgs& args, int head_dim) override {
+    return head_dim == 64 ? MassOf<64>(args) : MassOf<128>(args);
+  }
+  Status Score(const ScoreArgs& args) override {
+    const int blocks = static_cast<int>((args.n + kRowThreads - 1) / kRowThreads);
+    return Launch({blocks, 1, kRowThreads, 0}, [=](EmulatedLane& lane) { ScoreBlock(args, lane); });
+  }
   Status Choose(const ChooseArgs& args) override {
     const int blocks = static_cast<int>((args.n + kRowThreads - 1) / kRowThreads);
     KVS_RETURN_IF_ERROR(Launch({blocks, 1, kRowThreads, 0}, [=](EmulatedLane& lane) { RankBlock(args, lane); }));
     return Launch({blocks, 1, kRowThreads, 0}, [=](EmulatedLane& lane) { PlaceBlock(args, lane); });
+  }
+
+  Status AnchorDistances(const AnchorArgs& args) override {
+    const int groups = (args.count + kAnchorsAtATime - 1) / kAnchorsAtATime;
+    KVS_RETURN_IF_ERROR(Launch({static_cast<int>(2 * args.tokens), groups, kRowThreads, kAnchorDifferenceShared},
+                               [=](EmulatedLane& lane) { AnchorDifferenceBlock(args, lane); }));
+    return Rows(args.count, [=](EmulatedLane& lane) { AnchorDistanceBlock(args, lane); });
+  }
+  Status ApplyAnchors(const AnchorArgs& args) override {
+    const int groups = (args.layers + kLayersAtATime - 1) / kLayersAtATime;
+    return Launch({static_cast<int>(args.tokens), groups, kRowThreads, kAnchorWeightsShared},
+                  [=](EmulatedLane& lane) { ApplyAnchorsBlock(args, lane); });
   }
 
   Result<int> GemmCandidates(std::int64_t, std::int64_t) override { return options_.gemm_candidates; }
@@ -163,7 +219,8 @@ class EmulatedDevice final : public Device {
 
   Work Counted(Work work) {
     return [this, work = std::move(work), launch = launches_++] {
-      if (launch == options_.fail_at_launch) failed_ = Internal("emulated GPU: an illegal address");
+      const bool broken = options_.broken != nullptr && options_.broken();
+      if (launch == options_.fail_at_launch || broken) failed_ = Internal("emulated GPU: an illegal address");
       if (failed_.ok()) work();
     };
   }
@@ -183,6 +240,23 @@ class EmulatedDevice final : public Device {
     while (!queue_.empty()) RunOne();
   }
 
+  Status EnqueueAside(Work work) {
+    if (!failed_.ok()) return failed_;
+    aside_.push_back(std::move(work));
+    ++aside_enqueued_;
+    if (random_() % 2 == 0) RunAllAside();
+    return OkStatus();
+  }
+  void RunAsideUntil(std::uint64_t count) {
+    while (aside_ran_ < count) {
+      const Work work = std::move(aside_.front());
+      aside_.pop_front();
+      ++aside_ran_;
+      if (failed_.ok()) work();
+    }
+  }
+  void RunAllAside() { RunAsideUntil(aside_enqueued_); }
+
   Status Launch(const Grid& grid, std::function<void(EmulatedLane&)> body) {
     return Enqueue(Counted([this, grid, body = std::move(body)] {
       const GridStats stats = Emulate(grid, ++seed_, body);
@@ -201,6 +275,21 @@ class EmulatedDevice final : public Device {
                   [args](EmulatedLane& lane) { AttentionBlock<EmulatedLane, kHeadDim>(args, lane).Run(); });
   }
 
+  template <int kHeadDim>
+  Status MassOf(const MassArgs& args) {
+    constexpr std::size_t kShared = MassShared<kHeadDim>::kBytes;
+    const int heads = args.attention.pages.kv_heads;
+    const int rows = static_cast<int>((args.packed_rows + kMergeThreads - 1) / kMergeThreads);
+    KVS_RETURN_IF_ERROR(Launch({args.items, heads, kAttentionThreads, kShared}, [=](EmulatedLane& lane) {
+      MassBlock<EmulatedLane, kHeadDim, false>(args, lane).Run();
+    }));
+    KVS_RETURN_IF_ERROR(
+        Launch({rows, heads, kMergeThreads, 0}, [=](EmulatedLane& lane) { MassTotalsBlock(args, lane); }));
+    KVS_RETURN_IF_ERROR(Launch({args.asked_items, heads, kAttentionThreads, kShared},
+                               [=](EmulatedLane& lane) { MassBlock<EmulatedLane, kHeadDim, true>(args, lane).Run(); }));
+    return Launch({args.num_columns, 1, kMergeThreads, 0}, [=](EmulatedLane& lane) { MassSumBlock(args, lane); });
+  }
+
   const EmulatedDeviceOptions options_;
   std::uint64_t seed_;
   DeviceFacts facts_;
@@ -209,6 +298,10 @@ class EmulatedDevice final : public Device {
   std::deque<Work> queue_;
   std::uint64_t enqueued_ = 0, ran_ = 0;
   std::uint64_t marks_[kMarks] = {};
+  std::deque<Work> aside_;
+  std::uint64_t aside_enqueued_ = 0, aside_ran_ = 0;
+  std::map<int, std::uint64_t> aside_marks_;
+  std::mt19937_64 random_;
   int launches_ = 0;
   Status failed_;
 };

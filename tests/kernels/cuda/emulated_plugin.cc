@@ -1,0 +1,41 @@
+// The emulated GPU as a plug-in, so that the programs themselves run on it where there is no GPU. While the file that
+// KVSHARE_EMULATED_BREAK names exists, it is broken.
+#include <unistd.h>
+
+#include <cstdlib>
+#include <utility>
+
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda_plugin.h"
+#include "libkvshare/core/status_macros.h"
+#include "tests/kernels/cuda/emulated_device.h"
+
+namespace kvshare::kernels::cuda {
+namespace {
+
+bool Broken() {
+  const char* file = std::getenv("KVSHARE_EMULATED_BREAK");
+  return file != nullptr && access(file, F_OK) == 0;
+}
+
+Status Probe(int, CudaDeviceInfo* info) {
+  if (Broken()) return Unavailable("the emulated GPU is broken");
+  *info = {.name = "emulated", .arch = "emulated", .memory_bytes = EmulatedDeviceOptions().memory_bytes, .devices = 1};
+  return OkStatus();
+}
+
+Status Create(const CudaOptions&, std::unique_ptr<Backend>* backend) {
+  CudaDeviceInfo info;
+  KVS_RETURN_IF_ERROR(Probe(0, &info));
+  KVS_ASSIGN_OR_RETURN(*backend, NewBackendOn(NewEmulatedDevice({.broken = &Broken}), {}));
+  return OkStatus();
+}
+
+constexpr CudaPluginApi kApi = {kCudaPluginAbi, CudaPluginSizes(), "emulated", &Probe, &Create};
+
+}  // namespace
+}  // namespace kvshare::kernels::cuda
+
+extern "C" [[gnu::visibility("default")]] const kvshare::kernels::CudaPluginApi* KvshareCudaPlugin() {
+  return &kvshare::kernels::cuda::kApi;
+}
