@@ -200,11 +200,15 @@ TEST_F(LinkRequestsTest, AClientThatNeverReadsLosesItsConnectionAndNobodyElseWai
 }
 
 TEST_F(LinkRequestsTest, StoppingAmidRequestsLeavesNothing) {
+  std::vector<std::unique_ptr<RawLink>> claimed;
   std::vector<std::jthread> clients;
   std::atomic<int> answered = 0;
   for (int c = 0; c < 8; ++c) {
-    clients.emplace_back([this, c, &answered] {
-      const auto client = Claimed("client " + std::to_string(c));
+    // Claimed before any of them asks: what is refused because the link has stopped is a request, never a claim.
+    claimed.push_back(Claimed("client " + std::to_string(c)));
+  }
+  for (const auto& client : claimed) {
+    clients.emplace_back([&client, &answered] {
       for (std::uint64_t n = 1; CodeOf(Ask(*client, n, kAcquire)) == StatusCode::kOk && n < 1000; ++n) ++answered;
     });
   }
