@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <future>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <thread>
@@ -25,6 +26,7 @@
 #include "agentd/server/http_server.h"
 #include "agentd/server/router_server.h"
 #include "agentd/service.h"
+#include "kernels/cuda_plugin.h"
 #include "kvshare/status.h"
 #include "kvshare/types.h"
 #include "libkvshare/core/status_macros.h"
@@ -123,19 +125,24 @@ class SignalWatch {
   // Before this, there is nothing to drain and the first signal ends the program with exit code 0.
   void Ready() { ready_ = true; }
   void Wait() { first_.get_future().wait(); }
+  // As a first signal, if none has come; any thread's.
+  void End() {
+    std::call_once(ended_, [this] { first_.set_value(); });
+  }
 
  private:
   void Run() {
     int signal = 0;
     sigwait(&signals_, &signal);
     if (!ready_) std::_Exit(kExitOk);
-    first_.set_value();
+    End();
     sigwait(&signals_, &signal);
     std::_Exit(kExitInterrupted);
   }
 
   sigset_t signals_;
   std::atomic<bool> ready_ = false;
+  std::once_flag ended_;
   std::promise<void> first_;
 };
 
@@ -226,7 +233,8 @@ std::string ReadyLine(const ServerInfo& info, const Stats& stats, const std::str
   std::array<char, 64> numbers;
   std::snprintf(numbers.data(), numbers.size(), "KV pool of %.2f GiB, started in %.1f s",
                 static_cast<double>(stats.pool.capacity_bytes) / kGiB, seconds);
-  return "ready at " + endpoint + ": " + info.model + ", " + info.dtype + " on " + info.isa + ", reuse " +
+  return "ready at " + endpoint + ": " + info.model + ", " + info.dtype + " on " +
+         (info.device == "cpu" ? "" : info.device + " ") + info.isa + ", reuse " +
          std::string(ReuseModeName(info.reuse)) + ", " + numbers.data();
 }
 
@@ -236,13 +244,27 @@ int Serve(const Config& config, SignalWatch& signals) {
   if (const Status started = http.Start(config, log); !started.ok()) return FailListen("--http", started);
   const auto start = std::chrono::steady_clock::now();
   runtime::LoadOptions load;
+  const Result<runtime::Device> device = runtime::ParseDevice(config.device);
+  if (!device.ok()) return Fail(kExitUsage, "--device: " + device.status().message());
+  load.device = *device;
+  if (load.device == runtime::Device::kCuda) {
+    const Status usable = kernels::ProbeCuda().status();
+    if (!usable.ok()) return Fail(kExitUsage, "--device cuda: " + usable.message());
+  }
   load.dtype = config.float32 ? kernels::DType::kF32 : kernels::DType::kBf16;
   load.threads = config.threads;
   load.lora = config.lora;
   load.max_batch_rows = config.max_running + config.prefill_chunk;
   Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(config.model, load);
   if (!model.ok()) return Fail(kExitModel, "--model: " + model.status().message());
-  Result<std::unique_ptr<Service>> service = NewService(std::move(*model), OptionsOf(config));
+  ServiceOptions options = OptionsOf(config);
+  std::atomic<bool> device_lost = false;
+  options.on_device_lost = [&](const Status& status) {
+    device_lost = true;
+    Fail(kExitFailed, status.message());
+    signals.End();
+  };
+  Result<std::unique_ptr<Service>> service = NewService(std::move(*model), options);
   if (!service.ok()) return FailService(config, service.status());
   // A client's wish to drain takes the way of SIGTERM.
   Result<std::unique_ptr<RouterServer>> server =
@@ -262,7 +284,7 @@ int Serve(const Config& config, SignalWatch& signals) {
   log.Info("stopped after " + std::to_string(totals.requests) + " requests; " +
            std::to_string(totals.prefix_tokens + totals.moved_tokens) + " of " + std::to_string(totals.prompt_tokens) +
            " prompt tokens were reused");
-  return kExitOk;
+  return device_lost ? kExitFailed : kExitOk;
 }
 
 int Main(int argc, char** argv) {

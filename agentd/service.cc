@@ -26,6 +26,8 @@ constexpr std::size_t kMaxStopBytes = 1024;
 
 // Of the memory that is free at start, the part the pool takes when nobody says how much.
 constexpr std::int64_t kDefaultPoolDivisor = 4;
+// Of a device's, the part that stays for what steps take: a step that finds none is a device that has failed.
+constexpr std::int64_t kStepMemoryDivisor = 8;
 
 // A pin may stay as long as anybody could mean.
 constexpr std::chrono::milliseconds kMaxPinTtl = std::chrono::hours(24 * 365);
@@ -120,7 +122,8 @@ class ServiceImpl final : public Service {
                            .anchor_dir = cold_ == nullptr ? "" : options.cold_dir + "/anchors",
                            .anchor_bytes = AnchorBytes(options.cold_bytes),
                            .anchor_memory = options.anchor_memory},
-                 .leases = leases}) {}
+                 .leases = leases,
+                 .on_device_lost = options.on_device_lost}) {}
 
   SharedPages Shared() const override {
     const kernels::KvPages& pages = arena_->pages();
@@ -132,7 +135,7 @@ class ServiceImpl final : public Service {
                      .page_tokens = static_cast<int>(kernels::kPageTokens),
                      .page_bytes = static_cast<std::int64_t>(layout.page_bytes()),
                      .dtype = std::string(kernels::DTypeName(layout.dtype))};
-    if (model_->backend().capabilities().device != "cpu") return shared;
+    if (!arena_->in_place()) return shared;
     shared.memory = pages.base;
     shared.generations = arena_->generations();
     shared.num_pages = pages.num_pages;
@@ -148,6 +151,7 @@ class ServiceImpl final : public Service {
     info.space = model_->space().Hex();
     info.dtype = kernels::DTypeName(model_->kv_layout().dtype);
     info.isa = model_->backend().capabilities().isa;
+    info.device = model_->backend().capabilities().device;
     info.reuse = options_.reuse;
     info.max_context_tokens = model_->config().max_positions;
     info.vocab_size = model_->config().vocab_size;
@@ -321,14 +325,22 @@ Result<kernels::PageIndex> PoolPages(const runtime::Model& model, std::int64_t p
   const auto page_bytes = static_cast<std::int64_t>(model.kv_layout().page_bytes());
   const std::int64_t context_pages = ContextPages(model);
   const std::int64_t context_bytes = context_pages * page_bytes;
-  const std::int64_t available = AvailableMemoryBytes();
+  const bool host = model.backend().capabilities().host_memory;
+  const std::int64_t available =
+      host ? AvailableMemoryBytes() : static_cast<std::int64_t>(model.backend().free_bytes());
   if (pool_bytes == 0) {
     pool_bytes = std::max(available / kDefaultPoolDivisor, context_bytes);
     if (pool_bytes > available) {
       return ResourceExhausted("one full context of " + std::to_string(model.config().max_positions) +
-                               " tokens takes " + std::to_string(context_bytes) +
-                               " bytes of KV, and this machine has " + std::to_string(available) + " bytes free");
+                               " tokens takes " + std::to_string(context_bytes) + " bytes of KV, and " +
+                               (host ? "this machine" : "the device") + " has " + std::to_string(available) +
+                               " bytes free");
     }
+  }
+  if (const std::int64_t most = available - available / kStepMemoryDivisor; !host && pool_bytes > most) {
+    return ResourceExhausted("a KV pool of " + std::to_string(pool_bytes) +
+                             " bytes leaves too little of the device's " + std::to_string(available) +
+                             " free bytes to compute with; give it at most " + std::to_string(most) + " bytes");
   }
   if (pool_bytes < context_bytes) {
     return ResourceExhausted("a KV pool of " + std::to_string(pool_bytes) +

@@ -23,7 +23,7 @@ class ColdTier;
 
 struct ServiceOptions {
   ReuseMode reuse = ReuseMode::kExact;
-  std::int64_t kv_pool_bytes = 0;   // 0: a quarter of the machine's free memory, at least one full context
+  std::int64_t kv_pool_bytes = 0;   // where the model computes; 0: a quarter of what is free, at least one full context
   std::int64_t max_running = 64;    // sequences decoded side by side
   std::int64_t max_waiting = 1024;  // beyond it ResourceExhausted at once
   std::int64_t prefill_chunk_tokens = 512;
@@ -39,6 +39,10 @@ struct ServiceOptions {
   std::int64_t max_leases = 4096;       // held at once by all clients
   std::int64_t max_pins = 1024;         // likewise
   std::chrono::milliseconds max_lease_ttl = std::chrono::minutes(10);
+
+  // Called once, on the engine's thread, when the device that computes has failed for good and every request has been
+  // told. Must be short.
+  std::function<void(const Status&)> on_device_lost;
 };
 
 // The memory that leases' offsets point into, as this process has it and as others of this machine may map it. Lives as
@@ -74,8 +78,8 @@ class Service {
   virtual Result<RenderReply> Render(const RenderRequest& request) const = 0;
 
   // Checks the request (window, ids, parameters), then queues it. Returns its id; the sink is then called until OnDone
-  // or OnError. Returns InvalidArgument (naming the limit), ResourceExhausted (queue full) or Unavailable (draining),
-  // and then the sink is never called.
+  // or OnError. Returns InvalidArgument (naming the limit), ResourceExhausted (queue full) or Unavailable (draining, or
+  // the device has failed), and then the sink is never called.
   virtual Result<std::uint64_t> Generate(const GenerateRequest& request, std::shared_ptr<GenerateSink> sink) = 0;
   virtual void Cancel(std::uint64_t request_id) = 0;  // of an unknown or finished request: nothing happens
 

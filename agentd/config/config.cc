@@ -194,10 +194,15 @@ Result<Config> Settings::Finish() const {
   if (Get("cold.dir").text.empty() && cold_size.layer != Layer::kDefault) {
     return InvalidArgument(cold_size.origin + ": a cold tier's size without its directory; add --cold-dir DIR");
   }
+  if (Get("model.device").text == "cuda" && Get("model.dtype").text == "float32") {
+    return InvalidArgument(Get("model.device").origin + ": a GPU computes in bfloat16 only, and " +
+                           Get("model.dtype").origin + " says float32");
+  }
   Config config;
   config.model = Get("model.path").text;
   config.lora = Get("model.lora").text;
   config.float32 = Get("model.dtype").text == "float32";
+  config.device = Get("model.device").text;
   config.threads = static_cast<int>(CountOf(Get("model.threads").text));
   config.listen = Get("server.listen").text;
   if (const std::string& http = Get("server.http").text; !http.empty()) {

@@ -19,6 +19,7 @@ struct Config {
   std::string model;
   std::string lora;  // empty: none
   bool float32 = false;
+  std::string device;  // cpu | cuda | auto
   int threads = 0;
   std::string listen;
   std::string http_host;  // empty: no HTTP

@@ -45,7 +45,8 @@ void Engine::AddWork(Sequence* sequence, std::int64_t* row_budget) {
   work_.push_back({.sequence = sequence, .begin = begin, .count = count});
 }
 
-// Admits the waiting request whose turn it is. False when none can be admitted until something changes.
+// Admits the waiting request whose turn it is, or has what it needs loaded first. False when neither can be done of any
+// until something changes.
 bool Engine::AdmitNext(std::int64_t* row_budget) {
   if (waiting_.empty() || static_cast<std::int64_t>(running_.size()) >= options_.max_running) return false;
   std::vector<StoredPrefix> stored;
@@ -55,7 +56,7 @@ bool Engine::AdmitNext(std::int64_t* row_budget) {
     stored.push_back(planner_.FindReusable(request.prompt, request.reuse));
     prospects.push_back({.reusable = stored[i].tokens(),
                          .prompt = static_cast<std::int64_t>(request.prompt.size()),
-                         .held = WorthWaitingFor(request, stored[i])});
+                         .held = IsLoadingChunks(request.id) || WorthWaitingFor(request, stored[i])});
   }
   for (const std::size_t i : waiting_.Order(prospects)) {
     const bool due = waiting_.IsDue(i);
@@ -98,7 +99,11 @@ ReusePlan Engine::PlanFor(const EngineRequest& request, StoredPrefix stored) {
 bool Engine::TryAdmit(std::size_t i, std::span<const Prospect> prospects, StoredPrefix stored,
                       std::int64_t* row_budget) {
   const EngineRequest& waiting = waiting_.at(i);
-  MovedPlan moved = PlanMoved(waiting, stored);
+  MovedPlan moved = PlanWithLoads(waiting, stored);
+  if (!moved.loads.empty()) {
+    BeginChunkLoads(waiting, std::move(moved.loads));
+    return true;
+  }
   if (moved.work.prompt != nullptr) {
     if (*row_budget == 0) return false;
     if (TryAdmitMoved(i, prospects, moved, row_budget)) return true;
@@ -144,6 +149,7 @@ Sequence* Engine::Admit(std::size_t i, std::span<const Prospect> prospects, Reus
   const bool loads = !plan.stored.cold.pages.empty();
   auto sequence = std::make_unique<Sequence>();
   sequence->request = waiting_.Take(i, prospects);
+  chunk_loads_.erase(sequence->request.id);
   {
     const std::lock_guard lock(mutex_);
     --waiting_count_;

@@ -41,10 +41,11 @@ Match Engine::Lookup(std::span<const TokenId> prompt) {
 Status Engine::AfterFetch(std::span<const TokenId> prompt, const std::function<void()>& then) {
   const auto done = std::make_shared<std::promise<Status>>();
   Post([this, &prompt, &then, done] {
-    Fetch(std::vector<TokenId>(prompt.begin(), prompt.end()), [&then, done](const Status& status) {
-      if (status.ok()) then();
-      done->set_value(status);
-    });
+    Fetch(std::vector<TokenId>(prompt.begin(), prompt.end()),
+          [&then, done](const Status& status, std::optional<MissKind>) {
+            if (status.ok()) then();
+            done->set_value(status);
+          });
   });
   return done->get_future().get();
 }
@@ -169,9 +170,14 @@ Result<std::int64_t> Engine::Evict(const EvictRequest& request) {
       }
       if (key.empty()) {
         dropped += moved_.kept_pages();
-        moved_.Clear();
         healer_.Clear();
-        if (request.cold) moved_.anchors().ForgetSaved();
+        if (request.cold) {
+          moved_.Clear();
+          recall_.Clear();
+          moved_.anchors().ForgetSaved();
+        } else {
+          moved_.LeaveMemory();
+        }
       }
       demoter_.KeepDropped(!request.cold);  // asked to leave memory, not to be lost
       dropped += pool_->EvictFrom(from);

@@ -113,6 +113,7 @@ void Engine::Fail(Sequence& sequence, const Status& status) {
 }
 
 void Engine::FailWaiting(const EngineRequest& request, const Status& status) {
+  chunk_loads_.erase(request.id);
   {
     const std::lock_guard lock(mutex_);
     --waiting_count_;

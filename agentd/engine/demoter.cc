@@ -4,13 +4,15 @@
 #include <span>
 
 #include "libkvshare/core/check.h"
+#include "libkvshare/core/status_macros.h"
 
 namespace kvshare::agentd {
 
-Demoter::Demoter(ColdTier* cold, KvPool* pool, const kernels::KvPages& pages, const StatsBook* names)
-    : cold_(cold), pool_(pool), pages_(pages), names_(names) {
+Demoter::Demoter(ColdTier* cold, KvPool* pool, const PageArena* arena, const StatsBook* names)
+    : cold_(cold), pool_(pool), arena_(arena), names_(names) {
   if (cold_ == nullptr) return;
-  slots_.resize(pages.num_pages);
+  slots_.resize(arena->pages().num_pages);
+  if (!arena->in_place()) copy_.resize(arena->pages().layout.page_bytes());
   // Stored again even where it was stored before: the tier may have evicted it meanwhile, and knows when there is
   // nothing to copy.
   pool_->SetEvictionObserver([this](PageIndex page) { Store(page); });
@@ -47,7 +49,7 @@ void Demoter::Loaded(PageIndex page, const Digest& content_chain) {
 }
 
 bool Demoter::Work(std::size_t bytes) {
-  if (cold_ == nullptr) return false;
+  if (cold_ == nullptr || unreadable_) return false;
   std::size_t left = bytes;
   bool any = false;
   while (!queue_.empty() && left > 0) {
@@ -57,7 +59,7 @@ bool Demoter::Work(std::size_t bytes) {
     if (waits) {
       if (!cold_->CanStore() || !Store(next.page)) break;
       SetState(next.page, State::kKept);
-      left -= std::min(left, pages_.layout.page_bytes());
+      left -= std::min(left, arena_->pages().layout.page_bytes());
       any = true;
     }
     queue_.pop_front();
@@ -77,7 +79,20 @@ bool Demoter::Store(PageIndex page) {
   cold.start = pool_->Describe(page).start;
   cold.source = names_->AgentName(index.Source(page));
   if (slots_[page].session != nullptr) cold.session = *slots_[page].session;
-  return cold_->Store(cold, std::span(pages_.slab(page, 0, 0, 0), pages_.layout.page_bytes()));
+  // What the tier has already, it would not take; so it need not be fetched from the device.
+  if (!arena_->in_place() && cold_->Contains(cold.context)) return true;
+  const auto kv = BytesOf(page);
+  return kv.ok() && cold_->Store(cold, *kv);
+}
+
+Result<std::span<const std::byte>> Demoter::BytesOf(PageIndex page) {
+  const kernels::KvPages& pages = arena_->pages();
+  if (arena_->in_place()) return std::span<const std::byte>(pages.slab(page, 0, 0, 0), pages.layout.page_bytes());
+  if (unreadable_) return Unavailable("the device has failed");
+  const Status read = arena_->Read(page, copy_);
+  unreadable_ = !read.ok();
+  KVS_RETURN_IF_ERROR(read);
+  return std::span<const std::byte>(copy_);
 }
 
 void Demoter::OnDrop(PageIndex page) {

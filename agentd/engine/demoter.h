@@ -6,25 +6,26 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "agentd/engine/stats_book.h"
 #include "agentd/pool/kv_pool.h"
+#include "agentd/pool/page_arena.h"
 #include "agentd/tiers/cold_tier.h"
-#include "kernels/paged_kv.h"
 
 namespace kvshare::agentd {
 
 // A session's name, shared by all pages that it stored.
 using SessionName = std::shared_ptr<const std::string>;
 
-// The engine's thread. Watches the pool's evictions for as long as it lives; pool, tier, names and the pages' memory
-// must outlive it.
+// The engine's thread. Watches the pool's evictions for as long as it lives; pool, tier, arena and names must outlive
+// it.
 class Demoter {
  public:
   // `cold` null: remembers and does nothing.
-  Demoter(ColdTier* cold, KvPool* pool, const kernels::KvPages& pages, const StatsBook* names);
+  Demoter(ColdTier* cold, KvPool* pool, const PageArena* arena, const StatsBook* names);
   ~Demoter();
   Demoter(const Demoter&) = delete;
   Demoter& operator=(const Demoter&) = delete;
@@ -36,8 +37,8 @@ class Demoter {
 
   // Hands pages to the tier until `bytes` are copied or it takes no more. True when it took any.
   bool Work(std::size_t bytes);
-  // Pages that wait to be copied.
-  std::size_t backlog() const { return backlog_; }
+  // Pages that wait to be copied, and can be.
+  std::size_t backlog() const { return unreadable_ ? 0 : backlog_; }
 
   // While true, a page that leaves the pool for another reason than room is copied first, if it still waits.
   void KeepDropped(bool keep) { keep_dropped_ = keep; }
@@ -54,13 +55,16 @@ class Demoter {
     Digest context;  // of the page when it was put here: its number may hold something else by now
   };
   bool Store(PageIndex page);
+  Result<std::span<const std::byte>> BytesOf(PageIndex page);
   void OnDrop(PageIndex page);
   void SetState(PageIndex page, State state);
 
   ColdTier* const cold_;
   KvPool* const pool_;
-  const kernels::KvPages pages_;
+  const PageArena* const arena_;
   const StatsBook* const names_;
+  std::vector<std::byte> copy_;  // of the page that is being stored, where it is not read in place
+  bool unreadable_ = false;      // a page could not be read: the device has failed, and none ever will be
   bool keep_dropped_ = false;
   std::vector<Slot> slots_;    // by page
   std::deque<Waiting> queue_;  // oldest first

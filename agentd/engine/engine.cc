@@ -41,14 +41,15 @@ Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* 
       stats_(stats),
       options_(options),
       planner_(pool, cold, stats),
-      demoter_(cold, pool, arena->pages(), stats),
+      demoter_(cold, pool, arena, stats),
       leases_(pool, options.leases),
       moved_(model, pool, arena->pages(), stats, options.moved,
              [this](std::function<void()> task) { Post(std::move(task)); }),
       healer_(model, pool, arena, HealerEvents()),
       shadow_(
           model, pool, arena, &moved_, [this] { return NoNews(); }, [stats](double kl) { stats->ShadowAudited(kl); }),
-      gate_(cold, model->kv_layout()) {
+      gate_(cold, model->kv_layout()),
+      recall_(cold, stats) {
   KVS_CHECK(options.max_running >= 1 && options.max_waiting >= 1 && options.prefill_chunk_tokens >= 1);
   KVS_CHECK(options.max_running <= model->max_batch_rows());
   GrowLogits(std::min(options.max_running, kFirstLogitRows));  // touched here, not in a request
@@ -70,6 +71,7 @@ Result<std::uint64_t> Engine::Submit(EngineRequest request) {
   std::uint64_t id = 0;
   {
     const std::lock_guard lock(mutex_);
+    if (!device_lost_.ok()) return device_lost_;
     if (draining_) return Unavailable("the daemon is shutting down and takes no new requests");
     if (waiting_count_ >= options_.max_waiting) {
       return ResourceExhausted("the queue is full: " + std::to_string(waiting_count_) +
@@ -120,7 +122,8 @@ Explanation Engine::Explain(std::span<const TokenId> prompt, ReuseMode mode, con
   if (session != nullptr) request.session = std::make_shared<const std::string>(*session);
   OnEngineThread([&] {
     StoredPrefix stored = planner_.FindReusable(prompt, mode);
-    MovedPlan moved = PlanMoved(request, stored);
+    MovedPlan moved =
+        PlanMoved(request, stored, cold_ == nullptr ? Disk::kUnread : Disk::kAsMemory, MissKind::kEvicted);
     if (!moved.plan.has_value()) moved.plan = planner_.Plan(prompt, mode, std::move(stored));
     explanation = ExplanationOf(*moved.plan, *stats_);
   });
@@ -159,6 +162,7 @@ void Engine::ClearPool() {
   OnEngineThread([&] {
     // These first: what they hold could not be dropped.
     moved_.Clear();
+    recall_.Clear();
     healer_.Clear();
     shadow_.Clear();
     pool_->Clear();
@@ -211,26 +215,51 @@ void Engine::Run() {
   Stop();
 }
 
+void Engine::FailAll(const Status& status) {
+  for (const auto& sequence : running_) {
+    if (!sequence->ended) Fail(*sequence, status);
+  }
+  DropEnded();
+  std::vector<EngineRequest> arrived;
+  {
+    const std::lock_guard lock(mutex_);
+    arrived.swap(arrived_);
+  }
+  for (EngineRequest& request : arrived) waiting_.Push(std::move(request));
+  waiting_.EraseIf([&](const EngineRequest& request) {
+    FailWaiting(request, status);
+    return true;
+  });
+}
+
+bool Engine::DeviceIsLost() {
+  if (arena_->in_place()) return false;
+  if (!device_lost_.ok()) return true;
+  const Status failed = model_->backend().Sync();
+  if (failed.ok()) return false;
+  const Status lost = Unavailable("the device has failed, and nothing can be computed until agentd is started again: " +
+                                  failed.message());
+  {
+    const std::lock_guard lock(mutex_);
+    device_lost_ = lost;  // so nobody is told later than FailAll tells
+  }
+  FailAll(lost);
+  if (options_.on_device_lost) options_.on_device_lost(lost);
+  return true;
+}
+
 // Ends everything; returns when the tier has nothing of ours in its hands any more.
 void Engine::Stop() {
   const Status stopped = Unavailable("the daemon stopped before this request was done");
-  for (const auto& sequence : running_) Fail(*sequence, stopped);
-  DropEnded();
-  waiting_.EraseIf([&](const EngineRequest& request) {
-    FailWaiting(request, stopped);
-    return true;
-  });
   while (true) {
-    for (auto& [tokens, done] : std::exchange(fetches_, {})) done(stopped);
-    std::vector<EngineRequest> arrived;
+    FailAll(stopped);
+    for (auto& [tokens, done] : std::exchange(fetches_, {})) done(stopped, std::nullopt);
     std::vector<std::function<void()>> tasks;
     {
       std::unique_lock lock(mutex_);
       inbox_changed_.wait(lock, [this] { return promotions_.empty() || !tasks_.empty(); });
-      arrived.swap(arrived_);
       tasks.swap(tasks_);
     }
-    for (const EngineRequest& request : arrived) FailWaiting(request, stopped);
     if (tasks.empty() && promotions_.empty()) return;
     for (const auto& task : tasks) task();
   }
@@ -251,7 +280,7 @@ bool Engine::Step() {
       if (work.sequence->prefilling()) prefill_rows += work.count;
     }
     if (forward.ok()) costs_.Measured(prefill_rows, rows, seconds - gate_.waited_seconds());
-    Commit(forward);
+    if (forward.ok() || !DeviceIsLost()) Commit(forward);
   }
   const bool demoted = demoter_.Work(kDemotedBytesPerStep);
   bool idle_work = false;
@@ -260,6 +289,7 @@ bool Engine::Step() {
   } else if (std::chrono::steady_clock::now() >= last_work_ + kQuiet) {
     idle_work = WorkWhileIdle();
   }
+  DeviceIsLost();  // whoever met it
   may_sleep_ = work_.empty() && !demoted && !replan_ && !idle_work;
   return true;
 }

@@ -26,6 +26,7 @@
 #include "agentd/engine/planner.h"
 #include "agentd/engine/promotion.h"
 #include "agentd/engine/sequence.h"
+#include "agentd/engine/session_recall.h"
 #include "agentd/engine/shadow_auditor.h"
 #include "agentd/engine/stats_book.h"
 #include "agentd/engine/waiting_queue.h"
@@ -46,6 +47,7 @@ struct EngineOptions {
   bool load_in_parts = true;
   MovedReuseOptions moved;
   LeaseLimits leases;
+  std::function<void(const Status&)> on_device_lost;  // once, on the engine's thread, when all have been told; or empty
 };
 
 // Public methods are thread-safe; everything else happens on the engine's thread, without locks. Sinks are called
@@ -61,7 +63,7 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Queues a request and returns its id, 1 first. ResourceExhausted when max_waiting are waiting, Unavailable after
-  // Drain began; then the sink is never called.
+  // Drain began or the device has failed; then the sink is never called.
   Result<std::uint64_t> Submit(EngineRequest request);
   void Cancel(std::uint64_t request_id);
 
@@ -99,6 +101,10 @@ class Engine {
   SteadyTime NextWakeUp() const;
   void EndLateAndCancelled(const std::vector<std::uint64_t>& cancelled);
   void Stop();
+  // Ends whatever runs or waits, and what has just arrived.
+  void FailAll(const Status& status);
+  // Whether the backend is a device that has failed, which it then is for good. The first time, everything is told.
+  bool DeviceIsLost();
   // Runs `task` on the engine's thread between two steps; returns when it has run.
   void OnEngineThread(const std::function<void()>& task);
   void Post(std::function<void()> task);
@@ -119,8 +125,11 @@ class Engine {
     MovedWork work;                 // without a prompt: the plan does without
     double trial_rows = 0;          // for MovedReuse::Admitted
     bool distrusted = false;        // MovedReuse::Decision's
+    std::vector<ChunkLoad> loads;   // that `work` needs first; the prompt's own prefix may be among them
+    std::int64_t saved = 0;         // rows, where there are any
   };
-  MovedPlan PlanMoved(const EngineRequest& request, const StoredPrefix& stored);
+  enum class Disk { kUnread, kAsMemory };
+  MovedPlan PlanMoved(const EngineRequest& request, const StoredPrefix& stored, Disk disk, MissKind gone);
   bool TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, MovedPlan& moved, std::int64_t* row_budget);
   void ComputeMoved();
   Status Recompute(Sequence& sequence, std::span<float> logits);
@@ -134,6 +143,12 @@ class Engine {
   void HealLater(Sequence& sequence);
   void ShadowLater(Sequence& sequence);
   Healer::Events HealerEvents();
+
+  // chunk_loads.cc: chunks that are read back before their prompt is computed.
+  void RecallSession(const std::string& session);
+  MovedPlan PlanWithLoads(const EngineRequest& request, const StoredPrefix& stored);
+  void BeginChunkLoads(const EngineRequest& request, std::vector<ChunkLoad> loads);
+  bool IsLoadingChunks(std::uint64_t request_id) const;
 
   void Materialize();
   Status Forward();
@@ -153,6 +168,8 @@ class Engine {
 
   // promote.cc: pages on their way into memory.
   void BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv);
+  void StartReads(std::uint64_t id, std::vector<ColdLoad> loads, std::shared_ptr<LoadProgress> progress,
+                  PartsReady on_parts);
   void EndPromotion(std::uint64_t id);
   bool MayOverlap(const Sequence& sequence, std::int64_t rows) const;
   void PublishLoaded(const Promotion& promotion, KvHandle& kv, std::span<const ColdLoaded> good);
@@ -189,6 +206,7 @@ class Engine {
   std::int64_t outstanding_count_ = 0;  // submitted and not yet ended
   bool draining_ = false;
   bool stopping_ = false;
+  Status device_lost_;  // what every request is told, once the device has failed
 
   // The engine thread's own.
   const Planner planner_;
@@ -212,6 +230,12 @@ class Engine {
   std::map<std::uint64_t, std::unique_ptr<Promotion>> promotions_;
   LoadGate gate_;                                                    // of the step that is being computed
   std::vector<std::pair<std::vector<TokenId>, FetchDone>> fetches_;  // that wait for a promotion of the same pages
+  SessionRecall recall_;
+  struct ChunkLoads {
+    int under_way = 0;
+    std::optional<MissKind> lost;
+  };
+  std::unordered_map<std::uint64_t, ChunkLoads> chunk_loads_;  // of waiting requests that have asked for them
   std::deque<std::uint64_t> plan_order_;
   std::unordered_map<std::uint64_t, ReusePlan> plans_;  // of the last requests, for ExplainRequest
 

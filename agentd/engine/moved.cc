@@ -2,6 +2,7 @@
 // the tokens generated after it share steps with everybody's. What it computes is approximate and is stored nowhere,
 // until the guard has it computed exactly: then it is a sequence like any other.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "agentd/engine/engine.h"
@@ -24,39 +25,67 @@ std::int64_t NewTokens(const EngineRequest& request) {
 
 }  // namespace
 
-// What a request that may be answered approximately would take from its session. Nothing while a prefix is to be loaded
-// first, nor where only the prompt is asked for: that is stored, so it must be exact.
-Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPrefix& stored) {
+// What a request that may be answered approximately would take from its session. Nothing where only the prompt is asked
+// for: that is stored, so it must be exact. Disk::kAsMemory: what has to be loaded counts as if it were there;
+// otherwise nothing is moved while a prefix is to be loaded. `gone`: why what the session has seen is not in memory.
+Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPrefix& stored, Disk disk,
+                                    MissKind gone) {
   MovedPlan moved;
   if (request.reuse == ReuseMode::kOff || request.reuse == ReuseMode::kExact) return moved;
   if (request.session == nullptr || request.max_tokens == 0) return moved;
+  RecallSession(*request.session);
   if (request.reuse == ReuseMode::kKvcomm) moved_.anchors().Of(*request.session);  // what is on disk is on its way
-  if (!stored.cold.pages.empty()) return moved;
-  FoundChunks found = moved_.Find(request, stored.tokens(), NewTokens(request));
-  if (found.chunks.empty() && found.strays.empty()) return moved;
+  if (disk == Disk::kUnread && !stored.cold.pages.empty()) return moved;
+  FoundChunks found =
+      moved_.Find(request, stored.tokens(), NewTokens(request), disk == Disk::kAsMemory ? &planner_ : nullptr);
+  if (found.chunks.empty() && found.strays.empty() && found.gone.empty()) return moved;
+  if (found.chunks.empty() && !stored.cold.pages.empty()) return moved;  // PlanFor decides on the prefix
   StoredPrefix exact = stored;
-  if (!found.chunks.empty()) exact.host.Cut(found.chunks.front().chunk.start);
+  if (!found.chunks.empty()) exact.Cut(found.chunks.front().chunk.start);
   ReusePlan& plan = moved.plan.emplace(planner_.Plan(request.prompt, request.reuse, exact));
   plan.repair = request.reuse;
   for (const FoundChunk& found_chunk : found.chunks) {
     const MovedChunk& chunk = found_chunk.chunk;
-    Mark({.fate = Fate::kMoved, .start = chunk.start, .length = chunk.length, .source = found_chunk.source}, &plan);
+    Mark({.fate = Fate::kMoved,
+          .start = chunk.start,
+          .length = chunk.length,
+          .source = found_chunk.source,
+          .tier = found_chunk.tier},
+         &plan);
   }
   for (const FoundChunk& stray : found.strays) {
     const MovedChunk& chunk = stray.chunk;
     Mark({.fate = Fate::kDeclined, .start = chunk.start, .length = chunk.length, .miss = MissKind::kOtherCompany},
          &plan);
   }
+  for (const auto& [start, length] : found.gone) MarkFresh({.start = start, .length = length, .miss = gone}, &plan);
   if (found.chunks.empty()) return moved;
-  moved.work = moved_.Prepare(request, exact.host, found);
-  const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
-  const MovedReuse::Decision decision = moved_.Decide(request, *moved.work.prompt, plain);
-  moved.trial_rows = decision.trial_rows;
-  moved.distrusted = decision.distrusted;
-  if (decision.use) return moved;
+  moved.loads = std::move(found.loads);
+  moved.work = moved_.Prepare(request, exact, found);
+  MissKind why = MissKind::kNotOnDevice;
+  if (arena_->in_place() || !moved.work.prompt->LooksAtRows()) {
+    const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
+    const MovedReuse::Decision decision = moved_.Decide(request, *moved.work.prompt, plain);
+    moved.trial_rows = decision.trial_rows;
+    moved.distrusted = decision.distrusted;
+    if (decision.use) {
+      if (!stored.cold.pages.empty()) {
+        const auto prefix = request.prompt.begin() + static_cast<std::ptrdiff_t>(stored.tokens());
+        moved.loads.push_back({.tokens = {request.prompt.begin(), prefix}, .pages = stored.cold.pages.size()});
+      }
+      // In memory is what needs no load.
+      moved.saved = plain + stored.cold.tokens() - static_cast<std::int64_t>(std::ceil(decision.rows));
+      return moved;
+    }
+    why = MissKind::kMoveSlower;
+  }
   moved.work = {};
-  if (exact.tokens() < stored.tokens()) moved.plan.reset();  // all that is stored is worth more
-  if (moved.plan.has_value()) MarkDeclined(MissKind::kMoveSlower, &plan);
+  moved.loads.clear();
+  if (exact.tokens() < stored.tokens() || !stored.cold.pages.empty()) {
+    moved.plan.reset();  // all that is stored is worth more, and what is on disk is decided on by PlanFor
+  } else {
+    MarkDeclined(why, &plan);
+  }
   return moved;
 }
 
@@ -246,6 +275,7 @@ Healer::Events Engine::HealerEvents() {
 // What is computed of it can be found by its session from now on.
 void Engine::Record(const Sequence& sequence) {
   if (sequence.request.session == nullptr || sequence.request.reuse == ReuseMode::kOff) return;
+  RecallSession(*sequence.request.session);
   moved_.Record(*sequence.request.session,
                 std::span(sequence.tokens).first(static_cast<std::size_t>(sequence.computed)), sequence.request.agent);
 }

@@ -44,6 +44,20 @@ struct KeptPages {
   std::int64_t* count;
 };
 
+// Strays, to be computed; what is left are the chunks that the prompt is computed over.
+void TakeStraysOut(FoundChunks* found) {
+  std::vector<ChunkCompany> company;
+  for (const FoundChunk& chunk : found->chunks) {
+    company.push_back({chunk.chunk.length, chunk.chunk.in_company, chunk.saw_later});
+  }
+  const std::vector<std::size_t> strays = Strays(company);
+  for (auto i = strays.rbegin(); i != strays.rend(); ++i) {
+    const auto stray = found->chunks.begin() + static_cast<std::ptrdiff_t>(*i);
+    found->strays.insert(found->strays.begin(), std::move(*stray));
+    found->chunks.erase(stray);
+  }
+}
+
 }  // namespace
 
 MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPages& pages, StatsBook* names,
@@ -62,7 +76,8 @@ MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPag
   elsewhere_.Restore((*saved)[1]);
 }
 
-FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens) const {
+FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens,
+                             const Planner* disk) const {
   FoundChunks found;
   const std::string& session = *request.session;
   const std::span<const TokenId> prompt = request.prompt;
@@ -83,19 +98,30 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     if (book_.kept(session, r.run) == nullptr) reach[r.run] = std::max(reach[r.run], r.base + r.length);
   }
   struct Stored {
-    std::vector<PageIndex> pages;
+    std::vector<PageIndex> pages;  // kNoPage: on disk
     std::int64_t tokens = 0;
+    std::int64_t in_memory = 0;  // of these tokens
+    std::size_t on_disk = 0;     // pages
+    bool wanted = false;         // from there
   };
   std::map<std::uint64_t, Stored> stored;
   for (const auto& [run, end] : reach) {
-    const PrefixMatch match = pool_->index().Find(book_.tokens(session, run).first(static_cast<std::size_t>(end)));
-    if (match.tokens() == 0) continue;
-    Result<KvHandle> lease = pool_->Lease(match);
-    if (!lease.ok()) continue;
+    const auto tokens = book_.tokens(session, run).first(static_cast<std::size_t>(end));
+    const StoredPrefix whole = disk == nullptr ? StoredPrefix{.host = pool_->index().Find(tokens)} : disk->Find(tokens);
+    const PrefixMatch& match = whole.host;
+    if (whole.tokens() == 0) continue;
+    if (match.tokens() > 0) {
+      Result<KvHandle> lease = pool_->Lease(match);
+      if (!lease.ok()) continue;
+      found.leases.push_back(std::move(*lease));
+    }
     Stored& s = stored[run];
-    s = {match.pages, match.tokens()};
+    s = {.pages = match.pages,
+         .tokens = whole.tokens(),
+         .in_memory = match.tokens(),
+         .on_disk = whole.cold.pages.size()};
     if (match.tail != kNoPage) s.pages.push_back(match.tail);
-    found.leases.push_back(std::move(*lease));
+    s.pages.insert(s.pages.end(), s.on_disk, kNoPage);
   }
   std::optional<std::int64_t> lead;  // tokens before the first chunk in company
   std::optional<FirstPlaces> places;
@@ -118,13 +144,18 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
       there = *kept->prompt;
     } else if (const auto run = stored.find(r.run); run != stored.end()) {
       chunk.base = row;
-      chunk.length = std::min(chunk.length, run->second.tokens - row);  // what of the run is still in memory
+      chunk.length = std::min(chunk.length, run->second.tokens - row);  // what of the run is still stored
       pages = &run->second.pages;
       there = book_.tokens(session, r.run);
+      if (row + chunk.length > run->second.in_memory) out.tier = Tier::kCold;
+    }
+    if (pages == nullptr || chunk.length < kMinChunkTokens) {
+      found.gone.emplace_back(r.start, r.length);
+      continue;
     }
     // Rows that see the chunk are rotated back by its shift: all of those positions must exist.
     const std::int64_t shift = chunk.start - chunk.base;
-    if (pages == nullptr || chunk.length < kMinChunkTokens || last + new_tokens - shift >= window) continue;
+    if (last + new_tokens - shift >= window) continue;
     const std::int64_t first_page = row / kPageTokens;
     const std::int64_t end_page = (row + chunk.length + kPageTokens - 1) / kPageTokens;
     chunk.pages.assign(pages->begin() + first_page, pages->begin() + end_page);
@@ -145,18 +176,17 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
       const auto tokens = prompt.subspan(static_cast<std::size_t>(chunk.start), static_cast<std::size_t>(chunk.length));
       chunk.content = ContentDigest(tokens).Hex();
     }
+    out.run = r.run;
     found.chunks.push_back(std::move(out));
   }
-  if (request.reuse != ReuseMode::kAuto) return found;
-  std::vector<ChunkCompany> company;
+  if (request.reuse == ReuseMode::kAuto) TakeStraysOut(&found);
   for (const FoundChunk& chunk : found.chunks) {
-    company.push_back({chunk.chunk.length, chunk.chunk.in_company, chunk.saw_later});
+    if (chunk.tier == Tier::kCold) stored.at(chunk.run).wanted = true;
   }
-  const std::vector<std::size_t> strays = Strays(company);
-  for (auto i = strays.rbegin(); i != strays.rend(); ++i) {
-    const auto stray = found.chunks.begin() + static_cast<std::ptrdiff_t>(*i);
-    found.strays.insert(found.strays.begin(), std::move(*stray));
-    found.chunks.erase(stray);
+  for (const auto& [run, s] : stored) {
+    if (!s.wanted) continue;
+    const auto tokens = book_.tokens(session, run).first(static_cast<std::size_t>(s.tokens));
+    found.loads.push_back({.tokens = {tokens.begin(), tokens.end()}, .pages = s.on_disk});
   }
   return found;
 }
@@ -218,7 +248,7 @@ std::unique_ptr<AnchorStore> MovedReuse::StoreFor(const runtime::Model& model, c
                          .width = std::int64_t{layout.num_kv_heads} * layout.head_dim});
 }
 
-MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& prefix, FoundChunks& found) {
+MovedWork MovedReuse::Prepare(const EngineRequest& request, const StoredPrefix& prefix, FoundChunks& found) {
   KVS_CHECK(request.session != nullptr && !found.chunks.empty());
   RepairOptions options;
   options.mode = request.reuse;
@@ -230,12 +260,13 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const PrefixMatch& p
   std::vector<MovedChunk> chunks;
   for (const FoundChunk& chunk : found.chunks) chunks.push_back(chunk.chunk);
   MovedPrompt::Prefix exact;
-  exact.pages = prefix.pages;
+  exact.pages = prefix.host.pages;
   exact.tokens = prefix.tokens();
   MovedWork work;
   work.leases = std::move(found.leases);
   work.kept = std::move(found.kept);
-  if (prefix.tail != kNoPage) exact.pages.push_back(prefix.tail);
+  if (prefix.host.tail != kNoPage) exact.pages.push_back(prefix.host.tail);
+  exact.pages.insert(exact.pages.end(), prefix.cold.pages.size(), kNoPage);
   if (request.reuse == ReuseMode::kKvcomm) work.anchors = anchors_.Of(*request.session);
   work.prompt = std::make_unique<MovedPrompt>(model_, pages_, request.prompt, std::move(exact), std::move(chunks),
                                               options, work.anchors.get(), names_->AgentName(request.agent));
@@ -246,11 +277,13 @@ MovedReuse::Decision MovedReuse::Decide(const EngineRequest& request, const Move
                                         std::int64_t plain) const {
   const auto moved = static_cast<double>(prompt.RowsToCompute());
   const auto all = static_cast<double>(plain);
-  if (request.reuse != ReuseMode::kAuto) return {.use = moved < all};
+  if (request.reuse != ReuseMode::kAuto) return {.use = moved < all, .rows = moved};
   const double earned = kTrialShare * all;
-  if (moved + Trusted(prompt.OneThread()).DoubtRate() * all < all) return {.use = true, .trial_rows = earned};
+  const double rows = moved + Trusted(prompt.OneThread()).DoubtRate() * all;
+  if (rows < all) return {.use = true, .trial_rows = earned, .rows = rows};
   const bool trial = moved < all && moved <= trial_rows_ + earned;
-  return {.use = trial, .distrusted = !trial && moved < all, .trial_rows = trial ? earned - moved : earned};
+  return {
+      .use = trial, .distrusted = !trial && moved < all, .trial_rows = trial ? earned - moved : earned, .rows = rows};
 }
 
 void MovedReuse::Admitted(double trial_rows) { trial_rows_ = std::min(trial_rows_ + trial_rows, kMostTrialRows); }
@@ -271,6 +304,12 @@ void MovedReuse::Audited(bool one_thread, double margin, double kl) {
 
 void MovedReuse::SaveGuards() {
   if (guards_to_save()) guards_changed_ = !guard_file_->Save({thread_.Snapshot(), elsewhere_.Snapshot()});
+}
+
+void MovedReuse::LeaveMemory() {
+  while (Yield()) {
+  }
+  anchors_.Clear();
 }
 
 void MovedReuse::Clear() {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "agentd/engine/anchor_shelf.h"
+#include "agentd/engine/planner.h"
 #include "agentd/engine/request.h"
 #include "agentd/engine/stats_book.h"
 #include "agentd/pool/kv_pool.h"
@@ -32,11 +33,21 @@ struct FoundChunk {
   MovedChunk chunk;
   AgentId source = 0;      // whose prompt it stood in
   bool saw_later = false;  // ChunkCompany's
+  std::uint64_t run = 0;   // SessionBook's
+  Tier tier = Tier::kHost;
+};
+
+// A run that is to be in memory before the chunks that were found in it can be used.
+struct ChunkLoad {
+  std::vector<TokenId> tokens;  // from its beginning to the end of what is stored and wanted of it
+  std::size_t pages = 0;        // of them on disk
 };
 
 struct FoundChunks {
-  std::vector<FoundChunk> chunks;  // ascending, disjoint
-  std::vector<FoundChunk> strays;  // mode auto: rather to be computed (Strays)
+  std::vector<FoundChunk> chunks;                           // ascending, disjoint
+  std::vector<FoundChunk> strays;                           // mode auto: rather to be computed (Strays)
+  std::vector<std::pair<std::int64_t, std::int64_t>> gone;  // (start, length) of the prompt: seen before, KV not there
+  std::vector<ChunkLoad> loads;  // until these are in memory, pages of chunks in Tier::kCold are kNoPage
   // While these live, the chunks' pages stay as they are.
   std::vector<KvHandle> leases;
   std::vector<std::shared_ptr<const void>> kept;
@@ -64,7 +75,7 @@ class MovedReuse {
   MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPages& pages, StatsBook* names,
              const MovedReuseOptions& options, AnchorShelf::Post post);
 
-  // These tokens stood from position 0 in a prompt of `session`, and their KV is in the pool, exact.
+  // These tokens stood from position 0 in a prompt of `session`, and their KV is in the pool or cold tier, exact.
   void Record(const std::string& session, std::span<const TokenId> tokens, AgentId source) {
     book_.Record(session, tokens, source);
   }
@@ -83,12 +94,13 @@ class MovedReuse {
 
   // What of the request's prompt[from, n - 1) can be taken from elsewhere; `new_tokens` may follow the prompt. Empty
   // when its session has seen nothing of it. In mode kvcomm chunks are (parts of) messages, and the first may begin a
-  // little before `from` (Messages).
-  FoundChunks Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens) const;
+  // little before `from` (Messages). `disk`: counts what it finds in the cold tier as if it were in memory; may be
+  // null.
+  FoundChunks Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens, const Planner* disk) const;
 
   // The computation of the request's prompt after `prefix`, over `found`, whose leases it takes; pages of its own are
-  // still to be given. Requires a session and at least one chunk.
-  MovedWork Prepare(const EngineRequest& request, const PrefixMatch& prefix, FoundChunks& found);
+  // still to be given. It can run where nothing of both is on disk. Requires a session and at least one chunk.
+  MovedWork Prepare(const EngineRequest& request, const StoredPrefix& prefix, FoundChunks& found);
 
   // Whether `prompt` should be computed over its chunks: because it can be expected to compute fewer rows than `plain`,
   // which doing without it takes (how often the guard would have such prompts computed after all is part of it), or as
@@ -97,6 +109,7 @@ class MovedReuse {
     bool use = false;
     bool distrusted = false;
     double trial_rows = 0;
+    double rows = 0;  // to be expected, if it is used
   };
   Decision Decide(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain) const;
   // A request was admitted as was decided: this much more may go to trials, or less.
@@ -122,6 +135,8 @@ class MovedReuse {
   AnchorShelf& anchors() { return anchors_; }
   const AnchorShelf& anchors() const { return anchors_; }
 
+  // What sessions have seen stays known; no page and no anchor stays in memory.
+  void LeaveMemory();
   // All but what is on disk.
   void Clear();
 

@@ -96,8 +96,21 @@ std::string_view MissKindName(MissKind kind) {
     case MissKind::kOtherCompany: return "other_company";
     case MissKind::kQualityGuard: return "quality_guard";
     case MissKind::kNoAnchor: return "no_anchor";
+    case MissKind::kNotOnDevice: return "not_on_device";
   }
   return "unknown";
+}
+
+void StoredPrefix::Cut(std::int64_t tokens) {
+  std::int64_t left = std::max<std::int64_t>(tokens - host.tokens(), 0);
+  std::size_t kept = 0;
+  for (; kept < cold.pages.size() && left > 0; ++kept) {
+    ColdRun::Page& page = cold.pages[kept];
+    page.tokens = static_cast<int>(std::min<std::int64_t>(page.tokens, left));
+    left -= page.tokens;
+  }
+  cold.pages.resize(kept);
+  host.Cut(tokens);
 }
 
 StoredPrefix Planner::FindInMemory(std::span<const TokenId> tokens) const {
@@ -209,6 +222,18 @@ void Mark(const PlanSpan& fate, ReusePlan* plan) {
     add(span, std::max(span.start, end), span_end);
   }
   plan->spans = std::move(spans);
+}
+
+void MarkFresh(const PlanSpan& fate, ReusePlan* plan) {
+  for (const PlanSpan& span : std::vector<PlanSpan>(plan->spans)) {
+    const std::int64_t begin = std::max(span.start, fate.start);
+    const std::int64_t end = std::min(span.start + span.length, fate.start + fate.length);
+    if (span.fate != Fate::kFresh || span.miss == MissKind::kLastToken || begin >= end) continue;
+    PlanSpan part = fate;
+    part.start = begin;
+    part.length = end - begin;
+    Mark(part, plan);
+  }
 }
 
 void MarkDeclined(MissKind why, ReusePlan* plan) {

@@ -29,7 +29,8 @@ enum class MissKind {
   kMoveSlower,
   kOtherCompany,
   kQualityGuard,
-  kNoAnchor
+  kNoAnchor,
+  kNotOnDevice
 };
 std::string_view MissKindName(MissKind kind);
 
@@ -78,6 +79,8 @@ struct StoredPrefix {
   bool diverges = false;  // something stored shares these tokens, of at least one, and goes on differently
 
   std::int64_t tokens() const { return host.tokens() + cold.tokens(); }
+  // No more than the first `tokens`.
+  void Cut(std::int64_t tokens);
 };
 
 // tokens:  0 ............. stored.tokens() ............................... n-1 ... n
@@ -126,6 +129,8 @@ class Planner {
 
 // prompt[fate.start, fate.start + fate.length) has this fate, whatever it had before.
 void Mark(const PlanSpan& fate, ReusePlan* plan);
+// The same of those tokens alone that are fresh and not the prompt's last: another reason for them.
+void MarkFresh(const PlanSpan& fate, ReusePlan* plan);
 // The moved spans were computed after all.
 void MarkDeclined(MissKind why, ReusePlan* plan);
 

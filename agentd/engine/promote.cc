@@ -13,8 +13,16 @@ void Engine::BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv) 
   if (promotion->sequence != nullptr) promotion->sequence->loading = id;
   pool_->Extend(kv, promotion->start + promotion->run.tokens());
   arena_->ExpectUse(pool_->high_water());
-  std::vector<ColdLoad> loads = LoadsOf(promotion->run, promotion->start, kv, arena_->pages());
   promotion->begun = std::chrono::steady_clock::now();
+  const kernels::KvPages& pages = arena_->pages();
+  std::vector<PageIndex> places = PlacesOf(promotion->run, promotion->start, kv);
+  if (!arena_->in_place()) {
+    promotion->detour = std::make_unique<Detour>(std::move(places), pages.layout.page_bytes());
+    StartReads(id, promotion->detour->NextLoads(promotion->run), promotion->progress, nullptr);
+    promotions_.emplace(id, std::move(promotion));
+    return;
+  }
+  std::vector<ColdLoad> loads = LoadsOf(promotion->run, places, pages);
   const std::shared_ptr<LoadProgress> progress = promotion->progress;
   const bool in_parts = options_.load_in_parts && promotion->sequence != nullptr && gate_.all_parts() > 1;
   promotions_.emplace(id, std::move(promotion));
@@ -25,9 +33,14 @@ void Engine::BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv) 
       if (ready < all) Post([] {});  // a step may begin
     };
   }
+  StartReads(id, std::move(loads), progress, std::move(on_parts));
+}
+
+void Engine::StartReads(std::uint64_t id, std::vector<ColdLoad> loads, std::shared_ptr<LoadProgress> progress,
+                        PartsReady on_parts) {
   cold_->Load(
       std::move(loads),
-      [this, id, progress](std::vector<ColdLoaded> loaded) {
+      [this, id, progress = std::move(progress)](std::vector<ColdLoaded> loaded) {
         // In this order: once the load has ended for it, the engine waits for nobody here, and may be gone.
         Post([this, id] { EndPromotion(id); });
         progress->Ended(std::move(loaded));
@@ -52,9 +65,18 @@ bool Engine::MayOverlap(const Sequence& sequence, std::int64_t rows) const {
 void Engine::EndPromotion(std::uint64_t id) {
   const auto found = promotions_.find(id);
   if (found == promotions_.end()) return;
+  std::vector<ColdLoaded> loaded = found->second->progress->AwaitEnd();
+  if (Detour* const detour = found->second->detour.get(); detour != nullptr) {
+    detour->SendOn(std::move(loaded), *arena_);
+    if (!detour->done()) {
+      found->second->progress = std::make_shared<LoadProgress>();
+      StartReads(id, detour->NextLoads(found->second->run), found->second->progress, nullptr);
+      return;
+    }
+    loaded = detour->TakeLoaded();
+  }
   const std::unique_ptr<Promotion> promotion = std::move(found->second);
   promotions_.erase(found);
-  const std::vector<ColdLoaded> loaded = promotion->progress->AwaitEnd();
   MissKind why = MissKind::kColdUnreadable;
   const std::size_t good = CountGood(*promotion, loaded, &why);
   if (Sequence* const sequence = promotion->sequence; sequence != nullptr) {
@@ -74,7 +96,7 @@ void Engine::EndPromotion(std::uint64_t id) {
     PublishLoaded(*promotion, promotion->kv, std::span(loaded).first(good));
     promotion->kv = KvHandle();
     // Nothing is evicted between here and what `done` does with it.
-    if (promotion->done) promotion->done(OkStatus());
+    if (promotion->done) promotion->done(OkStatus(), good < loaded.size() ? std::optional(why) : std::nullopt);
   }
   replan_ = true;
   RetryFetches();
@@ -118,7 +140,7 @@ void Engine::RetryFetches() {
 bool Engine::StartFetch(std::vector<TokenId>& tokens, FetchDone& done) {
   StoredPrefix stored = cold_ == nullptr ? StoredPrefix{} : planner_.Find(tokens);
   if (stored.cold.pages.empty()) {
-    done(OkStatus());
+    done(OkStatus(), std::nullopt);
     return true;
   }
   const std::int64_t start = stored.host.full_tokens();
@@ -131,7 +153,7 @@ bool Engine::StartFetch(std::vector<TokenId>& tokens, FetchDone& done) {
   }
   Result<KvHandle> kv = pool_->Acquire(stored.host, start + stored.cold.tokens());
   if (!kv.ok()) {
-    done(OkStatus());
+    done(OkStatus(), MissKind::kPoolFull);
     return true;
   }
   auto promotion = std::make_unique<Promotion>();

@@ -69,14 +69,44 @@ void LoadGate::BeforeLayer(int layer) {
   waited_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-std::vector<ColdLoad> LoadsOf(const ColdRun& run, std::int64_t start, const KvHandle& kv,
-                              const kernels::KvPages& pages) {
+Detour::Detour(std::vector<PageIndex> places, std::size_t page_bytes, std::size_t memory_bytes)
+    : places_(std::move(places)),
+      page_bytes_(page_bytes),
+      stride_((page_bytes + kRecordAlign - 1) / kRecordAlign * kRecordAlign),
+      at_once_(std::clamp<std::size_t>(memory_bytes / stride_, 1, places_.size())),
+      memory_(at_once_ * stride_) {}
+
+std::vector<ColdLoad> Detour::NextLoads(const ColdRun& run) {
+  const std::size_t begin = arrived_.size();
+  std::vector<ColdLoad> loads;
+  for (std::size_t i = 0; i < std::min(at_once_, places_.size() - begin); ++i) {
+    loads.push_back({.context = run.pages[begin + i].context, .destination = Place(i)});
+  }
+  return loads;
+}
+
+void Detour::SendOn(std::vector<ColdLoaded> loaded, PageArena& arena) {
+  bool good = true;
+  for (std::size_t i = 0; i < loaded.size(); ++i) {
+    if (good && loaded[i].status.ok()) loaded[i].status = arena.Write(places_[arrived_.size()], Place(i));
+    good = good && loaded[i].status.ok();
+    arrived_.push_back(std::move(loaded[i]));
+  }
+  while (!good && !done()) arrived_.push_back({.status = NotFound("a page before it could not be had"), .page = {}});
+}
+
+std::vector<PageIndex> PlacesOf(const ColdRun& run, std::int64_t start, const KvHandle& kv) {
+  const auto places = kv.pages().subspan(static_cast<std::size_t>(start / kPageTokens), run.pages.size());
+  return {places.begin(), places.end()};
+}
+
+std::vector<ColdLoad> LoadsOf(const ColdRun& run, std::span<const PageIndex> places, const kernels::KvPages& pages) {
   std::vector<ColdLoad> loads;
   loads.reserve(run.pages.size());
-  auto at = static_cast<std::size_t>(start / kPageTokens);
-  for (const ColdRun::Page& page : run.pages) {
-    std::byte* const destination = pages.slab(kv.pages()[at++], 0, 0, 0);
-    loads.push_back({.context = page.context, .destination = std::span(destination, pages.layout.page_bytes())});
+  for (std::size_t i = 0; i < run.pages.size(); ++i) {
+    std::byte* const destination = pages.slab(places[i], 0, 0, 0);
+    loads.push_back(
+        {.context = run.pages[i].context, .destination = std::span(destination, pages.layout.page_bytes())});
   }
   return loads;
 }

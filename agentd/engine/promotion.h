@@ -15,6 +15,8 @@
 #include "agentd/engine/planner.h"
 #include "agentd/engine/sequence.h"
 #include "agentd/pool/kv_pool.h"
+#include "agentd/pool/page_arena.h"
+#include "agentd/tiers/aligned_buffer.h"
 #include "agentd/tiers/cold_tier.h"
 #include "kernels/paged_kv.h"
 #include "kvshare/status.h"
@@ -23,8 +25,8 @@
 namespace kvshare::agentd {
 
 // Called on the engine's thread once: OK when what could be loaded is in memory and stays until the call returns,
-// Unavailable when the engine stops.
-using FetchDone = std::function<void(const Status&)>;
+// Unavailable when the engine stops. `lost`: why not all of it could be.
+using FetchDone = std::function<void(const Status& status, std::optional<MissKind> lost)>;
 
 // What a load has brought so far. Threads of the tier tell it, the engine's asks.
 class LoadProgress {
@@ -45,6 +47,35 @@ class LoadProgress {
   std::optional<std::vector<ColdLoaded>> loaded_;
 };
 
+// The way of a run's pages onto a device: they are read into host memory, a few at a time, and sent on from there. A
+// read's destination is the detour's own: it must outlive the read.
+class Detour {
+ public:
+  // `places`: where the run's pages go, at least one. It takes about `memory_bytes`, and one page at least.
+  Detour(std::vector<PageIndex> places, std::size_t page_bytes, std::size_t memory_bytes = kMemoryBytes);
+
+  // What disks read well in one go, and little for a machine.
+  static constexpr std::size_t kMemoryBytes = std::size_t{16} << 20;
+
+  // The reads of the next pages of the run, while it is not done.
+  std::vector<ColdLoad> NextLoads(const ColdRun& run);
+  // These have ended: what they brought is sent on. Behind the first page that could not be had, none is of use.
+  void SendOn(std::vector<ColdLoaded> loaded, PageArena& arena);
+  bool done() const { return arrived_.size() == places_.size(); }
+  // Once done: what became of each page.
+  std::vector<ColdLoaded> TakeLoaded() { return std::move(arrived_); }
+
+ private:
+  std::span<std::byte> Place(std::size_t i) { return memory_.bytes().subspan(i * stride_, page_bytes_); }
+
+  const std::vector<PageIndex> places_;
+  const std::size_t page_bytes_;
+  const std::size_t stride_;   // between two pages in memory_
+  const std::size_t at_once_;  // pages that it holds
+  AlignedBuffer memory_;
+  std::vector<ColdLoaded> arrived_;
+};
+
 // tokens:  0 ................ start ............................... start + run.tokens()
 //          |-- in memory already --|-- pages of the run, being loaded --|
 struct Promotion {
@@ -55,12 +86,14 @@ struct Promotion {
   KvHandle kv;                   // where the pages go, unless the sequence has it
   FetchDone done;                // may be empty
   SteadyTime begun;
-  std::shared_ptr<LoadProgress> progress = std::make_shared<LoadProgress>();
+  std::shared_ptr<LoadProgress> progress = std::make_shared<LoadProgress>();  // with a detour: of the pages read now
+  std::unique_ptr<Detour> detour;                                             // null where pages are read into place
 };
 
-// The reads that fill the run's places in `kv`, which must reach that far.
-std::vector<ColdLoad> LoadsOf(const ColdRun& run, std::int64_t start, const KvHandle& kv,
-                              const kernels::KvPages& pages);
+// Where the run's pages go in `kv`, which must reach that far.
+std::vector<PageIndex> PlacesOf(const ColdRun& run, std::int64_t start, const KvHandle& kv);
+// The reads that fill these places, where the host reaches them.
+std::vector<ColdLoad> LoadsOf(const ColdRun& run, std::span<const PageIndex> places, const kernels::KvPages& pages);
 
 // How many pages of the run, from its first, were loaded and are what was wanted: each of this parent, at this position
 // and of these tokens, compared in full. `why`: what became of the next one, where there is one.

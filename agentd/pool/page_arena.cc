@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "agentd/pool/shared_memory.h"
+#include "libkvshare/core/check.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23  // Linux 5.14; older headers lack it
@@ -40,14 +41,15 @@ struct Memory {
 
 class PageArenaImpl final : public PageArena {
  public:
-  PageArenaImpl(Memory memory, const KvPages& pages, bool host) : memory_(std::move(memory)), pages_(pages) {
+  PageArenaImpl(Memory memory, const KvPages& pages, kernels::Backend* backend)
+      : memory_(std::move(memory)), pages_(pages), backend_(backend), in_place_(backend->capabilities().host_memory) {
     const std::size_t size = pages.layout.page_bytes() * pages.num_pages;
     const auto begin = reinterpret_cast<std::uintptr_t>(pages.base);
     const std::uintptr_t end = begin + size;
     // Whole huge pages inside the allocation; the edges are left to whoever touches them first.
     const std::uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
     const std::uintptr_t last = end / kHugePage * kHugePage;
-    if (!host || first >= last) {
+    if (!in_place_ || first >= last) {
       done_ = size;
       return;
     }
@@ -69,6 +71,16 @@ class PageArenaImpl final : public PageArena {
   }
 
   const KvPages& pages() const override { return pages_; }
+  bool in_place() const override { return in_place_; }
+
+  Status Read(PageIndex page, std::span<std::byte> to) const override {
+    KVS_CHECK(page < pages_.num_pages && to.size() == pages_.layout.page_bytes());
+    return backend_->Download(to.data(), pages_.slab(page, 0, 0, 0), to.size());
+  }
+  Status Write(PageIndex page, std::span<const std::byte> from) override {
+    KVS_CHECK(page < pages_.num_pages && from.size() == pages_.layout.page_bytes());
+    return backend_->Upload(pages_.slab(page, 0, 0, 0), from.data(), from.size());
+  }
 
   void ExpectUse(PageIndex high_water) override {
     const std::size_t wanted =
@@ -120,6 +132,8 @@ class PageArenaImpl final : public PageArena {
 
   const Memory memory_;
   const KvPages pages_;
+  kernels::Backend* const backend_;
+  const bool in_place_;
   std::byte* start_ = nullptr;
   std::size_t bytes_ = 0;
 
@@ -137,9 +151,8 @@ Result<std::unique_ptr<PageArena>> PageArena::Create(kernels::Backend& backend, 
                                                      PageIndex num_pages) {
   const std::size_t bytes = layout.page_bytes() * num_pages;
   const std::string what = "KV pool of " + std::to_string(bytes) + " bytes";
-  const bool host = backend.capabilities().device == "cpu";
   Memory memory;
-  if (host && bytes > 0) {
+  if (backend.capabilities().host_memory && bytes > 0) {
     // All of a small pool and the start of a large one are allocated here; the arena's thread allocates the rest, ahead
     // of its use.
     Result<std::unique_ptr<SharedMemory>> shared = SharedMemory::Create("kvshare-pages", bytes, kPrefaultAhead);
@@ -163,7 +176,7 @@ Result<std::unique_ptr<PageArena>> PageArena::Create(kernels::Backend& backend, 
   const KvPages pages = {.base = memory.shared == nullptr ? memory.buffer->data() : memory.shared->data(),
                          .num_pages = num_pages,
                          .layout = layout};
-  return std::unique_ptr<PageArena>(std::make_unique<PageArenaImpl>(std::move(memory), pages, host));
+  return std::unique_ptr<PageArena>(std::make_unique<PageArenaImpl>(std::move(memory), pages, &backend));
 }
 
 }  // namespace kvshare::agentd

@@ -26,8 +26,8 @@ struct ChunkCompany {
   bool saw_later = false;  // what only comes after it here (FirstPlaces)
 };
 // Which of a prompt's chunks mode auto computes although they are stored, as ascending indices: those that saw what
-// comes later, and of the rest those that are not in company, where they are at most half of it. What is left is then
-// trusted as it is stored.
+// comes later, and of the rest those that are not in company, where they are at most half of it. What is left then is
+// one thread.
 std::vector<std::size_t> Strays(std::span<const ChunkCompany> chunks);
 
 // What is asked of answers in mode auto, by company, before any has been audited. That chunks of one thread are near

@@ -28,7 +28,8 @@ constexpr int kCheckLayer = 1;
 // EPIC recomputes the first tokens of every chunk, at most so many (LegoLink-32 is the paper's largest).
 constexpr std::int64_t kEpicTokens = 16;
 constexpr double kBlendRatio = 0.15;  // CacheBlend's default
-// Of a prompt whose chunks are not one thread; of one that is, recomputing some changes next to nothing.
+// Of a prompt whose chunks are one thread, and of others (docs/design/repair.md, "Why one thread is repaired less").
+constexpr double kThreadRatio = 0.05;
 constexpr double kAutoRatio = 0.20;
 
 std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
@@ -79,7 +80,7 @@ std::int64_t MovedPrompt::MovedTokens() const {
 
 double MovedPrompt::Ratio() const {
   if (options_.recompute_ratio >= 0) return std::min(options_.recompute_ratio, 1.0);
-  if (options_.mode == ReuseMode::kAuto) return OneThread() ? 0.0 : kAutoRatio;
+  if (options_.mode == ReuseMode::kAuto) return OneThread() ? kThreadRatio : kAutoRatio;
   return kBlendRatio;
 }
 
@@ -87,6 +88,16 @@ int MovedPrompt::CheckLayer() const { return std::min(kCheckLayer, model_->confi
 
 bool MovedPrompt::OneThread() const {
   return std::all_of(chunks_.begin(), chunks_.end(), [](const MovedChunk& chunk) { return chunk.in_company; });
+}
+
+bool MovedPrompt::LooksAtRows() const {
+  switch (options_.mode) {
+    case ReuseMode::kKvcomm: return true;
+    case ReuseMode::kCacheBlend:
+    case ReuseMode::kDhd: return Ratio() < 1;
+    case ReuseMode::kAuto: return Ratio() > 0 && Ratio() < 1;
+    default: return false;
+  }
 }
 
 std::int64_t MovedPrompt::SelectedAtMost() const {
@@ -361,9 +372,8 @@ Result<std::vector<std::int64_t>> MovedPrompt::ChooseByDeviation(bool attention_
   return selected;
 }
 
-// Of one thread: as stored. Else two passes. The first computes the fresh rows over the chunks as stored and sees what
-// the prompt's end attends to in the upper half of the layers; the second recomputes those tokens, and then the end
-// again.
+// Two passes. The first computes the fresh rows over the chunks as stored and sees what the prompt's end attends to in
+// the upper half of the layers; the second recomputes those tokens, and then the end again.
 Status MovedPrompt::PrefillAuto(float* logits) {
   if (Ratio() == 0) return PrefillSelected(logits);
   const int layers = model_->config().num_layers;

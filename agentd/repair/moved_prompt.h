@@ -86,6 +86,9 @@ class MovedPrompt {
   // True when all chunks are in company.
   bool OneThread() const;
 
+  // Prefill would look into forward passes or at stored rows: to be asked where the host does not reach the pages.
+  bool LooksAtRows() const;
+
   // Rows through all layers that Prefill takes if nothing is doubtful, the work of choosing included; at most. To be
   // compared with what computing the prompt would take: prompt tokens minus the prefix.
   std::int64_t RowsToCompute() const;

@@ -92,6 +92,7 @@ void HttpRoutes::Version(HttpReply& reply) {
       json["model"] = info.model;
       json["space"] = info.space;
       json["dtype"] = info.dtype;
+      json["device"] = info.device;
       json["isa"] = info.isa;
       json["reuse"] = ReuseModeName(info.reuse);
       json["max_context_tokens"] = info.max_context_tokens;

@@ -14,7 +14,8 @@ namespace {
 constexpr std::string_view kMissReasons[] = {
     "last_token", "never_stored", "messages_changed", "evicted", "disabled", "pool_full", "model_changed",  // exact
     "cold_evicted", "load_slower_than_recompute", "cold_damaged", "cold_unreadable",                        // cold tier
-    "repaired", "move_slower_than_recompute", "other_company", "quality_guard", "no_anchor"};               // moved
+    "repaired", "move_slower_than_recompute", "other_company", "quality_guard", "no_anchor",                // moved
+    "not_on_device"};
 // clang-format on
 
 constexpr std::string_view kAnchorMisses[] = {"damaged", "other_version", "other_space", "other_scope", "unreadable"};
@@ -113,6 +114,7 @@ void Daemon(Writer& out, const MetricsInput& in) {
     out.Sample(std::int64_t{1}, {{"model", in.info->model},
                                  {"space", in.info->space},
                                  {"dtype", in.info->dtype},
+                                 {"device", in.info->device},
                                  {"isa", in.info->isa},
                                  {"reuse", ReuseModeName(in.info->reuse)}});
   }

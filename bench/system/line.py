@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BIN = os.environ.get("KVSHARE_BIN", os.path.join(ROOT, "build", "release", "bin"))
+BIN = os.path.abspath(os.environ.get("KVSHARE_BIN", os.path.join(ROOT, "build", "release", "bin")))
 TRACE = os.path.join(ROOT, "bench", "traces", "team.ktr.jsonl")
 
 
@@ -37,8 +37,10 @@ def kvctl(*argv):
 class Daemon:
     def __init__(self, model, folder, *flags):
         self.endpoint = "ipc://" + os.path.join(folder, "agentd.sock")
-        command = [os.path.join(BIN, "agentd"), "--model", model, "--listen", self.endpoint, "--reuse", "exact", *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [os.path.join(BIN, "agentd"), "--model", os.path.abspath(model), "--listen", self.endpoint,
+                   "--reuse", "exact", *flags]
+        # In its folder, so that flags may name files of it.
+        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         kvctl("ping", "--endpoint", self.endpoint, "--timeout", "60s")
 
     def __enter__(self):

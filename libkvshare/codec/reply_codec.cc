@@ -30,7 +30,7 @@ using internal::WriteTokens;
 // ---- parts, written and read ----
 
 Result<Offset<wire::ServerInfo>> WriteInfo(FlatBufferBuilder& builder, const ServerInfo& info) {
-  for (const std::string* name : {&info.version, &info.model, &info.space, &info.dtype, &info.isa}) {
+  for (const std::string* name : {&info.version, &info.model, &info.space, &info.dtype, &info.isa, &info.device}) {
     KVS_RETURN_IF_ERROR(CheckName("a name in the server's description", *name));
   }
   const auto version = WriteString(builder, info.version);
@@ -38,8 +38,9 @@ Result<Offset<wire::ServerInfo>> WriteInfo(FlatBufferBuilder& builder, const Ser
   const auto space = WriteString(builder, info.space);
   const auto dtype = WriteString(builder, info.dtype);
   const auto isa = WriteString(builder, info.isa);
+  const auto device = WriteString(builder, info.device);
   return wire::CreateServerInfo(builder, version, model, space, dtype, isa, WriteReuse(info.reuse),
-                                info.max_context_tokens, info.vocab_size);
+                                info.max_context_tokens, info.vocab_size, device);
 }
 
 Status ReadInfo(const wire::ServerInfo& in, ServerInfo* out) {
@@ -54,6 +55,7 @@ Status ReadInfo(const wire::ServerInfo& in, ServerInfo* out) {
   out->reuse = *reuse;
   out->max_context_tokens = in.max_context_tokens();
   out->vocab_size = in.vocab_size();
+  KVS_RETURN_IF_ERROR(ReadName("device", in.device(), &out->device));
   return OkStatus();
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "libkvshare/core/check.h"
+#include "libkvshare/core/status_macros.h"
 
 namespace kvshare::testing {
 namespace {
@@ -34,7 +35,7 @@ std::byte* Tape(const KvPages& pages, PageIndex page, int value) {
 
 class HostBuffer final : public kernels::Buffer {
  public:
-  explicit HostBuffer(std::size_t bytes) : bytes_(bytes) {}
+  HostBuffer(std::size_t bytes, std::byte fill) : bytes_(bytes, fill) {}
   std::byte* data() const override { return bytes_.data(); }
   std::size_t size() const override { return bytes_.size(); }
 
@@ -45,15 +46,18 @@ class HostBuffer final : public kernels::Buffer {
 // The part of a backend that agentd itself calls. The model above does the rest without one.
 class TapeBackend final : public kernels::Backend {
  public:
-  TapeBackend() {
-    capabilities_.device = "cpu";
+  TapeBackend(bool on_device, std::shared_ptr<TapeProbe> probe) : probe_(std::move(probe)) {
+    capabilities_.device = on_device ? "device" : "cpu";
+    capabilities_.host_memory = !on_device;
     capabilities_.isa = "tape";
     capabilities_.numerics_id = "tape";
   }
   const kernels::Capabilities& capabilities() const override { return capabilities_; }
   Result<std::unique_ptr<kernels::Buffer>> Allocate(std::size_t bytes) override {
-    return std::unique_ptr<kernels::Buffer>(std::make_unique<HostBuffer>(bytes));
+    return std::unique_ptr<kernels::Buffer>(
+        std::make_unique<HostBuffer>(bytes, capabilities_.host_memory ? std::byte{0} : std::byte{0xff}));
   }
+  std::size_t free_bytes() const override { return capabilities_.host_memory ? 0 : std::size_t{1} << 40; }
   Result<std::unique_ptr<kernels::LinearWeights>> MakeLinear(const kernels::LinearSpec&) override {
     return Unimplemented("the tape has no weights");
   }
@@ -68,17 +72,34 @@ class TapeBackend final : public kernels::Backend {
       std::memcpy(Tape(pages, to, value), Tape(pages, from, value), sizeof(float) * static_cast<std::size_t>(tokens));
     }
   }
-  Status Sync() override { return OkStatus(); }
+  Status Upload(std::byte* to, const void* from, std::size_t bytes) override {
+    KVS_RETURN_IF_ERROR(Sync());
+    Cross(to, static_cast<const std::byte*>(from), bytes);
+    return OkStatus();
+  }
+  Status Download(void* to, const std::byte* from, std::size_t bytes) override {
+    KVS_RETURN_IF_ERROR(Sync());
+    Cross(static_cast<std::byte*>(to), from, bytes);
+    return OkStatus();
+  }
+  Status Sync() override {
+    return !capabilities_.host_memory && probe_->device_lost ? Internal("the test took the device away") : OkStatus();
+  }
   Status SelfTest() override { return OkStatus(); }
 
  private:
+  void Cross(std::byte* to, const std::byte* from, std::size_t bytes) const {
+    for (std::size_t i = 0; i < bytes; ++i) to[i] = capabilities_.host_memory ? from[i] : ~from[i];
+  }
+
+  const std::shared_ptr<TapeProbe> probe_;
   kernels::Capabilities capabilities_;
 };
 
 class TapeModel final : public runtime::Model {
  public:
   TapeModel(const TapeModelOptions& options, std::shared_ptr<TapeProbe> probe)
-      : options_(options), probe_(std::move(probe)) {
+      : options_(options), probe_(std::move(probe)), backend_(options.on_device, probe_) {
     config_.name = "tape";
     config_.vocab_size = options.vocab_size;
     config_.max_positions = options.max_positions;
@@ -111,6 +132,7 @@ class TapeModel final : public runtime::Model {
       --probe_->fail_next_forwards;
       return Internal("the test asked for a failure");
     }
+    KVS_RETURN_IF_ERROR(backend_.Sync());
     for (int layer = 0; batch.gate != nullptr && layer < options_.layers; ++layer) {
       batch.gate->BeforeLayer(layer);
       ++probe_->gated_layers;
@@ -132,15 +154,16 @@ class TapeModel final : public runtime::Model {
   }
 
  private:
-  static void Put(const KvPages& pages, PageIndex page, int value, int offset, std::int32_t x) {
+  void Put(const KvPages& pages, PageIndex page, int value, int offset, std::int32_t x) const {
     KVS_CHECK(page < pages.num_pages && offset >= 0 && offset < kPageTokens);
+    if (options_.on_device) x = ~x;
     std::memcpy(Tape(pages, page, value) + 4 * offset, &x, 4);
   }
-  static std::int32_t Get(const KvPages& pages, PageIndex page, int value, int offset) {
+  std::int32_t Get(const KvPages& pages, PageIndex page, int value, int offset) const {
     KVS_CHECK(page < pages.num_pages);
     std::int32_t x;
     std::memcpy(&x, Tape(pages, page, value) + 4 * offset, 4);
-    return x;
+    return options_.on_device ? ~x : x;
   }
 
   void ReadSegment(const runtime::ForwardBatch& batch, const kernels::KvSegment& segment, const KvPages& pages,

@@ -23,12 +23,15 @@ struct TapeModelOptions {
   // Pages as large as real ones. The tape lies in the last layer.
   int layers = 1;
   int head_dim = 1;
+  // Its memory is not for the host: whoever reads or writes a page in place meets every bit turned round.
+  bool on_device = false;
 };
 
 // What the test sees of a model it gave away; outlives it.
 struct TapeProbe {
   std::function<void()> before_forward;  // set before the model is in use; on the engine's thread
   std::atomic<int> fail_next_forwards = 0;
+  std::atomic<bool> device_lost = false;  // set by the test; where the model is on a device
   std::atomic<std::int64_t> forwards = 0;
   std::atomic<std::int64_t> rows = 0;
   std::atomic<std::int64_t> gated_layers = 0;  // begun behind a gate

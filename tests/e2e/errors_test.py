@@ -137,6 +137,15 @@ class ErrorsTest(ProgramTest):
         self.assertEqual(p.returncode, 2)
         self.assertIn("nonsense", p.stderr)
 
+    def test_agentd_says_why_it_cannot_use_a_gpu(self):
+        agentd = ("--model", MODEL, "--listen", "ipc://" + self.path("g.sock"), "--device", "cuda")
+        self.agentd_refuses(2, "bfloat16 only", args=(*agentd, "--dtype", "float32"))
+        if self.json("doctor", "--format", "json")["cuda"]["usable"]:
+            self.skipTest("a GPU can be used here")
+        self.agentd_refuses(2, "--device cuda: ", args=agentd)
+        with self.daemon("--device", "auto") as (endpoint, _):
+            self.assertEqual(self.json("ping", "--endpoint", endpoint, "--format", "json")["device"], "cpu")
+
     def test_damaged_traces_name_the_line(self):
         trace = self.path(
             "t.jsonl",

@@ -116,7 +116,8 @@ ServerInfo EchoService::Info() const {
           .isa = "none",
           .reuse = ReuseMode::kOff,
           .max_context_tokens = 1 << 20,
-          .vocab_size = 256};
+          .vocab_size = 256,
+          .device = "cpu"};
 }
 
 Result<std::vector<TokenId>> EchoService::Tokenize(std::string_view text) const { return BytesAsTokens(text); }

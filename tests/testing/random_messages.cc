@@ -58,7 +58,8 @@ ServerInfo RandomInfo(Rng& rng) {
           .isa = RandomString(rng, 10),
           .reuse = Below(rng, 2) == 0 ? ReuseMode::kOff : ReuseMode::kExact,
           .max_context_tokens = RandomCount(rng),
-          .vocab_size = RandomCount(rng)};
+          .vocab_size = RandomCount(rng),
+          .device = RandomString(rng, 10)};
 }
 
 ReuseTotals RandomTotals(Rng& rng) {
@@ -280,7 +281,8 @@ struct Describer {
     if (const auto* chat = std::get_if<ChatPrompt>(&prompt)) Add(*chat);
   }
   void Add(const ServerInfo& info) {
-    for (const std::string* name : {&info.version, &info.model, &info.space, &info.dtype, &info.isa}) Add(*name);
+    for (const std::string* name : {&info.version, &info.model, &info.space, &info.dtype, &info.isa, &info.device})
+      Add(*name);
     Add(std::optional(info.reuse));
     out << info.max_context_tokens << ' ' << info.vocab_size << ' ';
   }

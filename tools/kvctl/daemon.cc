@@ -33,9 +33,10 @@ int RunPing(const DaemonOptions& options) {
   if (options.format == OutputFormat::kJson) {
     PrintJson(ServerJson(info));
   } else {
-    std::printf("%s serves %s (%s, %s, window %lld tokens, reuse %s)\n", options.source.endpoint.c_str(),
-                info.model.c_str(), info.dtype.c_str(), info.isa.c_str(),
-                static_cast<long long>(info.max_context_tokens), std::string(ReuseModeName(info.reuse)).c_str());
+    std::printf("%s serves %s (%s on %s, %s, window %lld tokens, reuse %s)\n", options.source.endpoint.c_str(),
+                info.model.c_str(), info.dtype.c_str(), info.device.empty() ? "cpu" : info.device.c_str(),
+                info.isa.c_str(), static_cast<long long>(info.max_context_tokens),
+                std::string(ReuseModeName(info.reuse)).c_str());
   }
   return kOk;
 }

@@ -136,7 +136,7 @@ int RunDoctor(const ModelOptions& options) {
   std::printf("kernels   %s, %s, %s\n", facts["isa"].get<std::string>().c_str(),
               facts["linear"].get<std::string>().c_str(), facts["dtype"].get<std::string>().c_str());
   if (facts["cuda"]["usable"].get<bool>()) {
-    std::printf("gpu       %s, %s, %.0f GiB (not used by agentd yet)\n",
+    std::printf("gpu       %s, %s, %.0f GiB (agentd --device cuda)\n",
                 facts["cuda"]["device"].get<std::string>().c_str(), facts["cuda"]["arch"].get<std::string>().c_str(),
                 static_cast<double>(facts["cuda"]["memory_bytes"].get<std::uint64_t>()) / (1 << 30));
   }

@@ -143,7 +143,7 @@ class CommandLine {
   void AddText() {
     auto* logits = Add(&app_, "logits", "logits of every token of a prompt, as .npy", RunLogits, &logits_);
     AddModel(logits, &logits_.source);
-    AddParsed<runtime::Device>(logits, "--device", &logits_.source.device, ParseDevice,
+    AddParsed<runtime::Device>(logits, "--device", &logits_.source.device, runtime::ParseDevice,
                                "cpu (default), cuda, or auto: a GPU where one can be used", "DEVICE");
     logits->add_option("--ids", logits_.ids_file, "{\"ids\":[...]}")->required()->type_name("FILE");
     logits->add_option("--out", logits_.out_file, "float32 [tokens, vocabulary]")->required()->type_name("FILE.npy");

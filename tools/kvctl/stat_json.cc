@@ -141,6 +141,7 @@ Json ServerJson(const ServerInfo& info) {
           {"model", info.model},
           {"space", info.space},
           {"dtype", info.dtype},
+          {"device", info.device},
           {"isa", info.isa},
           {"reuse", ReuseModeName(info.reuse)},
           {"max_context_tokens", info.max_context_tokens},

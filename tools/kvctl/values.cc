@@ -83,11 +83,4 @@ Result<kernels::DType> ParseDType(std::string_view text) {
   return InvalidArgument("'" + std::string(text) + "' is not a dtype: float32 or bfloat16");
 }
 
-Result<runtime::Device> ParseDevice(std::string_view text) {
-  if (text == "cpu") return runtime::Device::kCpu;
-  if (text == "cuda") return runtime::Device::kCuda;
-  if (text == "auto") return runtime::Device::kAuto;
-  return InvalidArgument("'" + std::string(text) + "' is not a device: cpu, cuda or auto");
-}
-
 }  // namespace kvshare::kvctl

@@ -25,6 +25,5 @@ Result<std::vector<std::string>> ParseNames(std::string_view text);
 // "off,exact": at least one, each once.
 Result<std::vector<ReuseMode>> ParseModes(std::string_view text);
 Result<kernels::DType> ParseDType(std::string_view text);
-Result<runtime::Device> ParseDevice(std::string_view text);
 
 }  // namespace kvshare::kvctl

@@ -326,6 +326,7 @@ struct ServerInfo {
   ReuseMode reuse = ReuseMode::kExact;
   std::int64_t max_context_tokens = 0;
   std::int64_t vocab_size = 0;
+  std::string device;  // cpu | cuda; empty: a daemon that does not say
 };
 
 }  // namespace kvshare

@@ -24,6 +24,7 @@ model:
   path: models/x
   lora: adapters/y
   dtype: float32
+  device: auto
   threads: 3
 server:
   listen: ipc:///run/kvshare.sock
@@ -63,6 +64,7 @@ TEST(ConfigTest, AFileSetsEverything) {
   EXPECT_EQ(config->model, "models/x");
   EXPECT_EQ(config->lora, "adapters/y");
   EXPECT_TRUE(config->float32);
+  EXPECT_EQ(config->device, "auto");
   EXPECT_EQ(config->threads, 3);
   EXPECT_EQ(config->listen, "ipc:///run/kvshare.sock");
   EXPECT_EQ(config->http_host, "127.0.0.1");
@@ -90,6 +92,7 @@ TEST(ConfigTest, DefaultsStandWhereNothingIsSaid) {
   KVS_ASSERT_OK(config);
   EXPECT_EQ(config->reuse, ReuseMode::kExact);
   EXPECT_FALSE(config->float32);
+  EXPECT_EQ(config->device, "cpu");
   EXPECT_EQ(config->pool_bytes, 0);
   EXPECT_EQ(config->cold_dir, "");
   EXPECT_EQ(config->http_host, "");
@@ -144,7 +147,7 @@ TEST(ConfigTest, PrintedSettingsNameOriginsAndReadBack) {
   KVS_ASSERT_OK(settings.AddFlag(Key("model.path"), R"(we"ird \path)"));
   const std::string printed = settings.Print();
   EXPECT_THAT(printed, HasSubstr("size: 3GiB  # KVSHARE_POOL_SIZE\n"));
-  EXPECT_THAT(printed, HasSubstr("mode: off  # f.yaml:19\n"));
+  EXPECT_THAT(printed, HasSubstr("mode: off  # f.yaml:20\n"));
   EXPECT_THAT(printed, HasSubstr(R"(path: "we\"ird \\path"  # --model)"));
   Settings again;
   KVS_ASSERT_OK(again.AddFile(printed, "printed.yaml"));
@@ -225,6 +228,11 @@ TEST(ConfigTest, ContradictionsNameTheFix) {
   KVS_EXPECT_FAILS(settings.Finish(), StatusCode::kInvalidArgument, "f.yaml:3: a cold tier's size without");
   KVS_ASSERT_OK(settings.AddFlag(Key("cold.dir"), "d"));
   KVS_EXPECT_OK(settings.Finish());
+  KVS_ASSERT_OK(settings.AddFlag(Key("model.device"), "cuda"));
+  KVS_EXPECT_OK(settings.Finish());
+  KVS_ASSERT_OK(settings.AddEnvironment({"KVSHARE_MODEL_DTYPE=float32"}));
+  KVS_EXPECT_FAILS(settings.Finish(), StatusCode::kInvalidArgument,
+                   "--device: a GPU computes in bfloat16 only, and KVSHARE_MODEL_DTYPE says float32");
 }
 
 TEST(ConfigTest, TheTableIsConsistent) {

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
-#include <initializer_list>
 #include <memory>
 #include <random>
 #include <string>
@@ -15,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "tests/agentd/service_harness.h"
 #include "tests/testing/fixtures.h"
+#include "tests/testing/ids.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 
@@ -30,16 +30,7 @@ class AnchorsServiceTest : public ::testing::Test {
     for (int round = 0; round < 6; ++round) notes_.push_back(RandomIds(150));
   }
 
-  Ids RandomIds(int count) {
-    Ids ids(static_cast<std::size_t>(count));
-    for (TokenId& id : ids) id = std::uniform_int_distribution<int>(0, 255)(rng_);
-    return ids;
-  }
-  static Ids Join(std::initializer_list<Ids> parts) {
-    Ids all;
-    for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
-    return all;
-  }
+  Ids RandomIds(int count) { return testing::RandomIds(rng_, count); }
 
   std::unique_ptr<agentd::Service> Open(const std::string& cold, kernels::DType dtype = kernels::DType::kBf16,
                                         agentd::ServiceOptions options = {}) {
@@ -80,9 +71,6 @@ class AnchorsServiceTest : public ::testing::Test {
       ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "nothing was read back";
       std::this_thread::yield();
     }
-    LookupRequest lead;  // on disk after a restart: a prompt whose prefix is to be loaded moves nothing
-    lead.prompt = TokenPrompt{other_};
-    KVS_ASSERT_OK(service.Prefetch(lead));
   }
   GenerateReply AskOfNewNote(agentd::Service& service, const std::string& session) {
     return Ask(service, Join({other_, new_note_, tail_}), "b", session, 40);

@@ -5,23 +5,17 @@
 #include <random>
 #include <vector>
 
+#include "tests/testing/ids.h"
+
 namespace kvshare::agentd {
 namespace {
 
 using Ids = std::vector<TokenId>;
+using testing::Join;
 
 class InCompanyTest : public ::testing::Test {
  protected:
-  Ids Random(int count) {
-    Ids ids(static_cast<std::size_t>(count));
-    for (TokenId& id : ids) id = std::uniform_int_distribution<int>(0, 9999)(rng_);
-    return ids;
-  }
-  static Ids Join(std::initializer_list<Ids> parts) {
-    Ids all;
-    for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
-    return all;
-  }
+  Ids Random(int count) { return testing::RandomIds(rng_, count, 9999); }
 
   std::mt19937 rng_{3};
   const Ids note_ = Random(150), answer_ = Random(80);

@@ -3,14 +3,16 @@
 
 #include <gtest/gtest.h>
 
-#include <initializer_list>
 #include <random>
 #include <vector>
+
+#include "tests/testing/ids.h"
 
 namespace kvshare::agentd {
 namespace {
 
 using Ids = std::vector<TokenId>;
+using testing::Join;
 
 constexpr TokenId kEnd = 9000;
 constexpr std::int64_t kEdge = 2, kMin = 36;
@@ -20,11 +22,6 @@ class MessagesTest : public ::testing::Test {
   Ids Random(std::size_t size) {
     Ids ids(size);
     for (TokenId& id : ids) id = static_cast<TokenId>(rng_() % 5000);
-    return ids;
-  }
-  static Ids Join(std::initializer_list<Ids> parts) {
-    Ids ids;
-    for (const Ids& part : parts) ids.insert(ids.end(), part.begin(), part.end());
     return ids;
   }
   static Ids Message(const Ids& header, const Ids& text) { return Join({header, text, {kEnd}}); }

@@ -15,6 +15,7 @@
 
 #include "kernels/paged_kv.h"
 #include "tests/agentd/tiny_service.h"
+#include "tests/testing/ids.h"
 #include "tests/testing/status_matchers.h"
 
 namespace kvshare::agentd {
@@ -23,6 +24,7 @@ namespace {
 using kernels::kPageTokens;
 using kernels::PageIndex;
 using Ids = std::vector<TokenId>;
+using testing::Join;
 
 constexpr std::int64_t kNewTokens = 16;
 
@@ -134,16 +136,7 @@ double Scale(const std::vector<float>& a) {
 
 class MovedPromptTest : public ::testing::TestWithParam<kernels::DType> {
  protected:
-  Ids Random(int count) {
-    Ids ids(static_cast<std::size_t>(count));
-    for (TokenId& id : ids) id = std::uniform_int_distribution<int>(0, 255)(rng_);
-    return ids;
-  }
-  static Ids Join(std::initializer_list<Ids> parts) {
-    Ids all;
-    for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
-    return all;
-  }
+  Ids Random(int count) { return testing::RandomIds(rng_, count); }
   // Of rounding: keys are kept in the dtype, and rotated once more.
   double Tolerance() const { return GetParam() == kernels::DType::kF32 ? 2e-5 : 3e-2; }
 
@@ -205,6 +198,28 @@ TEST_P(MovedPromptTest, WhatPoliciesComputeIsCounted) {
   EXPECT_TRUE(all.exact);
   EXPECT_EQ(all.recomputed, 200);
   EXPECT_EQ(all.computed_pairs, 200 * kLayers);
+}
+
+// What a device whose memory the host does not read cannot do.
+TEST_P(MovedPromptTest, ModesSayWhetherTheyLookAtRows) {
+  Bed bed(GetParam(), 2);
+  std::vector<PageIndex> run;
+  bed.Plain(Random(100), &run);
+  anchors::AnchorPool anchors;
+  const auto looks = [&](ReuseMode mode, bool one_thread, double ratio = -1) {
+    MovedChunk chunk = Bed::Chunk(run, 0, 60, 10);
+    chunk.in_company = one_thread;
+    return bed.Moved(Random(90), {chunk}, {.mode = mode, .recompute_ratio = ratio}, &anchors)->LooksAtRows();
+  };
+  for (const bool one_thread : {false, true}) {
+    EXPECT_FALSE(looks(ReuseMode::kRotate, one_thread));
+    EXPECT_FALSE(looks(ReuseMode::kEpic, one_thread));
+    EXPECT_TRUE(looks(ReuseMode::kCacheBlend, one_thread));
+    EXPECT_TRUE(looks(ReuseMode::kDhd, one_thread));
+    EXPECT_TRUE(looks(ReuseMode::kKvcomm, one_thread));
+    EXPECT_TRUE(looks(ReuseMode::kAuto, one_thread));
+  }
+  EXPECT_FALSE(looks(ReuseMode::kCacheBlend, false, 1)) << "all is computed";
 }
 
 // The more is computed, the nearer; and all of it is exact, to the bit.

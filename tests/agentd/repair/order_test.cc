@@ -3,28 +3,20 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <random>
 #include <vector>
+
+#include "tests/testing/ids.h"
 
 namespace kvshare::agentd {
 namespace {
 
 using Ids = std::vector<TokenId>;
-
-Ids Join(std::initializer_list<Ids> parts) {
-  Ids all;
-  for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
-  return all;
-}
+using testing::Join;
 
 class OrderTest : public ::testing::Test {
  protected:
-  Ids Random(int count) {
-    Ids ids(static_cast<std::size_t>(count));
-    for (TokenId& id : ids) id = std::uniform_int_distribution<TokenId>(0, 999)(rng_);
-    return ids;
-  }
+  Ids Random(int count) { return testing::RandomIds(rng_, count, 999); }
   std::mt19937 rng_{11};
   const Ids role_ = Random(40), other_role_ = Random(40), a_ = Random(50), b_ = Random(60);
 };
