@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <unordered_map>
+#include <utility>
 
 #include "libkvshare/core/check.h"
 
@@ -10,12 +12,14 @@ namespace {
 
 // Places kept per fingerprint: what recurs more often than this in one session is boilerplate, and any place will do.
 constexpr std::size_t kPlacesPerWindow = 16;
-// And per run, the first ones: where a text goes round in circles, what follows the first round is longest.
-constexpr std::ptrdiff_t kPlacesPerRun = 2;
+// And per run, the first ones.
+constexpr std::ptrdiff_t kPlacesPerRun = 8;
 
 // Of recurrences about as long as the longest (by one part in this many), the one that stands where the text before it
-// lets expect it: an answer that repeats another word for word is found as itself.
+// lets expect it, but for a header that may be longer or shorter by so much: an answer that repeats another word for
+// word is found as itself.
 constexpr std::int64_t kAboutAsLong = 8;
+constexpr std::int64_t kHeaderTokens = 32;
 
 // Above the number of any run.
 constexpr int kRankShift = 62;
@@ -125,9 +129,21 @@ void SessionBook::Add(Session& session, Run run) {
   }
 }
 
+// Where a text goes round in circles, what follows its first rounds is longest, so the later ones are no places. A
+// second such text, behind some other words, has places of its own though it may go round as the first one did: an
+// answer that repeats the answer before it is found as itself.
 void SessionBook::Index(Session& session, std::uint64_t number) {
-  ForEachWindow(session.runs[number].tokens, [&](std::int64_t at, std::uint64_t fingerprint) {
-    if (at % kStride != 0) return;
+  const std::vector<TokenId>& tokens = session.runs[number].tokens;
+  std::unordered_map<std::uint64_t, std::int64_t> last;  // where each window was seen last in this run
+  last.reserve(tokens.size());
+  std::int64_t round = 0;     // how far back the window before this one was seen; 0: nowhere
+  std::int64_t circling = 0;  // windows up to this one that were seen as far back as each other
+  ForEachWindow(tokens, [&](std::int64_t at, std::uint64_t fingerprint) {
+    const auto [seen, first] = last.try_emplace(fingerprint, at);
+    const std::int64_t back = at - std::exchange(seen->second, at);
+    circling = first ? 0 : back == round ? circling + 1 : 1;
+    round = back;
+    if (at % kStride != 0 || (!first && circling > back)) return;
     std::vector<Place>& places = session.windows[fingerprint];
     const auto here = [number](const Place& place) { return place.run == number; };
     if (std::count_if(places.begin(), places.end(), here) >= kPlacesPerRun) return;
@@ -230,7 +246,9 @@ std::vector<Recurrence> SessionBook::Find(const std::string& session, std::span<
     for (const Candidate& candidate : candidates) {
       if (candidate.found.length < std::max(min_length, longest - longest / kAboutAsLong)) continue;
       const auto off = [&](const Candidate& c) {
-        return rank != nullptr ? c.rank : static_cast<std::uint64_t>(std::abs(c.shift - last_shift));
+        if (rank != nullptr) return c.rank;
+        const std::int64_t shifted = std::abs(c.shift - last_shift);
+        return static_cast<std::uint64_t>(shifted <= kHeaderTokens ? 0 : shifted);
       };
       // Later places are of later runs: they win where all else is equal.
       if (best == nullptr || off(candidate) < off(*best) ||

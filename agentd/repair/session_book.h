@@ -52,11 +52,11 @@ class SessionBook {
   std::uint64_t ForgetKept(const std::string& session, std::uint64_t name);
 
   // Disjoint, ascending recurrences of at least `min_length` tokens within prompt[from, end), each about as long as it
-  // can be: of those, the one moved most like the one before it, then the longest, then the most recent; or, where
-  // `rank` is given, of those that it ranks lowest (0 to 3) by what stood before them in their own prompts, the one
-  // whose run was recorded first. KV kept by another mode than `mode` does not count, nor do prompts that begin with
-  // the first `own` tokens of this one. Requires min_length >= kWindow + kStride - 1, below which some would be missed.
-  // Expected time linear in the prompt, whatever is recorded.
+  // can be: of those, one moved like the one before it (or most like it), then the longest, then the most recent; or,
+  // where `rank` is given, of those that it ranks lowest (0 to 3) by what stood before them in their own prompts, the
+  // one whose run was recorded first. KV kept by another mode than `mode` does not count, nor do prompts that begin
+  // with the first `own` tokens of this one. Requires min_length >= kWindow + kStride - 1, below which some would be
+  // missed. Expected time linear in the prompt, whatever is recorded.
   using Rank = std::function<unsigned(std::span<const TokenId> before)>;
   static constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
   std::vector<Recurrence> Find(const std::string& session, std::span<const TokenId> prompt, std::int64_t from,

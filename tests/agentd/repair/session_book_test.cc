@@ -187,6 +187,31 @@ TEST(SessionBookTest, RepetitionIsFoundAtItsOwnPlace) {
   }
 }
 
+// Three answers of one run that go round in the same words, the last from its first word on.
+TEST(SessionBookTest, TheThirdOfThreeThatRepeatEachOtherIsFoundAtItsOwnPlace) {
+  std::mt19937 rng(11);
+  for (const std::size_t period : {5u, 17u, 28u, 31u}) {
+    SCOPED_TRACE("a round of " + std::to_string(period));
+    const auto round = Random(rng, period, 5000);
+    const auto circles = [&round](std::size_t size) {
+      std::vector<TokenId> ids;
+      while (ids.size() < size) ids.insert(ids.end(), round.begin(), round.end());
+      ids.resize(size);
+      return ids;
+    };
+    const auto task = Joined({Random(rng, 101, 5000), circles(330), Random(rng, 7, 5000), circles(310)});
+    const auto answer = circles(300);
+    SessionBook book;
+    book.Record("s", Joined({task, Random(rng, 6, 5000), answer, Random(rng, 30, 5000)}), 0);
+    const auto prompt = Joined({task, Random(rng, 15, 5000), answer, Random(rng, 9, 5000)});
+    const auto found = book.Find("s", prompt, 0, static_cast<std::int64_t>(prompt.size()), kMin, ReuseMode::kAuto);
+    ASSERT_EQ(found.size(), 2u);
+    EXPECT_EQ(found[0].length, static_cast<std::int64_t>(task.size()));
+    EXPECT_EQ(found[1].length, 300);
+    EXPECT_EQ(found[1].base, static_cast<std::int64_t>(task.size()) + 6);
+  }
+}
+
 TEST(SessionBookTest, WhatIsKeptIsForItsModeUntilItIsForgotten) {
   std::mt19937 rng(9);
   const auto prompt = std::make_shared<const std::vector<TokenId>>(Random(rng, 900, 5000));
