@@ -89,15 +89,9 @@ bool MovedPrompt::OneThread() const {
 }
 
 bool MovedPrompt::RunsOnBackend() const {
+  const bool looks_at_rows = options_.mode != ReuseMode::kRotate && options_.mode != ReuseMode::kEpic;
   kernels::Backend& backend = model_->backend();
-  if (backend.capabilities().host_memory) return true;
-  switch (options_.mode) {
-    case ReuseMode::kKvcomm: return false;  // anchors are compared, and learn, on the host
-    case ReuseMode::kCacheBlend:
-    case ReuseMode::kDhd: return Ratio() >= 1 || backend.device_kv() != nullptr;
-    case ReuseMode::kAuto: return Ratio() == 0 || Ratio() >= 1 || backend.device_kv() != nullptr;
-    default: return true;
-  }
+  return !looks_at_rows || backend.capabilities().host_memory || backend.device_kv() != nullptr;
 }
 
 std::int64_t MovedPrompt::SelectedAtMost() const {

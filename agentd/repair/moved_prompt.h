@@ -186,10 +186,6 @@ class MovedPrompt {
   Status PrefillAuto(float* logits);
   Status PrefillPlain(std::string_view reason, float* logits);
   Result<kernels::RopeTable> Rope();
-  // Of one of chunks_: as it was stored, and as it was computed.
-  anchors::KvRows StoredRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
-  anchors::KvRows ComputedRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
-  void WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock& block, const kernels::RopeTable& rope);
   double Ratio() const;
   int CheckLayer() const;
 

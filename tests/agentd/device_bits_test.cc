@@ -1,33 +1,24 @@
 // A whole model served by agentd on the CUDA backend: in the emulator always, on a GPU where there is one. Reuse, the
 // disk and placing a chunk elsewhere change no answer, and what is stored has the bits of computing it.
-#include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
-#include <functional>
 #include <future>
 #include <map>
 #include <memory>
-#include <optional>
 #include <random>
-#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "agentd/repair/moved_prompt.h"
 #include "agentd/service.h"
 #include "agentd/tiers/aligned_buffer.h"
 #include "agentd/tiers/cold_tier.h"
-#include "anchors/selection.h"
 #include "gtest/gtest.h"
-#include "kernels/attention_mass.h"
-#include "runtime/layer_hook.h"
+#include "tests/agentd/device_bench.h"
 #include "tests/agentd/service_harness.h"
 #include "tests/kernels/cuda/backends.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
-#include "tests/testing/tiny_model.h"
 
 namespace kvshare::testing {
 namespace {
@@ -38,9 +29,6 @@ using kernels::cuda::Where;
 using Ids = std::vector<TokenId>;
 using Bytes = std::vector<std::byte>;
 
-// Of rounding: keys are kept in bf16, and rotated once more.
-constexpr double kTolerance = 3e-2;
-
 class DeviceBitsTest : public ::testing::TestWithParam<Where> {
  protected:
   void SetUp() override {
@@ -50,23 +38,7 @@ class DeviceBitsTest : public ::testing::TestWithParam<Where> {
   }
 
   std::unique_ptr<runtime::Model> Load(int layers = 2) const {
-    auto backend =
-        GetParam() == Where::kDevice
-            ? kernels::NewCudaBackend({})
-            : kernels::cuda::NewBackendOn(
-                  kernels::cuda::NewEmulatedDevice({.broken = [broken = broken_] { return broken->load(); }}), {});
-    EXPECT_TRUE(backend.ok()) << backend.status().message();
-    TinyModelOptions options;
-    options.layers = layers;
-    options.heads = 2;
-    options.kv_heads = 1;
-    options.head_dim = 64;
-    options.max_positions = 256;
-    const TempDir dir;
-    EXPECT_TRUE(WriteTinyModel(dir.path(), options).ok());
-    auto model = runtime::LoadModelOn(std::move(*backend), dir.path().string(), {.max_batch_rows = 128});
-    EXPECT_TRUE(model.ok()) << model.status().message();
-    return std::move(model).value();
+    return LoadOnCuda(GetParam(), layers, [broken = broken_] { return broken->load(); });
   }
 
   // A context takes 4 pages.
@@ -127,110 +99,6 @@ class DeviceBitsTest : public ::testing::TestWithParam<Where> {
   TempDir dir_;
 };
 
-// A model's own pages, for computing without the daemon.
-class Bench {
- public:
-  explicit Bench(runtime::Model* model) : model_(model) {
-    auto memory = model->backend().Allocate(kPages * model->kv_layout().page_bytes());
-    EXPECT_TRUE(memory.ok());
-    memory_ = std::move(*memory);
-    pages_ = {.base = memory_->data(), .num_pages = kPages, .layout = model->kv_layout()};
-  }
-
-  const kernels::KvPages& pages() const { return pages_; }
-  std::vector<PageIndex> Take(std::int64_t count) {
-    std::vector<PageIndex> taken;
-    while (count-- > 0) taken.push_back(next_++);
-    EXPECT_LE(next_, kPages);
-    return taken;
-  }
-  // Whole, from nothing; the last row's logits.
-  std::vector<float> Plain(const Ids& ids, std::vector<PageIndex>* where = nullptr,
-                           runtime::LayerHook* hook = nullptr) {
-    const auto n = static_cast<std::int64_t>(ids.size());
-    const std::vector<PageIndex> own = Take((n + kPageTokens - 1) / kPageTokens);
-    runtime::ForwardBatch batch;
-    batch.ids = ids;
-    for (std::int64_t p = 0; p < n; ++p) {
-      batch.positions.push_back(p);
-      batch.slots.push_back({own[static_cast<std::size_t>(p / kPageTokens)], static_cast<int>(p % kPageTokens)});
-    }
-    batch.segments.push_back({.pages = own, .length = n, .row_end = n});
-    batch.logit_rows.push_back(n - 1);
-    batch.hook = hook;
-    std::vector<float> logits(static_cast<std::size_t>(model_->config().vocab_size));
-    KVS_EXPECT_OK(model_->Forward(batch, pages_, logits.data()));
-    if (where != nullptr) *where = own;
-    return logits;
-  }
-  // Whose V in `layer` is now anything but what was computed.
-  void Damage(kernels::KvSlot slot, int layer) {
-    std::vector<std::uint16_t> row(static_cast<std::size_t>(pages_.layout.head_dim));    // of the one kv head
-    for (std::size_t i = 0; i < row.size(); ++i) row[i] = i % 2 == 0 ? 0x4280 : 0xc2c0;  // 64 and -96
-    std::byte* const at = pages_.slab(slot.page, layer, 1, 0) + static_cast<std::size_t>(slot.offset) * 2 * row.size();
-    KVS_EXPECT_OK(model_->backend().Upload(at, row.data(), 2 * row.size()));
-  }
-  void SetPage(PageIndex page, const Bytes& bytes) {
-    KVS_EXPECT_OK(model_->backend().Upload(pages_.slab(page, 0, 0, 0), bytes.data(), bytes.size()));
-  }
-  Bytes Page(PageIndex page) {
-    Bytes bytes(pages_.layout.page_bytes());
-    KVS_EXPECT_OK(model_->backend().Download(bytes.data(), pages_.slab(page, 0, 0, 0), bytes.size()));
-    return bytes;
-  }
-
- private:
-  static constexpr PageIndex kPages = 64;
-  runtime::Model* const model_;
-  std::unique_ptr<kernels::Buffer> memory_;
-  kernels::KvPages pages_;
-  PageIndex next_ = 0;
-};
-
-// Copies to the host what it is shown and has the host say how much of their attention the rows from `looking_from` on
-// give to each position, in layers [begin, end).
-class HostMass final : public runtime::LayerHook {
- public:
-  HostMass(kernels::Backend* backend, std::int64_t looking_from, int begin, int end)
-      : backend_(backend), looking_from_(looking_from), begin_(begin), end_(end) {}
-
-  std::optional<std::vector<std::int64_t>> OnLayer(int layer, const runtime::LayerRows& rows) override {
-    if (layer < begin_ || layer >= end_) return std::nullopt;
-    kernels::AttentionParams p = rows.attention(layer);
-    const auto stride = static_cast<std::size_t>(p.q.stride);
-    const std::vector<float> q =
-        Copy<float>(p.q.data, static_cast<std::size_t>(p.q.rows - 1) * stride + static_cast<std::size_t>(p.q.cols));
-    const auto cos = Copy<float>(p.rope.cos.data(), p.rope.cos.size());
-    const auto sin = Copy<float>(p.rope.sin.data(), p.rope.sin.size());
-    Bytes pages = Copy<std::byte>(p.pages.base, p.pages.num_pages * p.pages.layout.page_bytes());
-    p.q.data = const_cast<float*>(q.data());
-    p.rope.cos = cos;
-    p.rope.sin = sin;
-    p.pages.base = pages.data();
-    std::vector<std::int64_t> looking;
-    for (std::int64_t r = 0; r < p.q.rows; ++r) {
-      if (p.positions[static_cast<std::size_t>(r)] >= looking_from_) looking.push_back(r);
-    }
-    EXPECT_EQ(p.segments.size(), 1u);
-    mass.resize(static_cast<std::size_t>(p.segments.front().length));
-    const std::span<float> all[] = {mass};
-    kernels::AttentionMass(p, looking, all);
-    return std::nullopt;
-  }
-  std::vector<float> mass;
-
- private:
-  template <typename T>
-  std::vector<T> Copy(const void* from, std::size_t count) {
-    std::vector<T> to(count);
-    KVS_EXPECT_OK(backend_->Download(to.data(), static_cast<const std::byte*>(from), count * sizeof(T)));
-    return to;
-  }
-  kernels::Backend* const backend_;
-  const std::int64_t looking_from_;
-  const int begin_, end_;
-};
-
 TEST_P(DeviceBitsTest, ReuseChangesNoTokenAndNoStoredBit) {
   const Ids prompt = Random(135);
   const std::string off_dir = (dir_.path() / "off").string(), hit_dir = (dir_.path() / "hit").string();
@@ -253,7 +121,7 @@ TEST_P(DeviceBitsTest, ReuseChangesNoTokenAndNoStoredBit) {
     KVS_EXPECT_OK(service->CheckIntegrity());
   }
   const auto model = Load();
-  Bench bench(model.get());
+  DeviceBench bench(model.get());
   std::vector<PageIndex> own;
   bench.Plain(First(prompt, 128), &own);
   auto from_nothing = Records(*model, off_dir), over_a_hit = Records(*model, hit_dir);
@@ -294,172 +162,6 @@ TEST_P(DeviceBitsTest, TheDiskChangesNoToken) {
   EXPECT_EQ(restarted->GetStats().cold.integrity_errors, 0);
 }
 
-// In a model of one layer K and V depend on token and position alone, so a chunk computed in any company, at any place,
-// is right once it is rotated (as tests/agentd/repair has it, and its tolerance).
-TEST_P(DeviceBitsTest, AChunkIsRightWhereItIsPlaced) {
-  const auto model = Load(/*layers=*/1);
-  Bench bench(model.get());
-  const Ids chunk = Random(70);
-  Ids there = Random(20), prompt = Random(35);
-  there.insert(there.end(), chunk.begin(), chunk.end());
-  prompt.insert(prompt.end(), chunk.begin(), chunk.end());
-  const Ids question = Random(12);
-  prompt.insert(prompt.end(), question.begin(), question.end());
-  std::vector<PageIndex> run;
-  bench.Plain(there, &run);
-  const std::vector<float> want = bench.Plain(prompt);
-  double scale = 0;
-  for (const float x : want) scale = std::max(scale, std::abs(static_cast<double>(x)));
-  for (const ReuseMode mode : {ReuseMode::kRotate, ReuseMode::kEpic}) {
-    SCOPED_TRACE(std::string(ReuseModeName(mode)));
-    agentd::MovedChunk moved{.start = 35, .length = 70, .base = 20};
-    moved.pages = run;
-    moved.first = 20;
-    agentd::RepairOptions options;
-    options.mode = mode;
-    agentd::MovedPrompt placed(model.get(), bench.pages(), prompt, {}, {moved}, options, nullptr, "agent");
-    EXPECT_TRUE(placed.RunsOnBackend());
-    placed.GivePages(bench.Take(placed.PagesNeeded(1)), 1);
-    std::vector<float> got(want.size());
-    KVS_ASSERT_OK(placed.Prefill(got.data()));
-    double worst = 0;
-    for (std::size_t i = 0; i < got.size(); ++i) {
-      const double error = std::abs(static_cast<double>(got[i]) - static_cast<double>(want[i]));
-      if (!(error <= worst)) worst = error;
-    }
-    EXPECT_LE(worst, kTolerance * scale);
-    EXPECT_GT(placed.counts().moved, 50);
-  }
-}
-
-double WorstDifference(const std::vector<float>& a, const std::vector<float>& b) {
-  double worst = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double error = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    if (!(error <= worst)) worst = error;
-  }
-  return worst;
-}
-
-// What is stored is right but for some tokens. A mode that may compute just as many gives the right answer if, and only
-// if, the device chooses them: for `auto` they are those that the prompt's end looks at most by the host's reckoning.
-// In a model of one layer the chunks are moved; in one of several they stay where they were, for elsewhere nothing
-// would be right, and all is computed in small steps.
-TEST_P(DeviceBitsTest, TheTokensThatAreOffAreChosen) {
-  for (const int layers : {1, 3}) {
-    const auto model = Load(layers);
-    Bench bench(model.get());
-    Ids prompt = Random(15);
-    std::vector<agentd::MovedChunk> chunks;
-    std::vector<std::int64_t> moved;
-    for (const int length : {58, 33}) {
-      const Ids chunk = Random(length), other = Random(5);
-      const auto start = static_cast<std::int64_t>(prompt.size());
-      chunks.push_back({.start = start, .length = length, .base = start});
-      for (std::int64_t t = 0; t < length; ++t) moved.push_back(start + t);
-      prompt.insert(prompt.end(), chunk.begin(), chunk.end());
-      prompt.insert(prompt.end(), other.begin(), other.end());
-    }
-    const std::int64_t suffix = chunks[1].start + chunks[1].length;
-    HostMass host(&model->backend(), suffix, layers / 2, layers);
-    std::vector<PageIndex> own;
-    const std::vector<float> want = bench.Plain(prompt, &own, &host);
-    double scale = 0;
-    for (const float x : want) scale = std::max(scale, std::abs(static_cast<double>(x)));
-    for (agentd::MovedChunk& chunk : chunks) {
-      if (layers == 1) {  // behind 20 others
-        Ids there = Random(20);
-        there.insert(there.end(), prompt.begin() + chunk.start, prompt.begin() + chunk.start + chunk.length);
-        bench.Plain(there, &chunk.pages);
-        chunk.base = 20;
-      } else {
-        chunk.pages.assign(own.begin() + chunk.base / kPageTokens, own.end());
-      }
-      chunk.first = static_cast<int>(chunk.base % kPageTokens);
-    }
-
-    // As many as are clearly ahead of the next.
-    std::vector<float> ranked;
-    for (const std::int64_t position : moved) ranked.push_back(host.mass[static_cast<std::size_t>(position)]);
-    std::vector<float> sorted = ranked;
-    std::sort(sorted.begin(), sorted.end(), std::greater<>());
-    std::size_t count = 6;
-    for (std::size_t i = 6; i < 16; ++i) {
-      if (sorted[i - 1] / sorted[i] > sorted[count - 1] / sorted[count]) count = i;
-    }
-    ASSERT_GT(sorted[count - 1], 1.01f * sorted[count]);
-    const std::vector<std::int64_t> looked_at = anchors::LargestScores(ranked, static_cast<std::int64_t>(count));
-    std::vector<std::int64_t> anywhere;
-    for (std::size_t i = 0; i < count; ++i) anywhere.push_back(static_cast<std::int64_t>(3 + 5 * i));
-    const std::pair<ReuseMode, bool> cases[] = {{ReuseMode::kRotate, false},
-                                                {ReuseMode::kRotate, true},
-                                                {ReuseMode::kCacheBlend, false},
-                                                {ReuseMode::kDhd, false},
-                                                {ReuseMode::kAuto, true}};
-    for (const auto& [mode, by_mass] : cases) {
-      SCOPED_TRACE(std::string(ReuseModeName(mode)) + ", " + std::to_string(layers) + " layers");
-      // Not before what the mode looks at, which would be off as well.
-      const int layer = by_mass ? layers - 1 : std::min(1, layers - 1);
-      std::map<PageIndex, Bytes> right;
-      for (const std::int64_t token : by_mass ? looked_at : anywhere) {
-        const std::int64_t position = moved[static_cast<std::size_t>(token)];
-        const agentd::MovedChunk& chunk = chunks[position < chunks[1].start ? 0 : 1];
-        const std::int64_t row = chunk.first + position - chunk.start;
-        const kernels::KvSlot slot{chunk.pages[static_cast<std::size_t>(row / kPageTokens)],
-                                   static_cast<int>(row % kPageTokens)};
-        if (!right.contains(slot.page)) right[slot.page] = bench.Page(slot.page);
-        bench.Damage(slot, layer);
-      }
-      agentd::RepairOptions options;
-      options.mode = mode;
-      const double half = mode == ReuseMode::kAuto ? -0.5 : 0.5;  // which rounds up, the others down
-      options.recompute_ratio = (static_cast<double>(count) + half) / static_cast<double>(moved.size());
-      agentd::MovedPrompt placed(model.get(), bench.pages(), prompt, {}, chunks, options, nullptr, "agent");
-      ASSERT_TRUE(placed.RunsOnBackend());
-      if (layers > 1) placed.Interruptible(40, [] { return true; });
-      placed.GivePages(bench.Take(placed.PagesNeeded(1)), 1);
-      std::vector<float> got(want.size());
-      KVS_ASSERT_OK(placed.Prefill(got.data()));
-      for (const auto& [page, bytes] : right) bench.SetPage(page, bytes);
-      EXPECT_FALSE(placed.counts().exact);
-      if (mode == ReuseMode::kRotate) {
-        EXPECT_GT(WorstDifference(got, want), 10 * kTolerance * scale) << "nothing was off";
-        continue;
-      }
-      EXPECT_EQ(placed.counts().recomputed, static_cast<std::int64_t>(count));
-      EXPECT_LE(WorstDifference(got, want), kTolerance * scale);
-    }
-  }
-}
-
-// Recomputing all is plain prefill, to the bit.
-TEST_P(DeviceBitsTest, RecomputingAllIsPlainPrefill) {
-  const auto model = Load();
-  Bench bench(model.get());
-  const Ids chunk = Random(50);
-  Ids there = Random(20), prompt = Random(9);
-  there.insert(there.end(), chunk.begin(), chunk.end());
-  prompt.insert(prompt.end(), chunk.begin(), chunk.end());
-  prompt.push_back(3);
-  std::vector<PageIndex> run;
-  bench.Plain(there, &run);
-  const std::vector<float> want = bench.Plain(prompt);
-  for (const ReuseMode mode : {ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kAuto}) {
-    agentd::MovedChunk moved{.start = 9, .length = 50, .base = 20};
-    moved.pages = run;
-    moved.first = 20;
-    agentd::RepairOptions options;
-    options.mode = mode;
-    agentd::MovedPrompt placed(model.get(), bench.pages(), prompt, {}, {moved}, options, nullptr, "agent");
-    placed.GivePages(bench.Take(placed.PagesNeeded(1)), 1);
-    std::vector<float> got(want.size());
-    KVS_ASSERT_OK(placed.Prefill(got.data()));
-    EXPECT_NE(got, want) << ReuseModeName(mode);
-    KVS_ASSERT_OK(placed.Recompute(got.data()));
-    EXPECT_EQ(got, want) << ReuseModeName(mode);
-  }
-}
-
 TEST_P(DeviceBitsTest, AnAgentReadsAnothersNoteWhereItLies) {
   const auto service = Serve(16, "", /*layers=*/1);
   ASSERT_NE(service, nullptr);
@@ -485,7 +187,7 @@ TEST_P(DeviceBitsTest, AnAgentReadsAnothersNoteWhereItLies) {
 TEST_P(DeviceBitsTest, AnAgentReadsAnothersNoteAndRepairsIt) {
   const auto service = Serve(24, "", /*layers=*/4);
   ASSERT_NE(service, nullptr);
-  for (const ReuseMode mode : {ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kAuto}) {
+  for (const ReuseMode mode : {ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kKvcomm, ReuseMode::kAuto}) {
     SCOPED_TRACE(std::string(ReuseModeName(mode)));
     const Ids note = Random(104);
     Ids writer = Random(70), reader = Random(35);
@@ -499,6 +201,12 @@ TEST_P(DeviceBitsTest, AnAgentReadsAnothersNoteAndRepairsIt) {
     request.max_tokens = 2;
     const GenerateReply reply = Ask(*service, request);
     EXPECT_EQ(MissTokens(reply.reuse, "not_on_device"), 0);
+    if (mode == ReuseMode::kKvcomm) {  // the first content of its place
+      EXPECT_EQ(reply.ids, Ask(*service, Request(reader, ReuseMode::kOff, 2)).ids);
+      EXPECT_GT(MissTokens(reply.reuse, "no_anchor"), 60);
+      EXPECT_GT(service->GetStats().anchors.bytes, 0);
+      continue;
+    }
     if (mode == ReuseMode::kAuto) {
       EXPECT_EQ(reply.ids, Ask(*service, Request(reader, ReuseMode::kOff, 2)).ids);
       EXPECT_FALSE(reply.reuse.approximate);
