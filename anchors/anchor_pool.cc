@@ -87,18 +87,25 @@ std::vector<const Anchor*> AnchorPool::LongEnough(const std::string& placeholder
 }
 
 bool AnchorPool::Shareable(const std::string& placeholder, const KvBlock& base) {
-  const std::vector<const Anchor*> anchors = LongEnough(placeholder, base.tokens);
-  if (anchors.size() < kFewest) return false;
-  std::vector<double> score;
-  for (const Anchor* anchor : anchors) {
+  std::vector<double> distances;
+  for (const Anchor* anchor : LongEnough(placeholder, base.tokens)) {
     double squares = 0;
     for (int layer = 0; layer < base.layers; ++layer) {
       for (std::int64_t t = 0; t < base.tokens; ++t) {
         squares += SumOfSquaredDifferences(base.row(layer, 1, t), anchor->Row(anchor->base, layer, 1, t));
       }
     }
-    score.push_back(-std::sqrt(squares));
+    distances.push_back(std::sqrt(squares));
   }
+  return Shareable(placeholder, base.tokens, distances);
+}
+
+bool AnchorPool::Shareable(const std::string& placeholder, std::int64_t tokens, std::span<const double> distances) {
+  const std::vector<const Anchor*> anchors = LongEnough(placeholder, tokens);
+  KVS_CHECK(distances.size() == anchors.size());
+  if (anchors.size() < kFewest) return false;
+  std::vector<double> score;
+  for (const double distance : distances) score.push_back(-distance);
   const std::vector<double> weight = Softmax(std::move(score));
   double entropy = 0;
   for (const double w : weight) entropy -= w > 0 ? w * std::log2(w) : 0.0;

@@ -101,6 +101,11 @@ class AnchorPool {
   // as long, and the softmax of their (negative) distances in V is sharp enough: entropy <= gamma log2(anchors)
   // (eq. 5). Counts the anchors that carry the weight as used.
   bool Shareable(const std::string& placeholder, const KvBlock& base);
+  // The same of content of `tokens` tokens whose distances, from LongEnough(placeholder, tokens) in that order,
+  // somebody else has measured.
+  bool Shareable(const std::string& placeholder, std::int64_t tokens, std::span<const double> distances);
+  // The anchors of at least so many tokens, oldest first; until the pool changes.
+  std::vector<const Anchor*> LongEnough(const std::string& placeholder, std::int64_t tokens) const;
 
   // What can be said before `base` is read: content of more tokens than this is neither shareable nor corrected.
   std::int64_t Reach(const std::string& placeholder, const std::string& agent) const;
@@ -134,7 +139,6 @@ class AnchorPool {
  private:
   using Anchors = std::deque<Anchor>;  // in order of insertion
 
-  std::vector<const Anchor*> LongEnough(const std::string& placeholder, std::int64_t tokens) const;
   void EvictFrom(Anchors& anchors);
   void KeepWithinBytes();
 

@@ -1,6 +1,10 @@
 // LayerHook: what lets a policy look into a forward pass and steer it, without the runtime knowing any policy
 // (docs/design/selective-forward.md). Called once a layer, after q, k and v are computed, normalised and stored and
 // before attention reads anything.
+//
+// Where the host does not read the backend's memory (Capabilities::host_memory), q, k, v, the pages and the RoPE table
+// are addresses there, and what they hold may only be on its way: a hook enqueues work on them (kernels/device_kv.h),
+// or copies by Download, and does not follow them. Indices, positions, slots and segments are the host's everywhere.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +25,7 @@ struct LayerRows {
   // Where K and V were stored in this layer, or kNoSlot. A new value holds from the next layer on.
   std::span<kernels::KvSlot> slots;
 
+  // In the backend's memory.
   kernels::MatrixView q;  // [n, num_heads * head_dim] fp32, after QK-norm, un-rotated
   kernels::MatrixView k;  // [n, num_kv_heads * head_dim] fp32, after QK-norm, un-rotated: the canonical frame
   kernels::MatrixView v;  // [n, num_kv_heads * head_dim] fp32
@@ -29,7 +34,8 @@ struct LayerRows {
   // the hook puts in (pages, skip, positions) must stay valid until Forward returns.
   std::vector<kernels::KvSegment>* segments = nullptr;
 
-  // Stored rows of any layer may be read and overwritten, `slots` of this layer among them.
+  // Stored rows of any layer may be read and overwritten, `slots` of this layer among them. In the backend's memory, as
+  // is the table.
   kernels::KvPages pages;
   kernels::RopeTable rope;
   int num_heads = 0;

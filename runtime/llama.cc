@@ -249,12 +249,6 @@ std::vector<std::int64_t> LlamaModel::LogitRows(const ForwardBatch& batch,
 
 Status LlamaModel::Forward(const ForwardBatch& batch, const KvPages& pages, float* logits) {
   CheckBatch(batch, pages, logits);
-  const kernels::Capabilities& device = parts_.backend->capabilities();
-  const bool host_memory = device.host_memory;
-  if (batch.hook != nullptr && !host_memory) {
-    return Unimplemented("reuse that looks into a forward pass needs a backend whose memory the host reads, not " +
-                         device.device);
-  }
   const ModelConfig& c = parts_.config;
   const ModelWeights& weights = parts_.weights;
   Backend& backend = *parts_.backend;
@@ -324,7 +318,7 @@ Status LlamaModel::Forward(const ForwardBatch& batch, const KvPages& pages, floa
                     .weights = weights.lm_head.get(),
                     .out = {out, DType::kF32, n, c.vocab_size, c.vocab_size}});
   };
-  if (host_memory) {
+  if (backend.capabilities().host_memory) {
     project(logits);
     return backend.Sync();
   }

@@ -28,7 +28,7 @@ struct LoadOptions {
   std::int64_t max_batch_rows = 1024;
   // A LoRA adapter in PEFT's format (a directory), merged into the weights before they are converted; empty: none.
   std::string lora = "";
-  // On a GPU only forward passes without a hook, in bfloat16.
+  // On a GPU only bfloat16.
   Device device = Device::kCpu;
 };
 

@@ -63,7 +63,7 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   moved.loads = std::move(found.loads);
   moved.work = moved_.Prepare(request, exact, found);
   MissKind why = MissKind::kNotOnDevice;
-  if (arena_->in_place() || !moved.work.prompt->LooksAtRows()) {
+  if (moved.work.prompt->RunsOnBackend()) {
     const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
     const MovedReuse::Decision decision = moved_.Decide(request, *moved.work.prompt, plain);
     moved.trial_rows = decision.trial_rows;

@@ -2,13 +2,14 @@
 // anchors learnt from it. As published it is all or nothing; here nearly all is enough.
 #include <algorithm>
 #include <iterator>
+#include <memory>
 #include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "agentd/repair/chunk_correction.h"
 #include "agentd/repair/moved_prompt.h"
-#include "kernels/kv_rows.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 
@@ -16,8 +17,6 @@ namespace kvshare::agentd {
 namespace {
 
 using kernels::kPageTokens;
-using kernels::KvPart;
-using kernels::KvSlot;
 
 // Of the tokens that were found. Below it all is computed and taught, so that more can be corrected the next time. Not
 // all, as published: a new content is longer than the second longest of three as often as not.
@@ -32,16 +31,9 @@ class RopeProbe final : public runtime::LayerHook {
   kernels::RopeTable rope;
 };
 
-// Canonical K and V of tokens whose KV was stored at position(t) in slot(t).
-template <typename SlotAt, typename PositionAt>
-anchors::KvRows Rows(const kernels::KvPages& pages, const kernels::RopeTable& rope, std::int64_t tokens, SlotAt slot,
-                     PositionAt position) {
-  const kernels::KvLayout layout = pages.layout;
-  const auto read = [pages, rope, slot, position](int layer, int part, std::int64_t t, std::span<float> row) {
-    kernels::LoadRow(pages, layer, part == 0 ? KvPart::kKey : KvPart::kValue, slot(t), row);
-    if (part == 0) kernels::CanonicalKey(rope, position(t), pages.layout.head_dim, row);
-  };
-  return {layout.num_layers, tokens, std::int64_t{layout.num_kv_heads} * layout.head_dim, read};
+// As it is stored.
+KvRun RunOf(const MovedChunk& chunk, std::int64_t tokens) {
+  return {.pages = chunk.pages, .first = chunk.first, .position = chunk.base, .tokens = tokens};
 }
 
 }  // namespace
@@ -53,43 +45,19 @@ Result<kernels::RopeTable> MovedPrompt::Rope() {
   return probe.rope;
 }
 
-anchors::KvRows MovedPrompt::StoredRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const {
-  const auto slot = [&chunk](std::int64_t t) {
-    const std::int64_t row = chunk.first + t;
-    return KvSlot{chunk.pages[static_cast<std::size_t>(row / kPageTokens)], static_cast<int>(row % kPageTokens)};
-  };
-  return Rows(pages_, rope, chunk.length, slot, [&chunk](std::int64_t t) { return chunk.base + t; });
-}
-
-anchors::KvRows MovedPrompt::ComputedRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const {
-  KVS_CHECK(plain_);
-  return Rows(
-      pages_, rope, chunk.length, [this, &chunk](std::int64_t t) { return SlotOf(chunk.start + t); },
-      [&chunk](std::int64_t t) { return chunk.start + t; });
-}
-
-void MovedPrompt::WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock& block,
-                                 const kernels::RopeTable& rope) {
-  std::vector<float> key(static_cast<std::size_t>(block.width));
-  for (int layer = 0; layer < block.layers; ++layer) {
-    for (std::int64_t t = 0; t < block.tokens; ++t) {
-      const std::int64_t position = chunk.start + t;
-      const auto canonical = block.row(layer, 0, t);
-      key.assign(canonical.begin(), canonical.end());
-      kernels::StoredKey(rope, position, pages_.layout.head_dim, key);
-      kernels::StoreRow(pages_, layer, KvPart::kKey, SlotOf(position), key);
-      kernels::StoreRow(pages_, layer, KvPart::kValue, SlotOf(position), block.row(layer, 1, t));
-    }
-  }
-}
-
-// What was computed is registered.
+// What was computed is registered. A device that fails meanwhile says so at the next step; nobody waits for this.
 void MovedPrompt::Teach(std::span<const kernels::PageIndex> pages) {
   KVS_CHECK(plain_ && lesson_.has_value());
   const kernels::RopeTable rope = *std::exchange(lesson_, std::nullopt);
   plain_pages_.assign(pages.begin(), pages.end());
   for (const MovedChunk& chunk : chunks_) {
-    anchors_->Register(chunk.placeholder, agent_, chunk.content, StoredRows(chunk, rope), ComputedRows(chunk, rope));
+    const KvRun computed{.pages = std::span(plain_pages_).subspan(static_cast<std::size_t>(chunk.start / kPageTokens)),
+                         .first = static_cast<int>(chunk.start % kPageTokens),
+                         .position = chunk.start,
+                         .tokens = chunk.length};
+    const Status taught = TeachChunk(model_->backend(), pages_, rope, RunOf(chunk, chunk.length), computed,
+                                     chunk.content, anchors_, chunk.placeholder, agent_);
+    if (!taught.ok()) return;
   }
 }
 
@@ -115,22 +83,27 @@ Status MovedPrompt::PrefillWithAnchors(float* logits) {
     const auto corrected = std::accumulate(reach.begin(), reach.end(), std::int64_t{0});
     return static_cast<double>(corrected) >= kLeastCorrected * static_cast<double>(MovedTokens());
   };
-  std::vector<anchors::KvBlock> stored(chunks_.size());
+  std::vector<std::unique_ptr<ChunkCorrection>> corrections(chunks_.size());
   for (std::size_t c = 0; c < chunks_.size() && enough(); ++c) {
     if (reach[c] == 0) continue;
-    anchors::KvRows rows = StoredRows(chunks_[c], rope);
-    rows.tokens = reach[c];
-    stored[c] = rows.ToBlock();
-    if (!anchors_->Shareable(chunks_[c].placeholder, stored[c])) reach[c] = 0;
+    corrections[c] = NewChunkCorrection(model_->backend(), pages_, rope, RunOf(chunks_[c], reach[c]), anchors_,
+                                        chunks_[c].placeholder, agent_);
+    const Result<bool> shareable = corrections[c]->Shareable();
+    // A device without room for the anchors is no worse than a chunk without them.
+    if (!shareable.ok() && shareable.status().code() != StatusCode::kResourceExhausted) return shareable.status();
+    if (!shareable.ok() || !*shareable) reach[c] = 0;
   }
   if (!enough()) return PrefillToTeach(rope, logits);
   Select(MovedPositions());
   std::vector<std::int64_t> computed;
   for (std::size_t c = 0; c < chunks_.size(); ++c) {
-    for (std::int64_t t = reach[c]; t < chunks_[c].length; ++t) computed.push_back(chunks_[c].start + t);
+    const MovedChunk& chunk = chunks_[c];
+    for (std::int64_t t = reach[c]; t < chunk.length; ++t) computed.push_back(chunk.start + t);
     if (reach[c] == 0) continue;
-    anchors_->Correct(chunks_[c].placeholder, agent_, &stored[c]);
-    WriteCorrected(chunks_[c], stored[c], rope);
+    std::vector<kernels::KvSlot> to;
+    for (std::int64_t t = 0; t < reach[c]; ++t) to.push_back(SlotOf(chunk.start + t));
+    KVS_RETURN_IF_ERROR(corrections[c]->Write(to, chunk.start));
+    corrections[c].reset();
   }
   counts_.recomputed = static_cast<std::int64_t>(computed.size());
   counts_.moved = MovedTokens() - counts_.recomputed;

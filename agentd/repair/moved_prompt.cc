@@ -6,8 +6,6 @@
 
 #include "agentd/repair/probe.h"
 #include "anchors/confidence.h"
-#include "anchors/selection.h"
-#include "kernels/kv_rows.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 #include "runtime/forward_batch.h"
@@ -90,14 +88,10 @@ bool MovedPrompt::OneThread() const {
   return std::all_of(chunks_.begin(), chunks_.end(), [](const MovedChunk& chunk) { return chunk.in_company; });
 }
 
-bool MovedPrompt::LooksAtRows() const {
-  switch (options_.mode) {
-    case ReuseMode::kKvcomm: return true;
-    case ReuseMode::kCacheBlend:
-    case ReuseMode::kDhd: return Ratio() < 1;
-    case ReuseMode::kAuto: return Ratio() > 0 && Ratio() < 1;
-    default: return false;
-  }
+bool MovedPrompt::RunsOnBackend() const {
+  const bool looks_at_rows = options_.mode != ReuseMode::kRotate && options_.mode != ReuseMode::kEpic;
+  kernels::Backend& backend = model_->backend();
+  return !looks_at_rows || backend.capabilities().host_memory || backend.device_kv() != nullptr;
 }
 
 std::int64_t MovedPrompt::SelectedAtMost() const {
@@ -348,6 +342,14 @@ Status MovedPrompt::PrefillSelected(float* logits) {
   return Compute(rows, nullptr, -1, logits, nullptr);
 }
 
+// Of the moved tokens, the `count` of the greatest rank.
+Result<std::vector<std::int64_t>> MovedPrompt::Choose(TokenScores& scores, std::int64_t count) const {
+  KVS_ASSIGN_OR_RETURN(std::vector<std::int64_t> chosen, scores.Choose(count));
+  const std::vector<std::int64_t> moved = MovedPositions();
+  for (std::int64_t& token : chosen) token = moved[static_cast<std::size_t>(token)];
+  return chosen;
+}
+
 // CacheBlend's choice (arXiv 2405.16444 §4.3, one selection at the check layer as in its code): the tokens whose V,
 // computed in this prompt, is furthest from what is stored. `attention_weighted`: times the attention that the end of
 // the prompt pays them (KVShare's DHD, arXiv 2503.16525).
@@ -355,21 +357,12 @@ Result<std::vector<std::int64_t>> MovedPrompt::ChooseByDeviation(bool attention_
   std::vector<std::int64_t> rows(static_cast<std::size_t>(prompt_tokens_ - prefix_.tokens));
   for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = prefix_.tokens + static_cast<std::int64_t>(i);
   const int check = CheckLayer();
-  Probe probe(this, attention_weighted ? SuffixBegin() : prompt_tokens_, check, check + 1, true);
+  const RankBy rank = attention_weighted ? RankBy::kDeviationTimesMass : RankBy::kDeviation;
+  KVS_ASSIGN_OR_RETURN(const auto scores, NewTokenScores(model_->backend(), MovedTokens(), rank));
+  Probe probe(this, scores.get(), attention_weighted ? SuffixBegin() : prompt_tokens_, check, check + 1, true);
   KVS_RETURN_IF_ERROR(Compute(rows, &probe, check, nullptr, nullptr));
-  const std::vector<std::int64_t> moved = MovedPositions();
-  Charge(moved, check + 1);
-  std::vector<float> score;
-  for (const std::int64_t position : moved) {
-    const float deviation = std::sqrt(probe.deviation(position));
-    score.push_back(attention_weighted ? deviation * probe.mass(position) : deviation);
-  }
-  const auto count = static_cast<std::int64_t>(Ratio() * static_cast<double>(moved.size()));
-  std::vector<std::int64_t> selected;
-  for (const std::int64_t i : anchors::LargestScores(score, count)) {
-    selected.push_back(moved[static_cast<std::size_t>(i)]);
-  }
-  return selected;
+  Charge(MovedPositions(), check + 1);
+  return Choose(*scores, static_cast<std::int64_t>(Ratio() * static_cast<double>(MovedTokens())));
 }
 
 // Two passes. The first computes the fresh rows over the chunks as stored and sees what the prompt's end attends to in
@@ -377,18 +370,13 @@ Result<std::vector<std::int64_t>> MovedPrompt::ChooseByDeviation(bool attention_
 Status MovedPrompt::PrefillAuto(float* logits) {
   if (Ratio() == 0) return PrefillSelected(logits);
   const int layers = model_->config().num_layers;
-  Probe probe(this, SuffixBegin(), layers / 2, layers, false);
+  KVS_ASSIGN_OR_RETURN(const auto scores, NewTokenScores(model_->backend(), MovedTokens(), RankBy::kMass));
+  Probe probe(this, scores.get(), SuffixBegin(), layers / 2, layers, false);
   std::vector<std::int64_t> rows = RowsOfTheLead();
   rows.insert(rows.end(), fresh_.positions.begin(), fresh_.positions.end());
   KVS_RETURN_IF_ERROR(Compute(rows, &probe, -1, logits, nullptr));
-  const std::vector<std::int64_t> moved = MovedPositions();
-  std::vector<float> score;
-  for (const std::int64_t position : moved) score.push_back(probe.mass(position));
-  const auto count = static_cast<std::int64_t>(std::ceil(Ratio() * static_cast<double>(moved.size())));
-  std::vector<std::int64_t> selected;
-  for (const std::int64_t i : anchors::LargestScores(score, count)) {
-    selected.push_back(moved[static_cast<std::size_t>(i)]);
-  }
+  const auto count = static_cast<std::int64_t>(std::ceil(Ratio() * static_cast<double>(MovedTokens())));
+  KVS_ASSIGN_OR_RETURN(std::vector<std::int64_t> selected, Choose(*scores, count));
   Select(std::move(selected));
   rows = selected_.positions;
   Charge(rows, layers);

@@ -19,6 +19,7 @@
 #include <string_view>
 #include <vector>
 
+#include "agentd/repair/token_scores.h"
 #include "anchors/anchor_pool.h"
 #include "kernels/paged_kv.h"
 #include "kvshare/status.h"
@@ -86,8 +87,9 @@ class MovedPrompt {
   // True when all chunks are in company.
   bool OneThread() const;
 
-  // Prefill would look into forward passes or at stored rows: to be asked where the host does not reach the pages.
-  bool LooksAtRows() const;
+  // Whether Prefill can be called: not where it has to look at rows that the host does not reach and the backend does
+  // not look at in its stead.
+  bool RunsOnBackend() const;
 
   // Rows through all layers that Prefill takes if nothing is doubtful, the work of choosing included; at most. To be
   // compared with what computing the prompt would take: prompt tokens minus the prefix.
@@ -179,14 +181,11 @@ class MovedPrompt {
   Status PrefillSelected(float* logits);
   Status PrefillWithAnchors(float* logits);
   Status PrefillToTeach(const kernels::RopeTable& rope, float* logits);
+  Result<std::vector<std::int64_t>> Choose(TokenScores& scores, std::int64_t count) const;
   Result<std::vector<std::int64_t>> ChooseByDeviation(bool attention_weighted);
   Status PrefillAuto(float* logits);
   Status PrefillPlain(std::string_view reason, float* logits);
   Result<kernels::RopeTable> Rope();
-  // Of one of chunks_: as it was stored, and as it was computed.
-  anchors::KvRows StoredRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
-  anchors::KvRows ComputedRows(const MovedChunk& chunk, const kernels::RopeTable& rope) const;
-  void WriteCorrected(const MovedChunk& chunk, const anchors::KvBlock& block, const kernels::RopeTable& rope);
   double Ratio() const;
   int CheckLayer() const;
 

@@ -1,19 +1,20 @@
 #include "agentd/repair/probe.h"
 
-#include "kernels/attention_mass.h"
+#include <algorithm>
 
 namespace kvshare::agentd {
 
 using kernels::kPageTokens;
 
-MovedPrompt::Probe::Probe(const MovedPrompt* prompt, std::int64_t looking_from, int begin, int end, bool deviations)
-    : prompt_(prompt),
-      looking_from_(looking_from),
-      begin_(begin),
-      end_(end),
-      deviations_(deviations),
-      mass_(prompt->tokens_.size()),
-      deviation_(prompt->tokens_.size()) {}
+MovedPrompt::Probe::Probe(const MovedPrompt* prompt, TokenScores* scores, std::int64_t looking_from, int begin, int end,
+                          bool deviations)
+    : prompt_(prompt), scores_(scores), looking_from_(looking_from), begin_(begin), end_(end), deviations_(deviations) {
+  std::int64_t tokens = 0;
+  for (const MovedChunk& chunk : prompt_->chunks_) {
+    first_token_.push_back(tokens);
+    tokens += chunk.length;
+  }
+}
 
 std::optional<std::vector<std::int64_t>> MovedPrompt::Probe::OnLayer(int layer, const runtime::LayerRows& rows) {
   if (deviations_ && layer == begin_) Measure(layer, rows);
@@ -28,33 +29,31 @@ void MovedPrompt::Probe::AddMass(int layer, const runtime::LayerRows& rows) {
   }
   if (looking.empty()) return;
   // The chunks' segments are those with the chunks' pages; the others only take part in the softmax.
-  std::vector<std::span<float>> mass(rows.segments->size());
-  for (std::size_t s = 0; s < mass.size(); ++s) {
-    const kernels::KvSegment& segment = (*rows.segments)[s];
-    if (!segment.positions.empty() || prompt_->ChunkOf(segment.start) < 0) continue;
-    mass[s] =
-        std::span(mass_).subspan(static_cast<std::size_t>(segment.start), static_cast<std::size_t>(segment.length));
+  std::vector<std::int64_t> first_token;
+  for (const kernels::KvSegment& segment : *rows.segments) {
+    const std::int64_t c = segment.positions.empty() ? prompt_->ChunkOf(segment.start) : -1;
+    first_token.push_back(c < 0 ? -1 : first_token_[static_cast<std::size_t>(c)]);
   }
-  kernels::AttentionMass(rows.attention(layer), looking, mass);
+  scores_->AddMass(rows.attention(layer), looking, first_token);
 }
 
+// The rows of a chunk stand side by side in a step.
 void MovedPrompt::Probe::Measure(int layer, const runtime::LayerRows& rows) {
-  std::vector<kernels::KvSlot> stored(rows.positions.size(), kernels::kNoSlot);
-  for (std::size_t i = 0; i < stored.size(); ++i) {
-    const std::int64_t c = prompt_->ChunkOf(rows.positions[i]);
-    if (c < 0) continue;
-    const MovedChunk& chunk = prompt_->chunks_[static_cast<std::size_t>(c)];
-    const std::int64_t row = chunk.first + rows.positions[i] - chunk.start;
-    stored[i] = {chunk.pages[static_cast<std::size_t>(row / kPageTokens)], static_cast<int>(row % kPageTokens)};
-  }
-  for (std::size_t i = 0; i < stored.size(); ++i) {
-    if (stored[i] == kernels::kNoSlot) continue;
-    kernels::MatrixView one = rows.v;
-    one.data = rows.v.row<float>(static_cast<std::int64_t>(i));
-    one.rows = 1;
-    kernels::RowDeviation deviation;
-    kernels::ValueDeviation(one, rows.pages, layer, std::span(&stored[i], 1), std::span(&deviation, 1));
-    deviation_[static_cast<std::size_t>(rows.positions[i])] = deviation.squares;
+  const auto end = rows.positions.end();
+  for (std::size_t c = 0; c < first_token_.size(); ++c) {
+    const MovedChunk& chunk = prompt_->chunks_[c];
+    const auto first = std::lower_bound(rows.positions.begin(), end, chunk.start);
+    const auto last = std::lower_bound(first, end, chunk.start + chunk.length);
+    if (first == last) continue;
+    std::vector<kernels::KvSlot> stored;
+    for (auto position = first; position != last; ++position) {
+      const std::int64_t row = chunk.first + *position - chunk.start;
+      stored.push_back({chunk.pages[static_cast<std::size_t>(row / kPageTokens)], static_cast<int>(row % kPageTokens)});
+    }
+    kernels::MatrixView fresh = rows.v;
+    fresh.data = rows.v.row<float>(first - rows.positions.begin());
+    fresh.rows = last - first;
+    scores_->Measure(fresh, rows.pages, layer, stored, first_token_[c] + *first - chunk.start);
   }
 }
 

@@ -192,6 +192,7 @@ TEST_F(DevicePathTest, ALeaseIsMetadata) {
   KVS_EXPECT_FAILS(lease->PageBytes(0), StatusCode::kFailedPrecondition, "on a device");
 }
 
+// This device looks at no rows in the host's stead: it has no DeviceKv.
 TEST_F(DevicePathTest, ModesThatWouldLookAtRowsComputeAndSayWhy) {
   const auto tape = Open(On(true));
   for (const ReuseMode mode : {ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kKvcomm, ReuseMode::kAuto}) {

@@ -200,28 +200,6 @@ TEST_P(MovedPromptTest, WhatPoliciesComputeIsCounted) {
   EXPECT_EQ(all.computed_pairs, 200 * kLayers);
 }
 
-// What a device whose memory the host does not read cannot do.
-TEST_P(MovedPromptTest, ModesSayWhetherTheyLookAtRows) {
-  Bed bed(GetParam(), 2);
-  std::vector<PageIndex> run;
-  bed.Plain(Random(100), &run);
-  anchors::AnchorPool anchors;
-  const auto looks = [&](ReuseMode mode, bool one_thread, double ratio = -1) {
-    MovedChunk chunk = Bed::Chunk(run, 0, 60, 10);
-    chunk.in_company = one_thread;
-    return bed.Moved(Random(90), {chunk}, {.mode = mode, .recompute_ratio = ratio}, &anchors)->LooksAtRows();
-  };
-  for (const bool one_thread : {false, true}) {
-    EXPECT_FALSE(looks(ReuseMode::kRotate, one_thread));
-    EXPECT_FALSE(looks(ReuseMode::kEpic, one_thread));
-    EXPECT_TRUE(looks(ReuseMode::kCacheBlend, one_thread));
-    EXPECT_TRUE(looks(ReuseMode::kDhd, one_thread));
-    EXPECT_TRUE(looks(ReuseMode::kKvcomm, one_thread));
-    EXPECT_TRUE(looks(ReuseMode::kAuto, one_thread));
-  }
-  EXPECT_FALSE(looks(ReuseMode::kCacheBlend, false, 1)) << "all is computed";
-}
-
 // The more is computed, the nearer; and all of it is exact, to the bit.
 TEST_P(MovedPromptTest, RecomputingAllIsPlainPrefillToTheBit) {
   Bed bed(GetParam(), 4);
