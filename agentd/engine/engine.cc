@@ -21,6 +21,10 @@ constexpr std::size_t kDemotedBytesPerStep = std::size_t{8} << 20;
 // When the cold tier takes no more for the moment, and nothing else is to be done.
 constexpr std::chrono::milliseconds kDemotionRetry{5};
 
+// How long a copy onto a device may be over before somebody looks, when nothing else is to be done: it takes a few
+// times as long, and a step need not wait for it.
+constexpr std::chrono::microseconds kCopyPoll{200};
+
 // Agents ask again within milliseconds of an answer; only when they do not is there time for other things.
 constexpr std::chrono::milliseconds kQuiet{50};
 
@@ -48,6 +52,8 @@ Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* 
       healer_(model, pool, arena, HealerEvents()),
       shadow_(
           model, pool, arena, &moved_, [this] { return NoNews(); }, [stats](double kl) { stats->ShadowAudited(kl); }),
+      pinned_(cold == nullptr ? nullptr : arena->movers(), model->kv_layout().page_bytes(),
+              static_cast<std::size_t>((model->config().max_positions + kPageTokens - 1) / kPageTokens)),
       gate_(cold, model->kv_layout()),
       recall_(cold, stats) {
   KVS_CHECK(options.max_running >= 1 && options.max_waiting >= 1 && options.prefill_chunk_tokens >= 1);
@@ -166,6 +172,7 @@ void Engine::ClearPool() {
     healer_.Clear();
     shadow_.Clear();
     pool_->Clear();
+    demoter_.ForgetEvicted();
     moved_.anchors().ForgetSaved();
     replan_ = true;
     PublishLoad();
@@ -200,7 +207,7 @@ void Engine::Drain() {
     std::size_t before = 0, after = 0;
     OnEngineThread([&] {
       before = demoter_.backlog();
-      while (demoter_.Work(kDemotedBytesPerStep)) {
+      while (demoter_.Work(kDemotedBytesPerStep) || demoter_.Finish()) {
       }
       after = demoter_.backlog();
     });
@@ -254,10 +261,11 @@ void Engine::Stop() {
   while (true) {
     FailAll(stopped);
     for (auto& [tokens, done] : std::exchange(fetches_, {})) done(stopped, std::nullopt);
+    FollowCopies();  // the last step may have left it at what tasks brought
     std::vector<std::function<void()>> tasks;
     {
       std::unique_lock lock(mutex_);
-      inbox_changed_.wait(lock, [this] { return promotions_.empty() || !tasks_.empty(); });
+      inbox_changed_.wait_until(lock, NextCopy(), [this] { return promotions_.empty() || !tasks_.empty(); });
       tasks.swap(tasks_);
     }
     if (tasks.empty() && promotions_.empty()) return;
@@ -267,6 +275,7 @@ void Engine::Stop() {
 
 bool Engine::Step() {
   if (!Receive()) return false;
+  FollowCopies();
   Plan();
   ComputeMoved();
   if (!work_.empty()) {
@@ -338,10 +347,19 @@ bool Engine::Receive() {
   return !stopping;
 }
 
+// When copies onto a device are to be looked after.
+SteadyTime Engine::NextCopy() const {
+  const bool copying = std::any_of(promotions_.begin(), promotions_.end(), [](const auto& entry) {
+    return entry.second->detour && entry.second->detour->copying();
+  });
+  return std::chrono::steady_clock::now() +
+         (copying ? SteadyTime::duration(kCopyPoll) : SteadyTime::duration(kLongSleep));
+}
+
 SteadyTime Engine::NextWakeUp() const {
   const SteadyTime now = std::chrono::steady_clock::now();
-  SteadyTime next = now + kLongSleep;
-  if (demoter_.backlog() > 0) next = now + kDemotionRetry;
+  SteadyTime next = NextCopy();
+  if (demoter_.backlog() > 0) next = std::min(next, now + kDemotionRetry);
   if (!healer_.idle() || !shadow_.idle()) next = std::min(next, last_work_ + kQuiet);
   if (moved_.guards_to_save()) next = std::min(next, std::max(guards_saved_ + kBetweenSaves, last_work_ + kQuiet));
   if (const auto deadline = leases_.NextDeadline(); deadline.has_value()) next = std::min(next, *deadline);
@@ -389,7 +407,13 @@ Status Engine::Forward() {
   BuildBatch(work_, &batch_);
   gate_.Clear();
   for (const Work& work : work_) {
-    if (work.sequence->loading != 0) gate_.Add(promotions_.at(work.sequence->loading)->progress);
+    if (work.sequence->loading == 0) continue;
+    const Promotion& promotion = *promotions_.at(work.sequence->loading);
+    if (promotion.detour != nullptr) {
+      gate_.Add(promotion.detour.get());
+    } else {
+      gate_.Add(promotion.progress);
+    }
   }
   batch_.gate = gate_.empty() ? nullptr : &gate_;
   GrowLogits(static_cast<std::int64_t>(batch_.logit_rows.size()));

@@ -23,6 +23,7 @@
 #include "agentd/engine/healer.h"
 #include "agentd/engine/leases.h"
 #include "agentd/engine/moved_reuse.h"
+#include "agentd/engine/pinned_blocks.h"
 #include "agentd/engine/planner.h"
 #include "agentd/engine/promotion.h"
 #include "agentd/engine/sequence.h"
@@ -98,6 +99,7 @@ class Engine {
   bool NoNews();
   // What is done when nobody has asked for a while. False when there is nothing.
   bool WorkWhileIdle();
+  SteadyTime NextCopy() const;
   SteadyTime NextWakeUp() const;
   void EndLateAndCancelled(const std::vector<std::uint64_t>& cancelled);
   void Stop();
@@ -168,8 +170,12 @@ class Engine {
 
   // promote.cc: pages on their way into memory.
   void BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv);
-  void StartReads(std::uint64_t id, std::vector<ColdLoad> loads, std::shared_ptr<LoadProgress> progress,
+  // `then` runs on the engine's thread when they have ended.
+  void StartReads(std::vector<ColdLoad> loads, std::shared_ptr<LoadProgress> progress, std::function<void()> then,
                   PartsReady on_parts);
+  void ReadOn(std::uint64_t id, Promotion& promotion);
+  void SendOn(std::uint64_t id);
+  void FollowCopies();
   void EndPromotion(std::uint64_t id);
   bool MayOverlap(const Sequence& sequence, std::int64_t rows) const;
   void PublishLoaded(const Promotion& promotion, KvHandle& kv, std::span<const ColdLoaded> good);
@@ -226,6 +232,7 @@ class Engine {
   bool may_sleep_ = true;    // nothing to do until somebody or a deadline says so
   runtime::ForwardBatch batch_;
   std::vector<float> logits_;  // [rows whose logits are wanted, vocab]
+  PinnedBlocks pinned_;
   std::uint64_t next_promotion_ = 1;
   std::map<std::uint64_t, std::unique_ptr<Promotion>> promotions_;
   LoadGate gate_;                                                    // of the step that is being computed

@@ -17,9 +17,8 @@ void Engine::BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv) 
   const kernels::KvPages& pages = arena_->pages();
   std::vector<PageIndex> places = PlacesOf(promotion->run, promotion->start, kv);
   if (!arena_->in_place()) {
-    promotion->detour = std::make_unique<Detour>(std::move(places), pages.layout.page_bytes());
-    StartReads(id, promotion->detour->NextLoads(promotion->run), promotion->progress, nullptr);
-    promotions_.emplace(id, std::move(promotion));
+    promotion->detour = std::make_unique<Detour>(std::move(places), arena_, &pinned_);
+    ReadOn(id, *promotions_.emplace(id, std::move(promotion)).first->second);
     return;
   }
   std::vector<ColdLoad> loads = LoadsOf(promotion->run, places, pages);
@@ -33,25 +32,58 @@ void Engine::BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv) 
       if (ready < all) Post([] {});  // a step may begin
     };
   }
-  StartReads(id, std::move(loads), progress, std::move(on_parts));
+  StartReads(
+      std::move(loads), progress, [this, id] { EndPromotion(id); }, std::move(on_parts));
 }
 
-void Engine::StartReads(std::uint64_t id, std::vector<ColdLoad> loads, std::shared_ptr<LoadProgress> progress,
+void Engine::StartReads(std::vector<ColdLoad> loads, std::shared_ptr<LoadProgress> progress, std::function<void()> then,
                         PartsReady on_parts) {
   cold_->Load(
       std::move(loads),
-      [this, id, progress = std::move(progress)](std::vector<ColdLoaded> loaded) {
+      [this, progress = std::move(progress), then = std::move(then)](std::vector<ColdLoaded> loaded) {
         // In this order: once the load has ended for it, the engine waits for nobody here, and may be gone.
-        Post([this, id] { EndPromotion(id); });
+        Post(then);
         progress->Ended(std::move(loaded));
       },
       std::move(on_parts));
 }
 
+// With a detour: reads on, where there is something left to read and room for it.
+void Engine::ReadOn(std::uint64_t id, Promotion& promotion) {
+  std::vector<ColdLoad> loads = promotion.detour->NextLoads(promotion.run);
+  if (loads.empty()) return;
+  promotion.progress = std::make_shared<LoadProgress>();
+  StartReads(
+      std::move(loads), promotion.progress, [this, id] { SendOn(id); }, nullptr);
+}
+
+// With a detour, which ends no sooner: its read is at its end.
+void Engine::SendOn(std::uint64_t id) {
+  Promotion& promotion = *promotions_.at(id);
+  Detour& detour = *promotion.detour;
+  detour.SendOn(promotion.progress->AwaitEnd());
+  MissKind why = MissKind::kColdUnreadable;
+  promotion.whole = detour.all_sent() && CountGood(promotion, detour.sent(), &why) == detour.sent().size();
+}
+
+// Looks after what is being copied onto a device: what has come makes room for the next read, or ends its load.
+void Engine::FollowCopies() {
+  std::vector<std::uint64_t> ended;
+  for (const auto& [id, promotion] : promotions_) {
+    if (promotion->detour == nullptr) continue;
+    promotion->detour->Look();
+    ReadOn(id, *promotion);
+    if (promotion->detour->all_sent() && !promotion->detour->copying()) ended.push_back(id);
+  }
+  for (const std::uint64_t id : ended) EndPromotion(id);
+}
+
 // Whether a step of this sequence's next rows may begin although its pages are not all there: when computing takes at
-// least as long as what is still to be read, so that the step does not wait (and everybody else with it).
+// least as long as what is still to be read, so that the step does not wait (and everybody else with it). Copies onto a
+// device are short beside any step, and may be awaited once all that they bring is known to be good.
 bool Engine::MayOverlap(const Sequence& sequence, std::int64_t rows) const {
   const Promotion& promotion = *promotions_.at(sequence.loading);
+  if (promotion.detour != nullptr) return options_.load_in_parts && promotion.whole;
   const int ready = promotion.progress->parts();
   if (ready == 0) return false;
   const std::chrono::duration<double> so_far = std::chrono::steady_clock::now() - promotion.begun;
@@ -65,18 +97,10 @@ bool Engine::MayOverlap(const Sequence& sequence, std::int64_t rows) const {
 void Engine::EndPromotion(std::uint64_t id) {
   const auto found = promotions_.find(id);
   if (found == promotions_.end()) return;
-  std::vector<ColdLoaded> loaded = found->second->progress->AwaitEnd();
-  if (Detour* const detour = found->second->detour.get(); detour != nullptr) {
-    detour->SendOn(std::move(loaded), *arena_);
-    if (!detour->done()) {
-      found->second->progress = std::make_shared<LoadProgress>();
-      StartReads(id, detour->NextLoads(found->second->run), found->second->progress, nullptr);
-      return;
-    }
-    loaded = detour->TakeLoaded();
-  }
   const std::unique_ptr<Promotion> promotion = std::move(found->second);
   promotions_.erase(found);
+  const std::vector<ColdLoaded> loaded =
+      promotion->detour != nullptr ? promotion->detour->TakeLoaded() : promotion->progress->AwaitEnd();
   MissKind why = MissKind::kColdUnreadable;
   const std::size_t good = CountGood(*promotion, loaded, &why);
   if (Sequence* const sequence = promotion->sequence; sequence != nullptr) {

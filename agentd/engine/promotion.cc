@@ -60,39 +60,15 @@ LoadGate::LoadGate(const ColdTier* tier, const kernels::KvLayout& layout) {
 
 void LoadGate::Clear() {
   loads_.clear();
+  detours_.clear();
   waited_seconds_ = 0;
 }
 
 void LoadGate::BeforeLayer(int layer) {
   const SteadyTime begin = std::chrono::steady_clock::now();
   for (const auto& load : loads_) load->AwaitParts(parts_[static_cast<std::size_t>(layer)]);
+  for (Detour* const detour : detours_) detour->AwaitLayer(layer);
   waited_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-Detour::Detour(std::vector<PageIndex> places, std::size_t page_bytes, std::size_t memory_bytes)
-    : places_(std::move(places)),
-      page_bytes_(page_bytes),
-      stride_((page_bytes + kRecordAlign - 1) / kRecordAlign * kRecordAlign),
-      at_once_(std::clamp<std::size_t>(memory_bytes / stride_, 1, places_.size())),
-      memory_(at_once_ * stride_) {}
-
-std::vector<ColdLoad> Detour::NextLoads(const ColdRun& run) {
-  const std::size_t begin = arrived_.size();
-  std::vector<ColdLoad> loads;
-  for (std::size_t i = 0; i < std::min(at_once_, places_.size() - begin); ++i) {
-    loads.push_back({.context = run.pages[begin + i].context, .destination = Place(i)});
-  }
-  return loads;
-}
-
-void Detour::SendOn(std::vector<ColdLoaded> loaded, PageArena& arena) {
-  bool good = true;
-  for (std::size_t i = 0; i < loaded.size(); ++i) {
-    if (good && loaded[i].status.ok()) loaded[i].status = arena.Write(places_[arrived_.size()], Place(i));
-    good = good && loaded[i].status.ok();
-    arrived_.push_back(std::move(loaded[i]));
-  }
-  while (!good && !done()) arrived_.push_back({.status = NotFound("a page before it could not be had"), .page = {}});
 }
 
 std::vector<PageIndex> PlacesOf(const ColdRun& run, std::int64_t start, const KvHandle& kv) {

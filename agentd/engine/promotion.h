@@ -12,11 +12,11 @@
 #include <vector>
 
 #include "agentd/engine/demoter.h"
+#include "agentd/engine/detour.h"
 #include "agentd/engine/planner.h"
 #include "agentd/engine/sequence.h"
 #include "agentd/pool/kv_pool.h"
 #include "agentd/pool/page_arena.h"
-#include "agentd/tiers/aligned_buffer.h"
 #include "agentd/tiers/cold_tier.h"
 #include "kernels/paged_kv.h"
 #include "kvshare/status.h"
@@ -47,35 +47,6 @@ class LoadProgress {
   std::optional<std::vector<ColdLoaded>> loaded_;
 };
 
-// The way of a run's pages onto a device: they are read into host memory, a few at a time, and sent on from there. A
-// read's destination is the detour's own: it must outlive the read.
-class Detour {
- public:
-  // `places`: where the run's pages go, at least one. It takes about `memory_bytes`, and one page at least.
-  Detour(std::vector<PageIndex> places, std::size_t page_bytes, std::size_t memory_bytes = kMemoryBytes);
-
-  // What disks read well in one go, and little for a machine.
-  static constexpr std::size_t kMemoryBytes = std::size_t{16} << 20;
-
-  // The reads of the next pages of the run, while it is not done.
-  std::vector<ColdLoad> NextLoads(const ColdRun& run);
-  // These have ended: what they brought is sent on. Behind the first page that could not be had, none is of use.
-  void SendOn(std::vector<ColdLoaded> loaded, PageArena& arena);
-  bool done() const { return arrived_.size() == places_.size(); }
-  // Once done: what became of each page.
-  std::vector<ColdLoaded> TakeLoaded() { return std::move(arrived_); }
-
- private:
-  std::span<std::byte> Place(std::size_t i) { return memory_.bytes().subspan(i * stride_, page_bytes_); }
-
-  const std::vector<PageIndex> places_;
-  const std::size_t page_bytes_;
-  const std::size_t stride_;   // between two pages in memory_
-  const std::size_t at_once_;  // pages that it holds
-  AlignedBuffer memory_;
-  std::vector<ColdLoaded> arrived_;
-};
-
 // tokens:  0 ................ start ............................... start + run.tokens()
 //          |-- in memory already --|-- pages of the run, being loaded --|
 struct Promotion {
@@ -88,6 +59,7 @@ struct Promotion {
   SteadyTime begun;
   std::shared_ptr<LoadProgress> progress = std::make_shared<LoadProgress>();  // with a detour: of the pages read now
   std::unique_ptr<Detour> detour;                                             // null where pages are read into place
+  bool whole = false;  // with a detour: all pages are what was wanted and on their way, or there
 };
 
 // Where the run's pages go in `kv`, which must reach that far.
@@ -99,7 +71,8 @@ std::vector<ColdLoad> LoadsOf(const ColdRun& run, std::span<const PageIndex> pla
 // and of these tokens, compared in full. `why`: what became of the next one, where there is one.
 std::size_t CountGood(const Promotion& promotion, std::span<const ColdLoaded> loaded, MissKind* why);
 
-// Holds a step's layers back until the loads that its sequences wait for have brought them.
+// Holds a step's layers back until the loads that its sequences wait for have brought them: the host's thread, or where
+// they are copied onto a device, the device.
 class LoadGate final : public runtime::LayerGate {
  public:
   // `tier` may be null: then nothing is ever added.
@@ -107,7 +80,8 @@ class LoadGate final : public runtime::LayerGate {
 
   void Clear();
   void Add(std::shared_ptr<LoadProgress> progress) { loads_.push_back(std::move(progress)); }
-  bool empty() const { return loads_.empty(); }
+  void Add(Detour* detour) { detours_.push_back(detour); }
+  bool empty() const { return loads_.empty() && detours_.empty(); }
   int all_parts() const { return parts_.empty() ? 1 : parts_.back(); }
   double waited_seconds() const { return waited_seconds_; }  // since Clear
 
@@ -116,6 +90,7 @@ class LoadGate final : public runtime::LayerGate {
  private:
   std::vector<int> parts_;  // [layers]: that must be ready before it
   std::vector<std::shared_ptr<LoadProgress>> loads_;
+  std::vector<Detour*> detours_;
   double waited_seconds_ = 0;
 };
 

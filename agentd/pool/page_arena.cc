@@ -82,6 +82,8 @@ class PageArenaImpl final : public PageArena {
     return backend_->Upload(pages_.slab(page, 0, 0, 0), from.data(), from.size());
   }
 
+  kernels::DeviceKv* movers() const override { return in_place_ ? nullptr : backend_->device_kv(); }
+
   void ExpectUse(PageIndex high_water) override {
     const std::size_t wanted =
         std::min(bytes_, static_cast<std::size_t>(high_water) * pages_.layout.page_bytes() + kPrefaultAhead);

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "kernels/backend.h"
+#include "kernels/device_kv.h"
 #include "kernels/paged_kv.h"
 #include "kvshare/status.h"
 
@@ -34,6 +35,9 @@ class PageArena {
   // backend belongs to; they wait for what it has been given to do before. Errors: the backend's.
   virtual Status Read(kernels::PageIndex page, std::span<std::byte> to) const = 0;
   virtual Status Write(kernels::PageIndex page, std::span<const std::byte> from) = 0;
+  // What copies pages to and from pinned host memory beside the backend's work, for the same thread. Null where the
+  // host reads them in place, and where the backend has none: then the two above are all there is.
+  virtual kernels::DeviceKv* movers() const = 0;
   // Pages below `high_water` are, or will soon be, in use. Never blocks for long.
   virtual void ExpectUse(kernels::PageIndex high_water) = 0;
   // Bytes made present so far (all of them where memory is not ours to touch). For tests and logs.

@@ -70,7 +70,9 @@ class CudaDevice final : public Device {
   Result<std::byte*> AllocatePinned(std::size_t bytes) override {
     void* data = nullptr;
     KVS_RETURN_IF_ERROR(Use());
-    KVS_RETURN_IF_ERROR(ToStatus(cudaMallocHost(&data, bytes), "cudaMallocHost"));
+    const cudaError_t error = cudaMallocHost(&data, bytes);
+    if (error == cudaErrorMemoryAllocation) cudaGetLastError();  // as above: agentd does without
+    KVS_RETURN_IF_ERROR(ToStatus(error, "cudaMallocHost"));
     return static_cast<std::byte*>(data);
   }
   void FreePinned(std::byte* data) override {

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -22,12 +21,12 @@
 
 namespace kvshare::testing {
 
-// One kv head of 64 channels, 256 positions, steps of at most 128 rows. `broken`: as EmulatedDeviceOptions has it.
+// One kv head of 64 channels, 256 positions, steps of at most 128 rows. `emulated`: of a device that is.
 inline std::unique_ptr<runtime::Model> LoadOnCuda(kernels::cuda::Where where, int layers,
-                                                  std::function<bool()> broken = nullptr) {
+                                                  kernels::cuda::EmulatedDeviceOptions emulated = {}) {
   auto backend = where == kernels::cuda::Where::kDevice
                      ? kernels::NewCudaBackend({})
-                     : kernels::cuda::NewBackendOn(kernels::cuda::NewEmulatedDevice({.broken = std::move(broken)}), {});
+                     : kernels::cuda::NewBackendOn(kernels::cuda::NewEmulatedDevice(std::move(emulated)), {});
   EXPECT_TRUE(backend.ok()) << backend.status().message();
   TinyModelOptions options;
   options.layers = layers;

@@ -38,7 +38,7 @@ class DeviceBitsTest : public ::testing::TestWithParam<Where> {
   }
 
   std::unique_ptr<runtime::Model> Load(int layers = 2) const {
-    return LoadOnCuda(GetParam(), layers, [broken = broken_] { return broken->load(); });
+    return LoadOnCuda(GetParam(), layers, {.seed = seed_, .broken = [broken = broken_] { return broken->load(); }});
   }
 
   // A context takes 4 pages.
@@ -55,6 +55,8 @@ class DeviceBitsTest : public ::testing::TestWithParam<Where> {
     EXPECT_TRUE(service.ok()) << service.status().message();
     return service.ok() ? std::move(*service) : nullptr;
   }
+
+  void DiskChangesNoToken(const std::string& cold);
 
   Ids Random(int count) {
     Ids ids(static_cast<std::size_t>(count));
@@ -95,6 +97,7 @@ class DeviceBitsTest : public ::testing::TestWithParam<Where> {
   }
 
   const std::shared_ptr<std::atomic<bool>> broken_ = std::make_shared<std::atomic<bool>>(false);
+  std::uint64_t seed_ = 1;  // of the emulated device: when it copies aside
   std::mt19937 random_{7};
   TempDir dir_;
 };
@@ -132,9 +135,8 @@ TEST_P(DeviceBitsTest, ReuseChangesNoTokenAndNoStoredBit) {
   }
 }
 
-TEST_P(DeviceBitsTest, TheDiskChangesNoToken) {
+void DeviceBitsTest::DiskChangesNoToken(const std::string& cold) {
   const Ids prompt = Random(140), other = Random(140);
-  const std::string cold = (dir_.path() / "cold").string();
   GenerateReply alone;
   {
     const auto service = Serve(4, cold);
@@ -160,6 +162,13 @@ TEST_P(DeviceBitsTest, TheDiskChangesNoToken) {
   EXPECT_EQ(reply.reuse.prefix_tokens, 139);
   EXPECT_EQ(reply.ids, alone.ids);
   EXPECT_EQ(restarted->GetStats().cold.integrity_errors, 0);
+}
+
+TEST_P(DeviceBitsTest, TheDiskChangesNoToken) {
+  for (seed_ = 1; seed_ <= (GetParam() == Where::kDevice ? 1u : 3u); ++seed_) {
+    SCOPED_TRACE("seed " + std::to_string(seed_));
+    DiskChangesNoToken((dir_.path() / std::to_string(seed_)).string());
+  }
 }
 
 TEST_P(DeviceBitsTest, AnAgentReadsAnothersNoteWhereItLies) {

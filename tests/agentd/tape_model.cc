@@ -46,9 +46,14 @@ class HostBuffer final : public kernels::Buffer {
 // The part of a backend that agentd itself calls. The model above does the rest without one.
 class TapeBackend final : public kernels::Backend {
  public:
-  TapeBackend(bool on_device, std::shared_ptr<TapeProbe> probe) : probe_(std::move(probe)) {
-    capabilities_.device = on_device ? "device" : "cpu";
-    capabilities_.host_memory = !on_device;
+  TapeBackend(const TapeModelOptions& options, std::shared_ptr<TapeProbe> probe)
+      : probe_(std::move(probe)),
+        copies_(
+            &probe_->copies, options.pinned_bytes, [this] { return Sync(); },
+            [this](std::byte* to, const std::byte* from, std::size_t bytes) { Cross(to, from, bytes); }) {
+    has_device_kv_ = options.on_device && options.device_kv;
+    capabilities_.device = options.on_device ? "device" : "cpu";
+    capabilities_.host_memory = !options.on_device;
     capabilities_.isa = "tape";
     capabilities_.numerics_id = "tape";
   }
@@ -82,6 +87,7 @@ class TapeBackend final : public kernels::Backend {
     Cross(static_cast<std::byte*>(to), from, bytes);
     return OkStatus();
   }
+  kernels::DeviceKv* device_kv() override { return has_device_kv_ ? &copies_ : nullptr; }
   Status Sync() override {
     return !capabilities_.host_memory && probe_->device_lost ? Internal("the test took the device away") : OkStatus();
   }
@@ -94,12 +100,14 @@ class TapeBackend final : public kernels::Backend {
 
   const std::shared_ptr<TapeProbe> probe_;
   kernels::Capabilities capabilities_;
+  bool has_device_kv_ = false;
+  LateCopies copies_;
 };
 
 class TapeModel final : public runtime::Model {
  public:
   TapeModel(const TapeModelOptions& options, std::shared_ptr<TapeProbe> probe)
-      : options_(options), probe_(std::move(probe)), backend_(options.on_device, probe_) {
+      : options_(options), probe_(std::move(probe)), backend_(options, probe_) {
     config_.name = "tape";
     config_.vocab_size = options.vocab_size;
     config_.max_positions = options.max_positions;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "runtime/model.h"
+#include "tests/agentd/late_copies.h"
 
 namespace kvshare::testing {
 
@@ -25,6 +26,8 @@ struct TapeModelOptions {
   int head_dim = 1;
   // Its memory is not for the host: whoever reads or writes a page in place meets every bit turned round.
   bool on_device = false;
+  bool device_kv = true;                            // there is one for its pages, which copies them (late_copies.h)
+  std::size_t pinned_bytes = std::size_t{1} << 40;  // that it has for that
 };
 
 // What the test sees of a model it gave away; outlives it.
@@ -32,6 +35,7 @@ struct TapeProbe {
   std::function<void()> before_forward;  // set before the model is in use; on the engine's thread
   std::atomic<int> fail_next_forwards = 0;
   std::atomic<bool> device_lost = false;  // set by the test; where the model is on a device
+  CopyProbe copies;                       // likewise
   std::atomic<std::int64_t> forwards = 0;
   std::atomic<std::int64_t> rows = 0;
   std::atomic<std::int64_t> gated_layers = 0;  // begun behind a gate

@@ -1,8 +1,10 @@
 // agentd over a model whose pages the host does not reach: the same answers, the same records on disk, and a clear end
 // when the device fails. The tape model's device holds every bit turned round, so a page that is read or written in
-// place is a wrong one.
+// place is a wrong one, and copies as late as it may, so one that is not waited for is a wrong one too. All of it with
+// pinned memory and without.
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
@@ -26,11 +28,15 @@ Ids Counting(std::int64_t n, TokenId start = 0) {
   return ids;
 }
 
-class DevicePathTest : public ::testing::Test {
+enum class Pinned { kNone, kSome };
+
+class DevicePathTest : public ::testing::TestWithParam<Pinned> {
  protected:
+  static bool pinned() { return GetParam() == Pinned::kSome; }
   static TapeModelOptions On(bool device) {
     TapeModelOptions model;
     model.on_device = device;
+    if (!pinned()) model.pinned_bytes = 0;
     return model;
   }
   // Pages of 4 MiB: a load onto a device takes four at a time.
@@ -65,10 +71,14 @@ class DevicePathTest : public ::testing::Test {
     EXPECT_TRUE(match.ok());
     return match.ok() ? match->cold_tokens : 0;
   }
-  // What is copied to disk can be found there soon after.
-  static void AwaitColdTokens(TapeService& tape, const Ids& prompt, std::int64_t tokens) {
+  static void Await(const std::function<bool()>& there) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (ColdTokens(tape, prompt) < tokens && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    while (!there() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    EXPECT_TRUE(there());
+  }
+  // What was evicted and is copied to disk can be found there soon after.
+  static void AwaitColdTokens(TapeService& tape, const Ids& prompt, std::int64_t tokens) {
+    Await([&] { return ColdTokens(tape, prompt) >= tokens; });
   }
   static void ExpectLost(const Status& status) {
     KVS_EXPECT_FAILS(status, StatusCode::kUnavailable, "the device has failed");
@@ -80,7 +90,7 @@ class DevicePathTest : public ::testing::Test {
   std::promise<Status> cause_;
 };
 
-TEST_F(DevicePathTest, WhatIsEvictedComesBackFromTheDisk) {
+TEST_P(DevicePathTest, WhatIsEvictedComesBackFromTheDisk) {
   const auto tape = Open(On(true), 16);
   const Ids first = Counting(500);
   tape->Ask(IdsRequest(first, 4));
@@ -91,10 +101,12 @@ TEST_F(DevicePathTest, WhatIsEvictedComesBackFromTheDisk) {
   EXPECT_EQ(again.reuse.prefix_tokens, 499);
   EXPECT_GT(tape->service->GetStats().cold.hits, 0);
   EXPECT_GT(tape->hooks->loads, 0);
+  EXPECT_EQ(tape->probe->copies.promoted > 0, pinned());
+  EXPECT_EQ(tape->probe->copies.demoted > 0, pinned());
   tape->ExpectSound();
 }
 
-TEST_F(DevicePathTest, RecordsAreTheSameWhereverPagesLie) {
+TEST_P(DevicePathTest, RecordsAreTheSameWhereverPagesLie) {
   const Ids prompt = Counting(300);
   Store(On(true), prompt);
   {
@@ -110,7 +122,7 @@ TEST_F(DevicePathTest, RecordsAreTheSameWhereverPagesLie) {
   device->ExpectSound();
 }
 
-TEST_F(DevicePathTest, APrefixIsSharedInsideAPage) {
+TEST_P(DevicePathTest, APrefixIsSharedInsideAPage) {
   const auto tape = Open(On(true), 16);
   Ids prompt = Counting(100);
   tape->Ask(IdsRequest(prompt, 2));
@@ -121,7 +133,7 @@ TEST_F(DevicePathTest, APrefixIsSharedInsideAPage) {
   tape->ExpectSound();
 }
 
-TEST_F(DevicePathTest, ALoadOfManyPagesComesInParts) {
+TEST_P(DevicePathTest, ALoadOfManyPagesComesInParts) {
   const Ids prompt = Counting(700);
   Store(Large(), prompt);
   const auto tape = Open(Large(), 16);
@@ -131,7 +143,7 @@ TEST_F(DevicePathTest, ALoadOfManyPagesComesInParts) {
   tape->ExpectSound();
 }
 
-TEST_F(DevicePathTest, BehindADamagedPageIsComputed) {
+TEST_P(DevicePathTest, BehindADamagedPageIsComputed) {
   const Ids prompt = Counting(700);
   Store(Large(), prompt);
   const auto tape = Open(Large(), 16);
@@ -142,10 +154,11 @@ TEST_F(DevicePathTest, BehindADamagedPageIsComputed) {
   EXPECT_EQ(reply.reuse.prefix_tokens, 5 * 64);
   EXPECT_EQ(MissTokens(reply.reuse, "cold_damaged"), 699 - 5 * 64);
   EXPECT_EQ(tape->hooks->loads, 2) << "what is of no use was read";
+  EXPECT_EQ(tape->probe->rows, 700 - 5 * 64 + 2) << "computed behind pages that could not be had";
   tape->ExpectSound();
 }
 
-TEST_F(DevicePathTest, WhoLeavesWhileItLoadsLeavesItsPages) {
+TEST_P(DevicePathTest, WhoLeavesWhileItLoadsLeavesItsPages) {
   const Ids prompt = Counting(700);
   Store(Large(), prompt);
   const auto tape = Open(Large(), 16);
@@ -162,7 +175,7 @@ TEST_F(DevicePathTest, WhoLeavesWhileItLoadsLeavesItsPages) {
   tape->ExpectSound();
 }
 
-TEST_F(DevicePathTest, ADaemonThatStopsWhileItLoadsEnds) {
+TEST_P(DevicePathTest, ADaemonThatStopsWhileItLoadsEnds) {
   const Ids prompt = Counting(700);
   Store(Large(), prompt);
   const auto tape = Open(Large(), 16);
@@ -175,7 +188,30 @@ TEST_F(DevicePathTest, ADaemonThatStopsWhileItLoadsEnds) {
   EXPECT_TRUE(outcome.reply.has_value() || outcome.error.code() == StatusCode::kUnavailable);
 }
 
-TEST_F(DevicePathTest, ALeaseIsMetadata) {
+TEST_P(DevicePathTest, ADaemonThatIsToldToStopWithAReadInItsInboxEnds) {
+  const Ids prompt = Counting(300);
+  Store(On(true), prompt);
+  Gate gate;
+  const auto tape = Open(On(true), 40, [&] { gate.Pass(); });
+  tape->hooks->HoldLoads();
+  std::promise<void> read;
+  tape->hooks->on_loaded = [&](std::vector<agentd::ColdLoaded>&) { read.set_value(); };
+  const auto loading = tape->Start(IdsRequest(prompt, 3));
+  tape->hooks->AwaitLoads(1);
+  gate.Close();
+  const auto computing = tape->Start(IdsRequest(Counting(100, 9), 3));
+  gate.AwaitArrival(1);
+  tape->hooks->ReleaseLoads();
+  read.get_future().wait();
+  auto stopped = std::async(std::launch::async, [&] { tape->service.reset(); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));  // so that the step's end finds both
+  gate.Open();
+  stopped.get();
+  EXPECT_EQ(loading->Wait().error.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(computing->Wait().error.code(), StatusCode::kUnavailable);
+}
+
+TEST_P(DevicePathTest, ALeaseIsMetadata) {
   const auto tape = Open(On(true));
   const Ids prompt = Counting(130);
   tape->Ask(IdsRequest(prompt, 1));
@@ -192,9 +228,11 @@ TEST_F(DevicePathTest, ALeaseIsMetadata) {
   KVS_EXPECT_FAILS(lease->PageBytes(0), StatusCode::kFailedPrecondition, "on a device");
 }
 
-// This device looks at no rows in the host's stead: it has no DeviceKv.
-TEST_F(DevicePathTest, ModesThatWouldLookAtRowsComputeAndSayWhy) {
-  const auto tape = Open(On(true));
+// This device looks at no rows in the host's stead.
+TEST_P(DevicePathTest, ModesThatWouldLookAtRowsComputeAndSayWhy) {
+  TapeModelOptions model = On(true);
+  model.device_kv = false;
+  const auto tape = Open(model);
   for (const ReuseMode mode : {ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kKvcomm, ReuseMode::kAuto}) {
     SCOPED_TRACE(std::string(ReuseModeName(mode)));
     const std::string session(ReuseModeName(mode));
@@ -221,7 +259,7 @@ TEST_F(DevicePathTest, ModesThatWouldLookAtRowsComputeAndSayWhy) {
   tape->ExpectSound();
 }
 
-TEST_F(DevicePathTest, AFailedStepOfADeviceThatIsWellFailsItsOwnRequest) {
+TEST_P(DevicePathTest, AFailedStepOfADeviceThatIsWellFailsItsOwnRequest) {
   const auto tape = Open(On(true), 16);
   tape->probe->fail_next_forwards = 1;
   const auto failed = tape->Start(IdsRequest(Counting(100), 3));
@@ -230,7 +268,7 @@ TEST_F(DevicePathTest, AFailedStepOfADeviceThatIsWellFailsItsOwnRequest) {
   EXPECT_EQ(lost_, 0);
 }
 
-TEST_F(DevicePathTest, ADeviceThatFailsEndsEveryRequestOnceAndClearly) {
+TEST_P(DevicePathTest, ADeviceThatFailsEndsEveryRequestOnceAndClearly) {
   const Ids before = Counting(200);
   Gate gate;
   gate.Close();
@@ -238,6 +276,7 @@ TEST_F(DevicePathTest, ADeviceThatFailsEndsEveryRequestOnceAndClearly) {
     const auto tape = Open(On(true), 40, [&] { gate.Pass(); });
     gate.Open();
     tape->Ask(IdsRequest(before, 2));
+    Await([&] { return tape->service->GetStats().cold.stores == 4; });
     gate.Close();
     std::vector<std::shared_ptr<Recorder>> flights;
     for (TokenId i = 1; i < 6; ++i) flights.push_back(tape->Start(IdsRequest(Counting(300, i), 20)));
@@ -261,7 +300,7 @@ TEST_F(DevicePathTest, ADeviceThatFailsEndsEveryRequestOnceAndClearly) {
   tape->ExpectSound();
 }
 
-TEST_F(DevicePathTest, ADeviceThatFailsUnderALoadEndsTheRequest) {
+TEST_P(DevicePathTest, ADeviceThatFailsUnderALoadEndsTheRequest) {
   const Ids prompt = Counting(700);
   Store(Large(), prompt);
   const auto tape = Open(Large(), 16);
@@ -275,7 +314,7 @@ TEST_F(DevicePathTest, ADeviceThatFailsUnderALoadEndsTheRequest) {
   EXPECT_EQ(lost_, 1);
 }
 
-TEST_F(DevicePathTest, AFailureThatOnlyTheDemoterMeetsIsToldToo) {
+TEST_P(DevicePathTest, AFailureThatOnlyTheDemoterMeetsIsToldToo) {
   const auto tape = Open(On(true), 16);
   tape->hooks->refuse_stores = true;
   tape->Ask(IdsRequest(Counting(300), 2));
@@ -285,6 +324,272 @@ TEST_F(DevicePathTest, AFailureThatOnlyTheDemoterMeetsIsToldToo) {
   tape->service->Drain();
   EXPECT_EQ(tape->service->GetStats().cold.stores, 0);
 }
+
+TEST_P(DevicePathTest, LoadsOfSeveralRequestsShareWhatIsPinned) {
+  // Two have the blocks, the third goes without.
+  std::vector<Ids> prompts;
+  for (TokenId i = 0; i < 3; ++i) prompts.push_back(Counting(600, 10 * i));
+  for (const Ids& prompt : prompts) Store(Large(), prompt);
+  const auto tape = Open(Large(), 40);
+  tape->hooks->HoldLoads();
+  std::vector<std::shared_ptr<Recorder>> flights;
+  for (const Ids& prompt : prompts) flights.push_back(tape->Start(IdsRequest(prompt, 3)));
+  tape->hooks->AwaitLoads(3);
+  tape->hooks->ReleaseLoads();
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const Recorder::Outcome& outcome = flights[i]->Wait();
+    ASSERT_TRUE(outcome.reply.has_value()) << outcome.error.message();
+    tape->CheckReply(IdsRequest(prompts[i], 3), outcome);
+    EXPECT_EQ(outcome.reply->reuse.prefix_tokens, 599);
+  }
+  EXPECT_EQ(tape->probe->copies.promoted, pinned() ? 20 : 0);
+  tape->ExpectSound();
+}
+
+std::string PinnedName(const ::testing::TestParamInfo<Pinned>& info) {
+  return info.param == Pinned::kSome ? "Pinned" : "NotPinned";
+}
+INSTANTIATE_TEST_SUITE_P(Device, DevicePathTest, ::testing::Values(Pinned::kNone, Pinned::kSome), PinnedName);
+
+// Copies that end when the test says so, beside whatever else goes on.
+class DeviceCopiesTest : public DevicePathTest {
+ protected:
+  // `first` is being copied out, of which others have written over all pages.
+  static void EvictAmidCopies(TapeService& tape, const Ids& first, bool tier_takes = true) {
+    tape.probe->copies.hold = true;
+    tape.Ask(IdsRequest(first, 4));
+    Await([&] { return tape.probe->copies.demoted == 8; });
+    EXPECT_GT(tape.probe->copies.open, 0);
+    tape.hooks->refuse_stores = !tier_takes;
+    GenerateRequest other = IdsRequest(Counting(1000, 1), 4);
+    other.reuse = ReuseMode::kOff;
+    tape.Ask(other);
+    EXPECT_EQ(tape.service->GetStats().pool.evictions, 8);
+  }
+};
+
+TEST_P(DeviceCopiesTest, AStepBeginsBeforeItsPagesAreCopiedAndAwaitsThem) {
+  const Ids prompt = Counting(200);
+  Store(On(true), prompt);
+  const auto tape = Open(On(true), 16);
+  tape->probe->copies.hold = true;
+  EXPECT_EQ(tape->Ask(IdsRequest(prompt, 3)).reuse.prefix_tokens, 199);
+  EXPECT_EQ(tape->probe->copies.awaited_in, 1);
+  EXPECT_EQ(tape->probe->gated_layers, 1);
+  tape->ExpectSound();
+}
+
+TEST_P(DeviceCopiesTest, WhatIsNextIsReadWhileAPartIsCopied) {
+  const Ids prompt = Counting(700);
+  Store(Large(), prompt);
+  const auto tape = Open(Large(), 16);
+  tape->probe->copies.hold = true;
+  const auto request = tape->Start(IdsRequest(prompt, 3));
+  tape->hooks->AwaitLoads(2);
+  Await([&] { return tape->probe->copies.open == 2; });
+  EXPECT_EQ(tape->hooks->loads, 2) << "read over what is being copied";
+  tape->probe->copies.hold = false;
+  const Recorder::Outcome& outcome = request->Wait();
+  ASSERT_TRUE(outcome.reply.has_value()) << outcome.error.message();
+  tape->CheckReply(IdsRequest(prompt, 3), outcome);
+  EXPECT_EQ(outcome.reply->reuse.prefix_tokens, 699);
+  EXPECT_EQ(tape->hooks->loads, 3);
+  tape->ExpectSound();
+}
+
+TEST_P(DeviceCopiesTest, StepsGoOnWhileAPrefixIsCopiedAndItIsFoundWhenItIsThere) {
+  const Ids prompt = Counting(200);
+  Store(On(true), prompt);
+  const auto tape = Open(On(true), 40);
+  tape->probe->copies.hold = true;
+  auto prefetch = std::async(std::launch::async, [&] {
+    LookupRequest request;
+    request.prompt = TokenPrompt{prompt};
+    return tape->service->Prefetch(request);
+  });
+  Await([&] { return tape->probe->copies.open == 1; });
+  tape->Ask(IdsRequest(Counting(300, 9), 5));
+  LookupRequest lookup;
+  lookup.prompt = TokenPrompt{prompt};
+  const Result<Match> match = tape->service->Lookup(lookup);
+  KVS_ASSERT_OK(match);
+  EXPECT_EQ(match->host_tokens, 0);
+  EXPECT_EQ(match->cold_tokens, 199);
+  EXPECT_EQ(tape->probe->copies.promoted, 4);
+  EXPECT_EQ(tape->probe->copies.awaited_in, 0);
+  tape->probe->copies.hold = false;
+  const auto fetched = prefetch.get();
+  KVS_ASSERT_OK(fetched);
+  EXPECT_EQ(*fetched, 200);
+  const int loads = tape->hooks->loads;
+  EXPECT_EQ(tape->Ask(IdsRequest(prompt, 3)).reuse.prefix_tokens, 199);
+  EXPECT_EQ(tape->hooks->loads, loads);
+  tape->ExpectSound();
+}
+
+TEST_P(DeviceCopiesTest, WhoLeavesWhileItsPagesAreCopiedLeavesThem) {
+  const Ids prompt = Counting(700);
+  Store(Large(), prompt);
+  const auto tape = Open(Large(), 16);
+  tape->probe->copies.hold = true;
+  std::uint64_t id = 0;
+  const auto gone = tape->Start(IdsRequest(prompt, 3), &id);
+  Await([&] { return tape->probe->copies.open == 2; });
+  tape->service->Cancel(id);
+  EXPECT_EQ(gone->Wait().error.code(), StatusCode::kCancelled);
+  tape->probe->copies.hold = false;
+  EXPECT_EQ(tape->Ask(IdsRequest(prompt, 3)).reuse.prefix_tokens, 699);
+  EXPECT_LE(tape->hooks->loaded_pages, 12);
+  tape->ExpectSound();
+}
+
+TEST_P(DeviceCopiesTest, ADaemonThatStopsWhileItCopiesEnds) {
+  const Ids prompt = Counting(700);
+  Store(Large(), prompt);
+  const auto tape = Open(Large(), 16);
+  tape->probe->copies.hold = true;
+  const auto request = tape->Start(IdsRequest(prompt, 3));
+  Await([&] { return tape->probe->copies.open == 2; });
+  auto stopped = std::async(std::launch::async, [&] { tape->service.reset(); });
+  EXPECT_EQ(request->Wait().error.code(), StatusCode::kUnavailable);
+  tape->probe->copies.hold = false;
+  stopped.get();
+}
+
+TEST_P(DeviceCopiesTest, StepsGoOnWhilePagesAreCopiedOut) {
+  const Ids first = Counting(300), second = Counting(300, 9);
+  const auto tape = Open(On(true), 40);
+  tape->probe->copies.hold = true;
+  tape->Ask(IdsRequest(first, 4));
+  Await([&] { return tape->probe->copies.open > 0; });
+  const std::int64_t forwards = tape->probe->forwards;
+  tape->Ask(IdsRequest(second, 4));
+  EXPECT_GE(tape->probe->forwards, forwards + 4);
+  EXPECT_GT(tape->probe->copies.open, 0);
+  EXPECT_EQ(tape->service->GetStats().cold.stores, 0);
+  EXPECT_EQ(ColdTokens(*tape, first), 0);
+  tape->probe->copies.hold = false;
+  tape->service->Drain();
+  EXPECT_EQ(tape->probe->copies.open, 0);
+  EXPECT_EQ(tape->service->GetStats().cold.stores, 10);
+  tape->service.reset();
+  const auto again = Open(On(true), 40);
+  EXPECT_EQ(again->Ask(IdsRequest(first, 3)).reuse.prefix_tokens, 299);
+  EXPECT_EQ(again->Ask(IdsRequest(second, 3)).reuse.prefix_tokens, 299);
+  again->ExpectSound();
+}
+
+TEST_P(DeviceCopiesTest, APageThatIsEvictedWhileItIsCopiedOutIsStoredAsItWas) {
+  const Ids first = Counting(500);
+  const auto tape = Open(On(true), 16);
+  EvictAmidCopies(*tape, first);
+  tape->probe->copies.hold = false;
+  AwaitColdTokens(*tape, first, 499);
+  EXPECT_EQ(tape->Ask(IdsRequest(first, 4)).reuse.prefix_tokens, 499);
+  EXPECT_EQ(tape->service->GetStats().cold.integrity_errors, 0);
+  tape->ExpectSound();
+}
+
+TEST_P(DeviceCopiesTest, WhatIsForgottenWhileItIsCopiedOutStaysForgotten) {
+  for (const bool clear : {false, true}) {
+    SCOPED_TRACE(clear ? "clear" : "evict");
+    const auto tape = Open(On(true), 16);
+    EvictAmidCopies(*tape, Counting(500), /*tier_takes=*/false);
+    if (clear) {
+      tape->service->ClearPool();
+    } else {
+      KVS_EXPECT_OK(tape->service->Evict({.host = true, .cold = true}));
+    }
+    tape->hooks->refuse_stores = false;
+    tape->service->Drain();
+    EXPECT_EQ(tape->service->GetStats().cold.stores, 0);
+    EXPECT_EQ(tape->service->GetStats().cold.entries, 0);
+    tape->ExpectSound();
+  }
+}
+
+TEST_P(DeviceCopiesTest, WhatIsEvictedByNameWhileItIsCopiedOutIsNotStored) {
+  const auto tape = Open(On(true), 16);
+  tape->probe->copies.hold = true;
+  tape->Ask(IdsRequest(Counting(500), 4));
+  Await([&] { return tape->probe->copies.demoted == 8; });
+  KVS_EXPECT_OK(tape->service->Evict({.host = true, .cold = true}));
+  tape->probe->copies.hold = false;
+  tape->service->Drain();
+  EXPECT_EQ(tape->probe->copies.open, 0);
+  EXPECT_EQ(tape->service->GetStats().cold.stores, 0);
+  tape->ExpectSound();
+}
+
+TEST_P(DeviceCopiesTest, WhatLeavesMemoryToStayOnDiskIsCopiedFirst) {
+  const Ids first = Counting(500);
+  const auto tape = Open(On(true), 16);
+  tape->probe->copies.hold = true;
+  tape->hooks->refuse_stores = true;
+  tape->Ask(IdsRequest(first, 4));
+  EXPECT_EQ(tape->probe->copies.demoted, 0);
+  KVS_EXPECT_OK(tape->service->Evict({.host = true, .cold = false}));
+  EXPECT_EQ(tape->probe->copies.demoted, 8);
+  GenerateRequest other = IdsRequest(Counting(1000, 1), 4);
+  other.reuse = ReuseMode::kOff;
+  tape->Ask(other);  // where the first was
+  tape->hooks->refuse_stores = false;
+  tape->probe->copies.hold = false;
+  AwaitColdTokens(*tape, first, 499);
+  EXPECT_EQ(tape->Ask(IdsRequest(first, 4)).reuse.prefix_tokens, 499);
+  tape->ExpectSound();
+}
+
+TEST_P(DeviceCopiesTest, WhatTheTierDoesNotTakeIsOfferedAgain) {
+  const Ids first = Counting(500);
+  const auto tape = Open(On(true), 16);
+  tape->probe->copies.hold = true;
+  tape->Ask(IdsRequest(first, 4));
+  Await([&] { return tape->probe->copies.demoted > 0; });
+  tape->hooks->refuse_stores = true;
+  tape->probe->copies.hold = false;
+  Await([&] { return tape->probe->copies.open == 0; });
+  EXPECT_EQ(ColdTokens(*tape, first), 0);
+  tape->hooks->refuse_stores = false;
+  tape->service->Drain();
+  tape->service.reset();
+  const auto again = Open(On(true), 16);
+  EXPECT_EQ(again->Ask(IdsRequest(first, 4)).reuse.prefix_tokens, 499);
+  again->ExpectSound();
+}
+
+TEST_P(DeviceCopiesTest, ADeviceThatFailsAmidACopyOutStoresNothing) {
+  const auto tape = Open(On(true), 16);
+  tape->probe->copies.hold = true;
+  tape->Ask(IdsRequest(Counting(300), 2));
+  Await([&] { return tape->probe->copies.open > 0; });
+  tape->probe->device_lost = true;
+  tape->probe->copies.hold = false;
+  ExpectLost(cause_.get_future().get());
+  tape->service->Drain();
+  EXPECT_EQ(lost_, 1);
+  EXPECT_EQ(tape->service->GetStats().cold.stores, 0);
+}
+
+TEST_P(DeviceCopiesTest, ADeviceThatFailsAmidACopyInEndsTheRequest) {
+  const Ids prompt = Counting(700);
+  Store(Large(), prompt);
+  const auto tape = Open(Large(), 16);
+  tape->probe->copies.hold = true;
+  const auto request = tape->Start(IdsRequest(prompt, 3));
+  Await([&] { return tape->probe->copies.open == 2; });
+  tape->probe->device_lost = true;
+  ExpectLost(request->Wait().error);
+  tape->service->Drain();
+  EXPECT_EQ(lost_, 1);
+  LookupRequest lookup;
+  lookup.prompt = TokenPrompt{prompt};
+  const Result<Match> match = tape->service->Lookup(lookup);
+  KVS_ASSERT_OK(match);
+  EXPECT_EQ(match->host_tokens, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Device, DeviceCopiesTest, ::testing::Values(Pinned::kSome), PinnedName);
 
 }  // namespace
 }  // namespace kvshare::testing
