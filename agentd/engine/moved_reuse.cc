@@ -67,6 +67,7 @@ MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPag
       pages_(pages),
       names_(names),
       blend_recompute_(options.blend_recompute),
+      device_anchors_(&model->backend(), static_cast<std::size_t>(options.anchor_memory)),
       anchors_(StoreFor(*model, options), options.anchor_bytes, options.anchor_memory, std::move(post)) {
   if (options.anchor_dir.empty()) return;
   guard_file_.emplace(options.anchor_dir, model->space());
@@ -268,8 +269,9 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const StoredPrefix& 
   if (prefix.host.tail != kNoPage) exact.pages.push_back(prefix.host.tail);
   exact.pages.insert(exact.pages.end(), prefix.cold.pages.size(), kNoPage);
   if (request.reuse == ReuseMode::kKvcomm) work.anchors = anchors_.Of(*request.session);
-  work.prompt = std::make_unique<MovedPrompt>(model_, pages_, request.prompt, std::move(exact), std::move(chunks),
-                                              options, work.anchors.get(), names_->AgentName(request.agent));
+  work.prompt =
+      std::make_unique<MovedPrompt>(model_, pages_, request.prompt, std::move(exact), std::move(chunks), options,
+                                    work.anchors.get(), names_->AgentName(request.agent), &device_anchors_);
   return work;
 }
 
@@ -310,12 +312,14 @@ void MovedReuse::LeaveMemory() {
   while (Yield()) {
   }
   anchors_.Clear();
+  device_anchors_.Clear();
 }
 
 void MovedReuse::Clear() {
   book_.Clear();
   kept_.clear();
   anchors_.Clear();
+  device_anchors_.Clear();
 }
 
 }  // namespace kvshare::agentd

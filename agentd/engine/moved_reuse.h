@@ -151,6 +151,7 @@ class MovedReuse {
   const kernels::KvPages pages_;
   StatsBook* const names_;
   const double blend_recompute_;
+  DeviceAnchors device_anchors_;  // nothing where the host reads the model's memory
   std::int64_t kept_pages_ = 0;
   std::uint64_t next_kept_ = 1;
   struct KeptRequest {

@@ -86,8 +86,8 @@ Status MovedPrompt::PrefillWithAnchors(float* logits) {
   std::vector<std::unique_ptr<ChunkCorrection>> corrections(chunks_.size());
   for (std::size_t c = 0; c < chunks_.size() && enough(); ++c) {
     if (reach[c] == 0) continue;
-    corrections[c] = NewChunkCorrection(model_->backend(), pages_, rope, RunOf(chunks_[c], reach[c]), anchors_,
-                                        chunks_[c].placeholder, agent_);
+    corrections[c] = NewChunkCorrection(model_->backend(), device_anchors_, pages_, rope, RunOf(chunks_[c], reach[c]),
+                                        anchors_, chunks_[c].placeholder, agent_);
     const Result<bool> shareable = corrections[c]->Shareable();
     // A device without room for the anchors is no worse than a chunk without them.
     if (!shareable.ok() && shareable.status().code() != StatusCode::kResourceExhausted) return shareable.status();

@@ -4,7 +4,6 @@
 #include <utility>
 #include <vector>
 
-#include "anchors/q8.h"
 #include "kernels/device_kv.h"
 #include "kernels/kv_rows.h"
 #include "libkvshare/core/check.h"
@@ -78,12 +77,12 @@ class HostCorrection final : public ChunkCorrection {
   anchors::KvBlock block_;
 };
 
-// The anchors are copied there for one chunk, and forgotten.
 class DeviceCorrection final : public ChunkCorrection {
  public:
-  DeviceCorrection(Backend& backend, const KvPages& pages, const RopeTable& rope, const KvRun& stored,
-                   anchors::AnchorPool* pool, std::string placeholder, std::string agent)
+  DeviceCorrection(Backend& backend, DeviceAnchors* cache, const KvPages& pages, const RopeTable& rope,
+                   const KvRun& stored, anchors::AnchorPool* pool, std::string placeholder, std::string agent)
       : backend_(backend),
+        cache_(cache),
         stored_(stored),
         pool_(pool),
         placeholder_(std::move(placeholder)),
@@ -99,10 +98,10 @@ class DeviceCorrection final : public ChunkCorrection {
     const std::vector<const Anchor*> anchors = pool_->LongEnough(placeholder_, stored_.tokens);
     KVS_CHECK(anchors.size() <= kernels::kMostAnchors);
     for (const Anchor* anchor : anchors) {
-      kernels::AnchorKv kv{.tokens = stored_.tokens};
-      KVS_ASSIGN_OR_RETURN(kv.base, Upload(*anchor, anchor->base));
+      kernels::AnchorKv kv{.tokens = anchor->tokens};
+      KVS_ASSIGN_OR_RETURN(kv.base, Get(*anchor, anchor->base));
       if (const auto offset = anchor->offsets.find(agent_); offset != anchor->offsets.end()) {
-        KVS_ASSIGN_OR_RETURN(kv.offset, Upload(*anchor, offset->second));
+        KVS_ASSIGN_OR_RETURN(kv.offset, Get(*anchor, offset->second));
       }
       anchors_.push_back(kv);
     }
@@ -123,46 +122,21 @@ class DeviceCorrection final : public ChunkCorrection {
   }
 
  private:
-  // As many tokens as there are here, in the form that the device takes.
-  Result<kernels::CodedKv> Upload(const Anchor& anchor, const Anchor::Values& values) {
-    const std::size_t width = Index(anchor.width), blocks = anchors::Q8Blocks(width);
-    const std::size_t rows = Index(anchor.layers) * 2 * Index(stored_.tokens);
-    std::vector<std::int8_t> codes(rows * width);
-    std::vector<std::uint16_t> scales(rows * blocks);
-    std::size_t row = 0;
-    for (int layer = 0; layer < anchor.layers; ++layer) {
-      for (int part = 0; part < 2; ++part) {
-        for (std::int64_t t = 0; t < stored_.tokens; ++t, ++row) {
-          const anchors::Q8Block* from = anchor.Row(values, layer, part, t);
-          for (std::size_t b = 0; b < blocks; ++b) {
-            const std::size_t first = b * anchors::kQ8Values;
-            scales[row * blocks + b] = from[b].scale;
-            std::copy_n(from[b].codes.begin(), std::min(anchors::kQ8Values, width - first),
-                        codes.begin() + static_cast<std::ptrdiff_t>(row * width + first));
-          }
-        }
-      }
-    }
-    KVS_ASSIGN_OR_RETURN(const std::byte* code_bytes, Put(codes.data(), codes.size()));
-    KVS_ASSIGN_OR_RETURN(const std::byte* scale_bytes, Put(scales.data(), scales.size() * sizeof(scales[0])));
-    return kernels::CodedKv{reinterpret_cast<const std::int8_t*>(code_bytes),
-                            reinterpret_cast<const std::uint16_t*>(scale_bytes)};
-  }
-  Result<const std::byte*> Put(const void* from, std::size_t bytes) {
-    KVS_ASSIGN_OR_RETURN(auto buffer, backend_.Allocate(bytes));
-    KVS_RETURN_IF_ERROR(backend_.Upload(buffer->data(), from, bytes));
-    buffers_.push_back(std::move(buffer));
-    return static_cast<const std::byte*>(buffers_.back()->data());
+  Result<kernels::CodedKv> Get(const Anchor& anchor, const Anchor::Values& values) {
+    KVS_ASSIGN_OR_RETURN(auto copy, cache_->Get(anchor, values));
+    copies_.push_back(std::move(copy));
+    return copies_.back()->kv;
   }
 
   Backend& backend_;
+  DeviceAnchors* const cache_;
   const KvRun stored_;
   anchors::AnchorPool* const pool_;
   const std::string placeholder_, agent_;
   std::vector<KvSlot> slots_;
   std::vector<std::int64_t> positions_;
   std::vector<kernels::AnchorKv> anchors_;
-  std::vector<std::unique_ptr<Buffer>> buffers_;
+  std::vector<std::shared_ptr<const DeviceAnchors::Copy>> copies_;  // of the anchors
   std::unique_ptr<Buffer> differences_;
   kernels::AnchoredTokens tokens_;  // of what is above
 };
@@ -202,13 +176,14 @@ Status CopyToHost(Backend& backend, const KvPages& pages, const RopeTable& rope,
 
 }  // namespace
 
-std::unique_ptr<ChunkCorrection> NewChunkCorrection(Backend& backend, const KvPages& pages, const RopeTable& rope,
-                                                    const KvRun& stored, anchors::AnchorPool* pool,
-                                                    std::string placeholder, std::string agent) {
+std::unique_ptr<ChunkCorrection> NewChunkCorrection(Backend& backend, DeviceAnchors* cache, const KvPages& pages,
+                                                    const RopeTable& rope, const KvRun& stored,
+                                                    anchors::AnchorPool* pool, std::string placeholder,
+                                                    std::string agent) {
   if (backend.capabilities().host_memory) {
     return std::make_unique<HostCorrection>(pages, rope, stored, pool, std::move(placeholder), std::move(agent));
   }
-  return std::make_unique<DeviceCorrection>(backend, pages, rope, stored, pool, std::move(placeholder),
+  return std::make_unique<DeviceCorrection>(backend, cache, pages, rope, stored, pool, std::move(placeholder),
                                             std::move(agent));
 }
 

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 
+#include "agentd/repair/device_anchors.h"
 #include "anchors/anchor_pool.h"
 #include "kernels/backend.h"
 #include "kernels/paged_kv.h"
@@ -32,12 +33,13 @@ class ChunkCorrection {
   virtual Status Write(std::span<const kernels::KvSlot> to, std::int64_t position) = 0;
 };
 
-// Of tokens that are stored as `stored` says. All must outlive it. On a device: requires device_kv(), and what it asks
-// for (kernels/device_kv.h); ResourceExhausted where it has no room for the anchors.
-std::unique_ptr<ChunkCorrection> NewChunkCorrection(kernels::Backend& backend, const kernels::KvPages& pages,
-                                                    const kernels::RopeTable& rope, const KvRun& stored,
-                                                    anchors::AnchorPool* pool, std::string placeholder,
-                                                    std::string agent);
+// Of tokens that are stored as `stored` says. All must outlive it. Where the host does not read the backend's memory:
+// requires device_kv(), what that asks for (kernels/device_kv.h), and `cache`; else that may be null. ResourceExhausted
+// where a device has no room for the anchors.
+std::unique_ptr<ChunkCorrection> NewChunkCorrection(kernels::Backend& backend, DeviceAnchors* cache,
+                                                    const kernels::KvPages& pages, const kernels::RopeTable& rope,
+                                                    const KvRun& stored, anchors::AnchorPool* pool,
+                                                    std::string placeholder, std::string agent);
 
 // Registers with `pool` that the tokens of `stored` would have been those of `computed`. Where the host does not read
 // the pages they are copied to it first. Returns the backend's failure, if it has any.

@@ -43,7 +43,7 @@ KvSlot MovedPrompt::Run::Slot(std::int64_t position) const {
 
 MovedPrompt::MovedPrompt(runtime::Model* model, const kernels::KvPages& pages, std::vector<TokenId> prompt,
                          Prefix prefix, std::vector<MovedChunk> chunks, const RepairOptions& options,
-                         anchors::AnchorPool* anchors, std::string agent)
+                         anchors::AnchorPool* anchors, std::string agent, DeviceAnchors* device_anchors)
     : model_(model),
       pages_(pages),
       tokens_(std::move(prompt)),
@@ -52,6 +52,7 @@ MovedPrompt::MovedPrompt(runtime::Model* model, const kernels::KvPages& pages, s
       chunks_(std::move(chunks)),
       options_(options),
       anchors_(anchors),
+      device_anchors_(device_anchors),
       agent_(std::move(agent)),
       rows_per_step_(model->max_batch_rows()) {
   KVS_CHECK(options_.mode != ReuseMode::kOff && options_.mode != ReuseMode::kExact);
@@ -91,7 +92,8 @@ bool MovedPrompt::OneThread() const {
 bool MovedPrompt::RunsOnBackend() const {
   const bool looks_at_rows = options_.mode != ReuseMode::kRotate && options_.mode != ReuseMode::kEpic;
   kernels::Backend& backend = model_->backend();
-  return !looks_at_rows || backend.capabilities().host_memory || backend.device_kv() != nullptr;
+  if (!looks_at_rows || backend.capabilities().host_memory) return true;
+  return backend.device_kv() != nullptr && (options_.mode != ReuseMode::kKvcomm || device_anchors_ != nullptr);
 }
 
 std::int64_t MovedPrompt::SelectedAtMost() const {

@@ -19,6 +19,7 @@
 #include <string_view>
 #include <vector>
 
+#include "agentd/repair/device_anchors.h"
 #include "agentd/repair/token_scores.h"
 #include "anchors/anchor_pool.h"
 #include "kernels/paged_kv.h"
@@ -76,10 +77,11 @@ class MovedPrompt {
   };
 
   // `pages` is the memory of all pages. `chunks` ascending and disjoint, beyond the prefix. `anchors` may be null
-  // unless the mode is kKvcomm, and `agent` names the reader for it.
+  // unless the mode is kKvcomm, and `agent` names the reader for it; so may `device_anchors` where the host reads the
+  // backend's memory.
   MovedPrompt(runtime::Model* model, const kernels::KvPages& pages, std::vector<TokenId> prompt, Prefix prefix,
               std::vector<MovedChunk> chunks, const RepairOptions& options, anchors::AnchorPool* anchors,
-              std::string agent);
+              std::string agent, DeviceAnchors* device_anchors = nullptr);
   ~MovedPrompt();
   MovedPrompt(const MovedPrompt&) = delete;
   MovedPrompt& operator=(const MovedPrompt&) = delete;
@@ -197,6 +199,7 @@ class MovedPrompt {
   std::vector<MovedChunk> chunks_;
   const RepairOptions options_;
   anchors::AnchorPool* const anchors_;
+  DeviceAnchors* const device_anchors_;
   const std::string agent_;
 
   std::int64_t rows_per_step_;

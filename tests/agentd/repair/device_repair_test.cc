@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "agentd/repair/device_anchors.h"
 #include "anchors/anchor_pool.h"
 #include "anchors/selection.h"
 #include "kernels/attention_mass.h"
@@ -286,6 +287,7 @@ TEST_P(DeviceRepairTest, AnchorsCorrectWhatIsLikeThem) {
   const auto model = LoadOnCuda(GetParam(), kLayers);
   DeviceBench bench(model.get());
   anchors::AnchorPool anchors({.entropy_gate = 1.0});
+  agentd::DeviceAnchors there_too(&model->backend(), std::size_t{1} << 20);
   const Ids before = Random(kBase), head = Random(kStart), tail = Random(20), alike = Random(59);
   Ids second;
   const auto rope = [&] {
@@ -333,7 +335,7 @@ TEST_P(DeviceRepairTest, AnchorsCorrectWhatIsLikeThem) {
       options.mode = mode;
       auto placed =
           std::make_unique<agentd::MovedPrompt>(model.get(), bench.pages(), prompt, agentd::MovedPrompt::Prefix{},
-                                                std::vector{chunk}, options, &anchors, "reader");
+                                                std::vector{chunk}, options, &anchors, "reader", &there_too);
       EXPECT_TRUE(placed->RunsOnBackend());
       *own = bench.Take(placed->PagesNeeded(1));
       placed->GivePages(*own, 1);
@@ -376,6 +378,13 @@ TEST_P(DeviceRepairTest, AnchorsCorrectWhatIsLikeThem) {
     for (const float x : by_host.values) largest = std::max(largest, std::abs(static_cast<double>(x)));
     EXPECT_LE(WorstDifference(corrected.values, by_host.values), largest * 0x1p-7) << "of bf16";
     EXPECT_GT(WorstDifference(stored.values, by_host.values), largest * 0x1p-4) << "nothing was corrected";
+    // Anchors that are on the device already do the same.
+    const std::vector<float> first_time = got;
+    const std::size_t bytes = there_too.bytes();
+    EXPECT_GE(bytes, 4 * 2 * kLayers * tokens * model->kv_layout().head_dim);
+    place(ReuseMode::kKvcomm, &own);
+    EXPECT_EQ(got, first_time);
+    EXPECT_EQ(there_too.bytes(), bytes);
     place(ReuseMode::kRotate, &own);
     EXPECT_LT(corrected_error, WorstDifference(got, want));
   }
