@@ -1,4 +1,5 @@
-"""agentd on the emulated GPU (KVSHARE_CUDA_PLUGIN names its plug-in): serving, a warm restart, and a GPU that fails."""
+"""agentd on the emulated GPU (KVSHARE_CUDA_PLUGIN names its plug-in): serving, a warm restart, a note that is repaired,
+and a GPU that fails."""
 
 import json
 import os
@@ -18,9 +19,9 @@ class GpuTest(ProgramTest):
         self.broken = self.path("broken")
         self.env = dict(KVSHARE_EMULATED_BREAK=self.broken)
 
-    def generate(self, endpoint, code=0, reuse="exact"):
-        ids = self.path("ids.json", dict(ids=PROMPT))
-        args = ("--ids", ids, "--max-tokens", 2, "--reuse", reuse, "--format", "json")
+    def generate(self, endpoint, code=0, reuse="exact", prompt=PROMPT, session=()):
+        ids = self.path("ids.json", dict(ids=prompt))
+        args = ("--ids", ids, "--max-tokens", 2, "--reuse", reuse, "--format", "json", *session)
         return self.kvctl("generate", "--endpoint", endpoint, *args, code=code)
 
     def test_a_daemon_serves_restarts_warm_and_ends_with_its_gpu(self):
@@ -50,6 +51,18 @@ class GpuTest(ProgramTest):
 
         with self.daemon("--device", "auto", *self.args, name="c", env=self.env) as (endpoint, _):
             self.assertEqual(self.json("ping", "--endpoint", endpoint, "--format", "json")["device"], "cpu")
+
+    def test_a_note_is_repaired_where_another_agent_reads_it(self):
+        writer, reader = [9] * 20 + PROMPT, list(range(300, 312)) + PROMPT + [7, 8]
+        with self.daemon("--device", "cuda", "--kv-pool-size", "64MiB") as (endpoint, _):
+            for reuse in ("cacheblend", "dhd"):
+                session = ("--session", reuse)
+                self.generate(endpoint, reuse=reuse, prompt=writer, session=session)
+                reply = json.loads(self.generate(endpoint, reuse=reuse, prompt=reader, session=session)[0])["kvshare"]
+                self.assertTrue(reply["approximate"])
+                found = reply["moved_tokens"] + reply["recomputed_tokens"]
+                self.assertGreater(found, 60)
+                self.assertEqual(reply["recomputed_tokens"], int(0.15 * found))
 
 
 if __name__ == "__main__":
