@@ -187,7 +187,9 @@ Result<std::int64_t> Engine::Evict(const EvictRequest& request) {
     });
   }
   if (!request.cold || cold_ == nullptr) return dropped;
-  OnEngineThread([&] { demoter_.ForgetEvicted(); });
+  if (!arena_->in_place()) {
+    OnEngineThread([&] { demoter_.ForgetEvicted(); });
+  }
   if (key.empty() && !request.host) {
     OnEngineThread([&] { moved_.anchors().ForgetSaved(); });
   }

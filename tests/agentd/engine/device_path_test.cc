@@ -7,6 +7,7 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -587,6 +588,29 @@ TEST_P(DeviceCopiesTest, ADeviceThatFailsAmidACopyInEndsTheRequest) {
   const Result<Match> match = tape->service->Lookup(lookup);
   KVS_ASSERT_OK(match);
   EXPECT_EQ(match->host_tokens, 0);
+}
+
+// Loads, demotions and evictions in any order, with copies that end now or later: the pool holds two prompts, pinned
+// memory less than is on its way.
+TEST_P(DeviceCopiesTest, NoOrderOfCopiesChangesAnAnswer) {
+  std::mt19937 random(5);
+  const auto tape = Open(Large(), 18);
+  for (int i = 0; i < 40; ++i) {
+    tape->probe->copies.hold = random() % 2 == 0;
+    Ids prompt = Counting(500, static_cast<TokenId>(random() % 5));
+    prompt.resize(65 + random() % 436);
+    GenerateRequest request = IdsRequest(prompt, 2);
+    if (random() % 8 == 0) request.reuse = ReuseMode::kOff;
+    tape->Ask(request);
+  }
+  tape->probe->copies.hold = false;
+  tape->service->Drain();
+  const Stats stats = tape->service->GetStats();
+  EXPECT_GT(stats.pool.evictions, 20);
+  EXPECT_GT(stats.cold.hits, 20);
+  EXPECT_EQ(stats.cold.integrity_errors, 0);
+  EXPECT_EQ(tape->probe->copies.open, 0);
+  tape->ExpectSound();
 }
 
 INSTANTIATE_TEST_SUITE_P(Device, DeviceCopiesTest, ::testing::Values(Pinned::kSome), PinnedName);
