@@ -84,13 +84,15 @@ bool Engine::WorthWaitingFor(const EngineRequest& request, const StoredPrefix& s
   return false;
 }
 
+// Whether what of it is on disk, if any is, comes sooner than it is computed.
+bool Engine::PrefixPays(const StoredPrefix& stored) {
+  if (stored.cold.pages.empty() || options_.always_load) return true;
+  return costs_.ShouldLoad(stored.cold.tokens(), cold_->EstimateLoadSeconds(stored.cold.pages.size()));
+}
+
 // What the request would reuse, loads included where they are cheaper than computing.
 ReusePlan Engine::PlanFor(const EngineRequest& request, StoredPrefix stored) {
-  if (stored.cold.pages.empty()) return planner_.Plan(request.prompt, request.reuse, std::move(stored));
-  const double load_seconds = cold_->EstimateLoadSeconds(stored.cold.pages.size());
-  if (options_.always_load || costs_.ShouldLoad(stored.cold.tokens(), load_seconds)) {
-    return planner_.Plan(request.prompt, request.reuse, std::move(stored));
-  }
+  if (PrefixPays(stored)) return planner_.Plan(request.prompt, request.reuse, std::move(stored));
   const auto reusable = std::span(request.prompt).first(request.prompt.size() - 1);
   return planner_.Plan(request.prompt, request.reuse, planner_.FindInMemory(reusable),
                        {.end = stored.tokens(), .why = MissKind::kLoadSlower});

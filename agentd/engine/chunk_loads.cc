@@ -24,10 +24,14 @@ Engine::MovedPlan Engine::PlanWithLoads(const EngineRequest& request, const Stor
   std::size_t pages = 0;
   for (const ChunkLoad& load : all.loads) pages += load.pages;
   if (options_.always_load || costs_.ShouldLoad(all.saved, cold_->EstimateLoadSeconds(pages))) return all;
-  MovedPlan rest = PlanMoved(request, stored, Disk::kUnread, MissKind::kLoadSlower);
-  // Where there is none, and the prefix is on disk, PlanFor decides on that.
-  if (!rest.plan.has_value() && !stored.cold.pages.empty()) return rest;
-  if (!rest.plan.has_value()) rest.plan = planner_.Plan(request.prompt, request.reuse, stored);
+  // Of the prefix alone it may pay; and without it there are still the chunks that are in memory.
+  StoredPrefix usable = stored;
+  if (!PrefixPays(stored)) usable = planner_.FindInMemory(std::span(request.prompt).first(request.prompt.size() - 1));
+  MovedPlan rest = PlanMoved(request, usable, Disk::kUnread, MissKind::kLoadSlower);
+  if (!rest.plan.has_value()) rest.plan = planner_.Plan(request.prompt, request.reuse, usable);
+  if (usable.tokens() < stored.tokens()) {
+    MarkFresh({.length = stored.tokens(), .miss = MissKind::kLoadSlower}, &*rest.plan);
+  }
   for (const PlanSpan& span : all.plan->spans) {
     if (span.fate != Fate::kMoved || span.tier != Tier::kCold) continue;
     MarkFresh({.start = span.start, .length = span.length, .miss = MissKind::kLoadSlower}, &*rest.plan);

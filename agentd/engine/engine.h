@@ -116,6 +116,7 @@ class Engine {
   bool AdmitNext(std::int64_t* row_budget);
   bool TryAdmit(std::size_t i, std::span<const Prospect> prospects, StoredPrefix stored, std::int64_t* row_budget);
   bool WorthWaitingFor(const EngineRequest& request, const StoredPrefix& stored) const;
+  bool PrefixPays(const StoredPrefix& stored);
   ReusePlan PlanFor(const EngineRequest& request, StoredPrefix stored);
   void AddWork(Sequence* sequence, std::int64_t* row_budget);
   Sequence* Admit(std::size_t i, std::span<const Prospect> prospects, ReusePlan plan, KvHandle kv);

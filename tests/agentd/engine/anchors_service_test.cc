@@ -201,8 +201,9 @@ TEST_F(AnchorsServiceTest, LeavingMemoryIsNotForgetting) {
 
 // KVCOMM's own setting: agents that answer one after the other, each over its own role, a task and all answers so far.
 // Two tasks teach those who read; from the third on they compute neither task nor answers.
+// In fp32, so that the answers, and with them what the entropy gate says of each, are the same on every CPU.
 TEST_F(AnchorsServiceTest, AChainOfAgentsSharesFromTheThirdTaskOn) {
-  const auto service = Open("");
+  const auto service = Open("", kernels::DType::kF32);
   ASSERT_NE(service, nullptr);
   const Ids end = {2046}, header = RandomIds(4), reply_header = RandomIds(4);
   const std::vector<std::string> agents = {"a", "b", "c"};

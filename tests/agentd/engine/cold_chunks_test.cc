@@ -212,6 +212,27 @@ TEST_F(ColdChunksTest, ComputingIsPreferredWhereItIsFaster) {
   EXPECT_EQ(hooks_->loads, 0);
 }
 
+TEST_F(ColdChunksTest, AChunkInMemoryIsUsedThoughThePrefixIsNotWorthItsLoad) {
+  const GenerateReply want = WithoutARestart(ReuseMode::kRotate);
+  {
+    const auto service = Open(hooks_);
+    ASSERT_NE(service, nullptr);
+    Ask(*service, Request(Join({lead_, RandomIds(100)}), ReuseMode::kExact, "critic", "s"));
+    service->Drain();
+  }
+  hooks_->estimate_seconds = 3600;
+  const auto service = Open(hooks_);
+  ASSERT_NE(service, nullptr);
+  Ask(*service, Request(planner_, ReuseMode::kExact, "planner", "s"));
+  const GenerateReply reply = Ask(*service, Request(critic_, ReuseMode::kRotate, "critic", "s"));
+  EXPECT_EQ(hooks_->loads, 0);
+  EXPECT_EQ(reply.reuse.prefix_tokens, 0);
+  EXPECT_EQ(MissTokens(reply.reuse, "load_slower_than_recompute"), 45);
+  EXPECT_EQ(reply.reuse.moved_tokens, want.reuse.moved_tokens);
+  EXPECT_EQ(reply.ids, want.ids);
+  ExpectSound(*service);
+}
+
 // Nothing that does not wait for the disk does; who is cancelled there takes nothing along.
 TEST_F(ColdChunksTest, OthersPassWhoWaits) {
   StoreNote("s");
