@@ -19,6 +19,9 @@ using kernels::PageIndex;
 constexpr std::int64_t kEdgeTokens = 2;
 constexpr std::int64_t kMinChunkTokens = 32;
 
+// Of a prompt's private runs (the lead, fresh rows, selected rows), those whose last page may be full in part.
+constexpr std::int64_t kPartlyFilled = 3;
+
 std::int64_t PagesFor(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
 // What every stored run begins with: the token that every prompt of the model begins with.
@@ -29,24 +32,20 @@ TokenId SinkOf(const runtime::Model& model, const Case& c) {
 }  // namespace
 
 MovedPrefill::MovedPrefill(runtime::Model* model, std::unique_ptr<kernels::Buffer> memory, PageIndex num_pages,
-                           const Policy& policy)
-    : model_(model),
-      memory_(std::move(memory)),
-      policy_(policy),
-      max_tokens_(std::int64_t{num_pages} * kPageTokens / 4),
-      free_(num_pages) {
+                           std::int64_t max_tokens, const Policy& policy)
+    : model_(model), memory_(std::move(memory)), policy_(policy), max_tokens_(max_tokens), free_(num_pages) {
   std::iota(free_.rbegin(), free_.rend(), PageIndex{0});
 }
 
 Result<std::unique_ptr<MovedPrefill>> MovedPrefill::New(runtime::Model* model, const PrefillLimits& limits,
                                                         const Policy& policy) {
-  // The prompt, and what is stored of it: at most the prompt again, in chunks that each round up to whole pages, so
-  // that one of 32 tokens takes twice its size.
-  const std::int64_t pages = 4 * PagesFor(limits.max_tokens);
+  // PagesAtMost of the longest case, and room for what earlier ones of its session stored. Stored chunks that
+  // each round up to whole pages take twice their size at most, and so does a prompt behind another's beginning.
+  const std::int64_t pages = 4 * PagesFor(limits.max_tokens) + kPartlyFilled;
   KVS_ASSIGN_OR_RETURN(auto memory,
                        model->backend().Allocate(static_cast<std::size_t>(pages) * model->kv_layout().page_bytes()));
   return std::unique_ptr<MovedPrefill>(
-      new MovedPrefill(model, std::move(memory), static_cast<PageIndex>(pages), policy));
+      new MovedPrefill(model, std::move(memory), static_cast<PageIndex>(pages), limits.max_tokens, policy));
 }
 
 kernels::KvPages MovedPrefill::Pages() const {
@@ -89,6 +88,16 @@ std::vector<TokenId> MovedPrefill::BeginningFor(const Case& c) const {
 
 StoredIn MovedPrefill::Company() const {
   return policy_.stored_in.value_or(policy_.mode == ReuseMode::kAuto ? StoredIn::kThread : StoredIn::kAlone);
+}
+
+std::int64_t MovedPrefill::PagesAtMost(const Case& c) const {
+  std::int64_t stored = 0;
+  if (Company() == StoredIn::kAlone) {
+    for (const Chunk& chunk : c.chunks) stored += PagesFor(1 + chunk.end - chunk.begin);
+  } else {
+    stored = PagesFor(static_cast<std::int64_t>(BeginningFor(c).size() + c.prompt.size()));
+  }
+  return stored + PagesFor(max_tokens_) + kPartlyFilled;
 }
 
 Result<MovedPrefill::Stored> MovedPrefill::Find(std::size_t i, std::int64_t begin) {
@@ -153,7 +162,10 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
   }
   free_.insert(free_.end(), used_.begin(), used_.end());
   used_.clear();
-  if (c.session != session_) {
+  // A long session stores more than there is room for; what an earlier case of it stored is computed again where
+  // needed.
+  const bool full = static_cast<std::int64_t>(free_.size()) < PagesAtMost(c);
+  if (c.session != session_ || full) {
     for (const auto& [tokens, pages] : stored_) free_.insert(free_.end(), pages.begin(), pages.end());
     stored_.clear();
     session_ = c.session;

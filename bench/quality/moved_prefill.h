@@ -39,7 +39,7 @@ class MovedPrefill final : public PrefillUnderTest {
   };
 
   MovedPrefill(runtime::Model* model, std::unique_ptr<kernels::Buffer> memory, kernels::PageIndex num_pages,
-               const Policy& policy);
+               std::int64_t max_tokens, const Policy& policy);
 
   kernels::KvPages Pages() const;
   std::vector<kernels::PageIndex> Take(std::int64_t count);
@@ -48,6 +48,8 @@ class MovedPrefill final : public PrefillUnderTest {
   StoredIn Company() const;
   // What stood before the chunks where another agent read them.
   std::vector<TokenId> BeginningFor(const Case& c) const;
+  // Pages that a case takes at most: what is stored of it, and what computes it.
+  std::int64_t PagesAtMost(const Case& c) const;
   // The run that holds case_.chunks[i], computed if it is not there yet, and where the prompt's token `begin` is in it.
   Result<Stored> Find(std::size_t i, std::int64_t begin);
   bool InCompany(const Stored& stored, std::int64_t begin);

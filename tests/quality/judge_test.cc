@@ -257,6 +257,40 @@ TEST_F(ComparisonTest, ProgressCanEndTheRun) {
   KVS_EXPECT_FAILS(run, StatusCode::kCancelled, "interrupted");
 }
 
+// Its stored chunks are more than the memory of one case; judging the last case as if it were the only one changes
+// nothing.
+TEST_F(ComparisonTest, ALongSessionIsJudgedLikeAShortOne) {
+  const auto line = [](char letter) {
+    return R"({"session":"s","agent":")" + std::string(1, letter) + R"(","messages":[{"role":"user","content":"I am )" +
+           letter + R"(."},{"role":"user","content":")" + std::string(200, letter) + R"( and )" +
+           std::string(100, letter) + R"("}],"shared":[1],"question":"What?"})" + "\n";
+  };
+  std::string session;
+  for (char letter = 'a'; letter < 'k'; ++letter) session += line(letter);
+  const auto long_session = FileSuite(*model_, session, 0);
+  const auto short_session = FileSuite(*model_, line('i') + line('j'), 0);
+  KVS_ASSERT_OK(long_session);
+  KVS_ASSERT_OK(short_session);
+  for (const StoredIn where : {StoredIn::kAlone, StoredIn::kThread, StoredIn::kReversed}) {
+    const QualityOptions options{.policies = {{.mode = ReuseMode::kRotate, .stored_in = where},
+                                              {.mode = ReuseMode::kCacheBlend, .budget = 1.0, .stored_in = where}}};
+    const auto run = Judge(model_.get(), *long_session, options);
+    KVS_ASSERT_OK(run);
+    const auto alone = Judge(model_.get(), *short_session, options);
+    KVS_ASSERT_OK(alone);
+    for (std::size_t p = 0; p < 2; ++p) {
+      ASSERT_EQ(run->policies[p].cases.size(), 10u);
+      const std::vector<double>& kl = run->policies[p].cases[9].kl;
+      if (where == StoredIn::kAlone) {
+        EXPECT_EQ(kl, alone->policies[p].cases[1].kl);
+      }
+      if (p == 1) {  // all is computed
+        EXPECT_EQ(kl, std::vector<double>(kl.size()));
+      }
+    }
+  }
+}
+
 TEST(IsRightTest, WorldsAnswersAreTheWholeReplyOthersMayStandWithin) {
   EXPECT_TRUE(IsRight("Paris", "Paris", false));
   EXPECT_TRUE(IsRight(" paris.\n", "Paris", false));
