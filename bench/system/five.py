@@ -2,12 +2,14 @@
 """Five agents in a chain (KVCOMM's setting, arXiv 2510.12872): each reads its role, a task, and all answers so far.
 
   bench/system/five.py --model MODEL [--modes off,exact,cacheblend:0.12,auto] [--tasks 3] [--warm-up 1] [--first 0]
-                       [--answer 512] [--anchor-memory 512MiB]
+                       [--answer 512] [--anchor-memory 512MiB] [--svg FILE]
 
 Per mode a daemon, one session and --tasks tasks of some 700 new tokens; roles have about 500 tokens, answers --answer.
 A mode may name its wished budget (--blend-recompute). Agents talk as agents do: chat messages in, text out, one after
 the other without a pause. The first --warm-up tasks (roles are stored, anchors are learnt) do not count. Prints per
-agent the median time to first token, what of the prompt was computed, and the ratio to --modes' first.
+agent the median time to first token, what of the prompt was computed, and the ratio to --modes' first. --svg draws
+quality over speed: the mean KL of the first tokens that were compared with exact ones (answers are, when the daemon has
+time), and how many times as fast agents 2 to 5 are, in sums over all tasks.
 
 The texts are made by bench/traces/make_team.py. Prints a table, or one JSON object with --format json. Standard library
 only.
@@ -15,6 +17,7 @@ only.
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -61,6 +64,50 @@ def audits(daemon):
     return {"the first token": stats["audits"], "a later token": stats["later_audits"]}
 
 
+def speed(result, mode, base):
+    """How many times as fast as in mode `base` agents 2 to 5 have their first tokens."""
+    seconds = lambda name: sum(sum(task[1:]) for task in result[name]["each_ttft_ms"])
+    return seconds(base) / seconds(mode)
+
+
+def mean_kl(rows):
+    """Of the first tokens that were compared with exact ones; None where none was."""
+    depths = rows["audits"]["the first token"]
+    count = sum(a["audits"] for a in depths)
+    return sum(a["kl_sum"] for a in depths) / count if count > 0 else None
+
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 70, 690, 24, 350
+
+
+def frontier(result):
+    """One point for each mode and budget, to the right the faster, further down the nearer to exact; as SVG."""
+    base = next(iter(result))
+    points = {mode: (speed(result, mode, base), mean_kl(rows)) for mode, rows in result.items() if mode != base}
+    kls = [kl for _, kl in points.values() if kl] or [1e-2]
+    decades = range(math.floor(math.log10(min(kls))) - 1, math.ceil(math.log10(max(kls))) + 1)
+    fastest = max(1, math.ceil(max((x for x, _ in points.values()), default=1)))
+    at_x = lambda x: LEFT + (RIGHT - LEFT) * x / fastest
+    at_y = lambda kl: BOTTOM - (BOTTOM - TOP) * (math.log10(kl) - decades[0]) / (len(decades) - 1)
+    text = lambda x, y, anchor, words: f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{words}</text>'
+    line = lambda x1, y1, x2, y2: f'<path d="M{x1:.0f} {y1:.0f}L{x2:.0f} {y2:.0f}" stroke="#dde3e9"/>'
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+           'font-size="12" fill="#333">', '<rect width="100%" height="100%" fill="#fff"/>']
+    for decade in decades:
+        y = at_y(10.0 ** decade)
+        out += [line(LEFT, y, RIGHT, y), text(LEFT - 8, y + 4, "end", f"1e{decade}")]
+    for x in range(0, fastest + 1, max(1, fastest // 10)):
+        out += [line(at_x(x), TOP, at_x(x), BOTTOM), text(at_x(x), BOTTOM + 18, "middle", f"{x}x")]
+    for mode, (x, kl) in points.items():
+        y = at_y(kl) if kl else BOTTOM
+        out.append(f'<circle cx="{at_x(x):.0f}" cy="{y:.0f}" r="5" stroke="#2f6fdb" '
+                   f'fill="{"#2f6fdb" if kl else "none"}"/>')
+        out.append(text(at_x(x), y - 10, "middle", mode))
+    out.append(text((LEFT + RIGHT) / 2, HEIGHT - 8, "middle", f"time to first token, agents 2 to 5: as fast as {base}"))
+    out.append(text(LEFT, TOP - 8, "start", "mean KL of first tokens, nats; hollow: exact, or not compared"))
+    return "\n".join(out) + "\n</svg>\n"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
@@ -70,6 +117,7 @@ def main():
     parser.add_argument("--answer", type=int, default=512)
     parser.add_argument("--first", type=int, default=0, help="number of the first task: other numbers, other texts")
     parser.add_argument("--anchor-memory", default="512MiB", help="the daemons', for mode kvcomm")
+    parser.add_argument("--svg", help="draw quality over speed into this file")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     args = parser.parse_args()
     result = {}
@@ -93,6 +141,9 @@ def main():
             "each_ttft_ms": [[r["timings"]["ttft_ms"] for r in t] for t in tasks],
             "approximate": [sum(t[a]["kvshare"]["approximate"] for t in tasks) for a in range(5)],
         }
+    if args.svg:
+        with open(args.svg, "w", encoding="utf-8") as f:
+            f.write(frontier(result))
     if args.format == "json":
         print(json.dumps(result))
         return
@@ -105,6 +156,9 @@ def main():
                 "prompt_tokens", "prefix", "moved", "computed", "approximate", "ttft_ms"))
             print(f"  {mode:16} {a + 1:5} {prompt:8.0f} {prefix:8.0f} {moved:8.0f} {computed:9.0f} "
                   f"{approximate:10} of {args.tasks} {ttft:10.1f} {base[a] / ttft:9.2f}x")
+    first = next(iter(result))
+    for mode in result:
+        print(f"  {mode}: agents 2 to 5 {speed(result, mode, first):.1f}x as fast as {first}, in sums over all tasks")
     for mode, rows in result.items():
         for times in rows["each_ttft_ms"]:
             print(f"  {mode}, ttft ms of one task's agents: " + ", ".join(f"{ms:.0f}" for ms in times))
