@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -24,6 +25,16 @@
 
 namespace kvshare::agentd {
 namespace {
+
+runtime::LoadOptions LoadOptionsOf(const Config& config, runtime::Device device) {
+  runtime::LoadOptions load;
+  load.device = device;
+  load.dtype = config.float32 ? kernels::DType::kF32 : kernels::DType::kBf16;
+  load.threads = config.threads;
+  load.lora = config.lora;
+  load.max_batch_rows = config.max_running + config.prefill_chunk;
+  return load;
+}
 
 ServiceOptions OptionsOf(const Config& config) {
   ServiceOptions options;
@@ -117,55 +128,95 @@ std::string ReadyLine(const ServerInfo& info, const Stats& stats, const std::str
          std::string(ReuseModeName(info.reuse)) + ", " + numbers.data();
 }
 
+class Daemon {
+ public:
+  Daemon(const Config& config, SignalWatch& signals)
+      : config_(config), signals_(signals), log_(config.log_level), listen_(config.listen) {}
+
+  int Run() {
+    if (const Status started = http_.Start(config_, log_); !started.ok()) return FailListen("--http", started);
+    const Result<runtime::Device> device = runtime::ParseDevice(config_.device);
+    if (!device.ok()) return Fail(kExitUsage, "--device: " + device.status().message());
+    if (*device == runtime::Device::kCuda) {
+      const Status usable = kernels::ProbeCuda().status();
+      if (!usable.ok()) return Fail(kExitUsage, "--device cuda: " + usable.message());
+    }
+    Ended ended = Serve(*device);
+    // At most once: the CPU is no device that can be lost.
+    if (ended.device_lost && *device == runtime::Device::kAuto) {
+      ended = signals_.NothingToDrain() ? Serve(runtime::Device::kCpu) : Ended{kExitOk};
+    }
+    if (ended.device_lost || ended.exit_code == kExitOk) LogTotals();
+    return ended.exit_code;
+  }
+
+ private:
+  struct Ended {
+    int exit_code = kExitOk;
+    bool device_lost = false;
+  };
+
+  // One service, from loading its model until it is drained and gone.
+  Ended Serve(runtime::Device device) {
+    http_.routes().SetLoading();
+    const auto start = std::chrono::steady_clock::now();
+    Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(config_.model, LoadOptionsOf(config_, device));
+    if (!model.ok()) return {Fail(kExitModel, "--model: " + model.status().message())};
+    const bool cpu_follows = device == runtime::Device::kAuto;
+    ServiceOptions options = OptionsOf(config_);
+    if (cpu_follows) options.after_device_loss = "agentd goes on on the CPU, so ask again";
+    std::atomic<bool> device_lost = false;
+    options.on_device_lost = [&](const Status& status) {
+      Fail(kExitFailed, status.message());
+      device_lost = true;
+      signals_.Wake();
+    };
+    Result<std::unique_ptr<Service>> service = NewService(std::move(*model), options);
+    if (!service.ok()) return {FailService(config_, service.status())};
+    // A client's wish to drain takes the way of SIGTERM.
+    Result<std::unique_ptr<RouterServer>> server =
+        StartRouterServer(service->get(), {.endpoint = listen_, .on_drain = [] { kill(getpid(), SIGTERM); }});
+    if (!server.ok()) return {FailListen("--listen", server.status())};
+    listen_ = (*server)->endpoint();
+    const ServedOverHttp served(&http_.routes(), service->get(), server->get());
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    log_.Info(ReadyLine((*service)->Info(), (*service)->GetStats(), listen_, seconds));
+
+    signals_.Ready();
+    signals_.Wait(device_lost);
+    http_.routes().SetDraining();
+    if (!device_lost || !cpu_follows) {
+      log_.Info("draining: requests under way are finished, new ones refused; signal again to stop at once");
+    }
+    (*server)->DrainAndStop();
+    (*service)->Drain();  // the cold tier takes what only memory has
+    const ReuseTotals totals = (*service)->GetStats().totals;
+    requests_ += totals.requests;
+    prompt_tokens_ += totals.prompt_tokens;
+    reused_tokens_ += totals.prefix_tokens + totals.moved_tokens;
+    if (device_lost) return {kExitFailed, true};
+    return {kExitOk};
+  }
+
+  void LogTotals() const {
+    log_.Info("stopped after " + std::to_string(requests_) + " requests; " + std::to_string(reused_tokens_) + " of " +
+              std::to_string(prompt_tokens_) + " prompt tokens were reused");
+  }
+
+  const Config& config_;
+  SignalWatch& signals_;
+  const Log log_;
+  HttpFront http_;
+  std::string listen_;  // once a service has listened, the very port it had
+
+  // Of all services.
+  std::int64_t requests_ = 0;
+  std::int64_t prompt_tokens_ = 0;
+  std::int64_t reused_tokens_ = 0;
+};
+
 }  // namespace
 
-int RunDaemon(const Config& config, SignalWatch& signals) {
-  const Log log(config.log_level);
-  HttpFront http;
-  if (const Status started = http.Start(config, log); !started.ok()) return FailListen("--http", started);
-  const auto start = std::chrono::steady_clock::now();
-  runtime::LoadOptions load;
-  const Result<runtime::Device> device = runtime::ParseDevice(config.device);
-  if (!device.ok()) return Fail(kExitUsage, "--device: " + device.status().message());
-  load.device = *device;
-  if (load.device == runtime::Device::kCuda) {
-    const Status usable = kernels::ProbeCuda().status();
-    if (!usable.ok()) return Fail(kExitUsage, "--device cuda: " + usable.message());
-  }
-  load.dtype = config.float32 ? kernels::DType::kF32 : kernels::DType::kBf16;
-  load.threads = config.threads;
-  load.lora = config.lora;
-  load.max_batch_rows = config.max_running + config.prefill_chunk;
-  Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(config.model, load);
-  if (!model.ok()) return Fail(kExitModel, "--model: " + model.status().message());
-  ServiceOptions options = OptionsOf(config);
-  std::atomic<bool> device_lost = false;
-  options.on_device_lost = [&](const Status& status) {
-    device_lost = true;
-    Fail(kExitFailed, status.message());
-    signals.End();
-  };
-  Result<std::unique_ptr<Service>> service = NewService(std::move(*model), options);
-  if (!service.ok()) return FailService(config, service.status());
-  // A client's wish to drain takes the way of SIGTERM.
-  Result<std::unique_ptr<RouterServer>> server =
-      StartRouterServer(service->get(), {.endpoint = config.listen, .on_drain = [] { kill(getpid(), SIGTERM); }});
-  if (!server.ok()) return FailListen("--listen", server.status());
-  const ServedOverHttp served(&http.routes(), service->get(), server->get());
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  log.Info(ReadyLine((*service)->Info(), (*service)->GetStats(), (*server)->endpoint(), seconds));
-
-  signals.Ready();
-  signals.Wait();
-  http.routes().SetDraining();
-  log.Info("draining: requests under way are finished, new ones refused; signal again to stop at once");
-  (*server)->DrainAndStop();
-  (*service)->Drain();  // the cold tier takes what only memory has
-  const ReuseTotals totals = (*service)->GetStats().totals;
-  log.Info("stopped after " + std::to_string(totals.requests) + " requests; " +
-           std::to_string(totals.prefix_tokens + totals.moved_tokens) + " of " + std::to_string(totals.prompt_tokens) +
-           " prompt tokens were reused");
-  return device_lost ? kExitFailed : kExitOk;
-}
+int RunDaemon(const Config& config, SignalWatch& signals) { return Daemon(config, signals).Run(); }
 
 }  // namespace kvshare::agentd

@@ -19,15 +19,36 @@ SignalWatch::SignalWatch() {
   std::thread([this] { Run(); }).detach();
 }
 
-void SignalWatch::End() {
-  std::call_once(ended_, [this] { first_.set_value(); });
+bool SignalWatch::NothingToDrain() {
+  const std::lock_guard lock(mu_);
+  ready_ = false;
+  return !came_;
+}
+
+void SignalWatch::Ready() {
+  const std::lock_guard lock(mu_);
+  ready_ = true;
+}
+
+void SignalWatch::Wait(const std::atomic<bool>& end) {
+  std::unique_lock lock(mu_);
+  changed_.wait(lock, [&] { return came_ || end; });
+}
+
+void SignalWatch::Wake() {
+  const std::lock_guard lock(mu_);  // so that no Wait is between its look and its sleep
+  changed_.notify_all();
 }
 
 void SignalWatch::Run() {
   int signal = 0;
   sigwait(&signals_, &signal);
-  if (!ready_) std::_Exit(kExitOk);
-  End();
+  {
+    const std::lock_guard lock(mu_);
+    if (!ready_) std::_Exit(kExitOk);
+    came_ = true;
+    changed_.notify_all();
+  }
   sigwait(&signals_, &signal);
   std::_Exit(kExitInterrupted);
 }

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <csignal>
-#include <future>
 #include <mutex>
 
 namespace kvshare::agentd {
@@ -17,19 +17,23 @@ class SignalWatch {
   SignalWatch(const SignalWatch&) = delete;
   SignalWatch& operator=(const SignalWatch&) = delete;
 
-  // Before this, there is nothing to drain and the first signal ends the program with exit code 0.
-  void Ready() { ready_ = true; }
-  void Wait() { first_.get_future().wait(); }
-  // As a first signal, if none has come.
-  void End();
+  // There is nothing to drain from now on, as at the start: the first signal ends the program with exit code 0. False
+  // when it has come already, and the caller should end.
+  bool NothingToDrain();
+  // From now on it is Wait that the first signal ends.
+  void Ready();
+  // Returns when the first signal has come, or `end` is true; whoever makes it true calls Wake.
+  void Wait(const std::atomic<bool>& end);
+  void Wake();
 
  private:
   void Run();
 
   sigset_t signals_;
-  std::atomic<bool> ready_ = false;
-  std::once_flag ended_;
-  std::promise<void> first_;
+  std::mutex mu_;
+  std::condition_variable changed_;
+  bool ready_ = false;  // guarded by mu_, as what follows
+  bool came_ = false;
 };
 
 }  // namespace kvshare::agentd
