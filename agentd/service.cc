@@ -123,7 +123,8 @@ class ServiceImpl final : public Service {
                            .anchor_bytes = AnchorBytes(options.cold_bytes),
                            .anchor_memory = options.anchor_memory},
                  .leases = leases,
-                 .on_device_lost = options.on_device_lost}) {}
+                 .on_device_lost = options.on_device_lost,
+                 .after_device_loss = options.after_device_loss}) {}
 
   SharedPages Shared() const override {
     const kernels::KvPages& pages = arena_->pages();

@@ -43,6 +43,8 @@ struct ServiceOptions {
   // Called once, on the engine's thread, when the device that computes has failed for good and every request has been
   // told. Must be short.
   std::function<void(const Status&)> on_device_lost;
+  // What every request is told then, between "the device has failed, and" and the cause.
+  std::string after_device_loss = "nothing can be computed until agentd is started again";
 };
 
 // The memory that leases' offsets point into, as this process has it and as others of this machine may map it. Lives as

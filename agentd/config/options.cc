@@ -23,7 +23,7 @@ constexpr std::array kOptions = {
     Option{"model.dtype", "--dtype", OptionKind::kChoice, "bfloat16", "bfloat16|float32", 0, 0,
            "What KV and activations are kept in"},
     Option{"model.device", "--device", OptionKind::kChoice, "cpu", "cpu|cuda|auto", 0, 0,
-           "Where the model computes and KV lies; auto: a GPU where one can be used"},
+           "Where the model computes and KV lies; auto: a GPU where one can be used, and the CPU once it fails"},
     Option{"model.threads", "--threads", OptionKind::kCount, "0", "", 0, 1024,
            "Threads that compute; 0 is one per core"},
     Option{"server.listen", "--listen", OptionKind::kEndpoint, "", "", 0, 0, "Where agents connect"},

@@ -244,8 +244,7 @@ bool Engine::DeviceIsLost() {
   if (!device_lost_.ok()) return true;
   const Status failed = model_->backend().Sync();
   if (failed.ok()) return false;
-  const Status lost = Unavailable("the device has failed, and nothing can be computed until agentd is started again: " +
-                                  failed.message());
+  const Status lost = Unavailable("the device has failed, and " + options_.after_device_loss + ": " + failed.message());
   {
     const std::lock_guard lock(mutex_);
     device_lost_ = lost;  // so nobody is told later than FailAll tells

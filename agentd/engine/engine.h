@@ -49,6 +49,7 @@ struct EngineOptions {
   MovedReuseOptions moved;
   LeaseLimits leases;
   std::function<void(const Status&)> on_device_lost;  // once, on the engine's thread, when all have been told; or empty
+  std::string after_device_loss;                      // what they are told to expect
 };
 
 // Public methods are thread-safe; everything else happens on the engine's thread, without locks. Sinks are called

@@ -16,6 +16,11 @@ std::string Line(const Json& json) { return json.dump(-1, ' ', false, Json::erro
 
 }  // namespace
 
+void HttpRoutes::SetLoading() {
+  const std::lock_guard lock(mu_);
+  phase_ = Phase::kLoading;
+}
+
 void HttpRoutes::Serve(Service* service, const RouterServer* wire) {
   const std::lock_guard lock(mu_);
   phase_ = Phase::kServing;

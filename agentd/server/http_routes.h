@@ -18,6 +18,8 @@ class HttpRoutes {
  public:
   explicit HttpRoutes(std::string version) : version_(std::move(version)) {}
 
+  // A service is on its way, and /ready says so: at first, and again where another one follows.
+  void SetLoading();
   // From now on requests are accepted. Both must outlive Close().
   void Serve(Service* service, const RouterServer* wire);
   // No new requests are accepted; /ready says so.

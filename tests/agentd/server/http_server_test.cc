@@ -245,6 +245,14 @@ TEST(HttpRoutesTest, ReadinessFollowsTheDaemonsLife) {
   routes.Close();
   EXPECT_EQ(status("/ready"), "503");
   EXPECT_EQ(status("/metrics"), "200");
+
+  // Another service takes its place.
+  routes.SetLoading();
+  EXPECT_EQ(status("/ready"), "503");
+  EXPECT_THAT(Get(server->port(), "/ready"), HasSubstr("loading"));
+  routes.Serve(&service, nullptr);
+  EXPECT_EQ(status("/ready"), "200");
+  routes.Close();
 }
 
 TEST(HttpRoutesTest, OnlyKnownPathsAndReadingMethods) {

@@ -1,8 +1,11 @@
 // The emulated GPU as a plug-in, so that the programs themselves run on it where there is no GPU. While the file that
-// KVSHARE_EMULATED_BREAK names exists, it is broken.
+// KVSHARE_EMULATED_BREAK names exists, it is broken, and what broke stays so. Where KVSHARE_EMULATED_HOLD names a FIFO,
+// one that broke waits, when it is given up, until somebody has opened that to write, and closed it.
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <memory>
 #include <utility>
 
 #include "kernels/cuda/cuda_backend.h"
@@ -18,6 +21,23 @@ bool Broken() {
   return file != nullptr && access(file, F_OK) == 0;
 }
 
+// The device has it, and ends with it.
+struct Hold {
+  Hold() = default;
+  Hold(const Hold&) = delete;
+  Hold& operator=(const Hold&) = delete;
+  ~Hold() {
+    const char* fifo = std::getenv("KVSHARE_EMULATED_HOLD");
+    if (fifo == nullptr || !broke) return;
+    const int fd = open(fifo, O_RDONLY | O_CLOEXEC);
+    char byte = 0;
+    while (read(fd, &byte, 1) > 0) {
+    }
+    close(fd);
+  }
+  bool broke = false;
+};
+
 Status Probe(int, CudaDeviceInfo* info) {
   if (Broken()) return Unavailable("the emulated GPU is broken");
   *info = {.name = "emulated", .arch = "emulated", .memory_bytes = EmulatedDeviceOptions().memory_bytes, .devices = 1};
@@ -27,7 +47,9 @@ Status Probe(int, CudaDeviceInfo* info) {
 Status Create(const CudaOptions&, std::unique_ptr<Backend>* backend) {
   CudaDeviceInfo info;
   KVS_RETURN_IF_ERROR(Probe(0, &info));
-  KVS_ASSIGN_OR_RETURN(*backend, NewBackendOn(NewEmulatedDevice({.broken = &Broken}), {}));
+  // Shared: std::function copies what it holds.
+  const auto broken = [hold = std::make_shared<Hold>()] { return hold->broke = hold->broke || Broken(); };
+  KVS_ASSIGN_OR_RETURN(*backend, NewBackendOn(NewEmulatedDevice({.broken = broken}), {}));
   return OkStatus();
 }
 
