@@ -119,6 +119,7 @@ class ServiceImpl final : public Service {
                  .always_load = options.always_load,
                  .load_in_parts = options.load_in_parts,
                  .moved = {.blend_recompute = options.blend_recompute,
+                           .blend_gradual = options.blend_gradual,
                            .anchor_dir = cold_ == nullptr ? "" : options.cold_dir + "/anchors",
                            .anchor_bytes = AnchorBytes(options.cold_bytes),
                            .anchor_memory = options.anchor_memory},

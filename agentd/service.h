@@ -30,6 +30,7 @@ struct ServiceOptions {
   std::string eviction_policy;  // of the memory pool; empty: the default (docs/design/pool.md names them)
 
   double blend_recompute = 0.15;  // in modes that repair moved chunks: share of their tokens to compute anew, 0..1
+  bool blend_gradual = false;     // in mode cacheblend: choose them gradually (docs/design/repair.md)
   std::int64_t anchor_memory = std::int64_t{512} << 20;  // bytes for what mode kvcomm has learnt, of all sessions
 
   std::string cold_dir;                 // where KV is kept on disk; empty: nowhere

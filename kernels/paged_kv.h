@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "kernels/tensor.h"
@@ -81,7 +82,12 @@ struct KvSegment {
   std::span<const std::uint64_t> skip = {};      // per page: bit r set = page row r is not seen; empty = all are seen
   std::span<const std::int64_t> positions = {};  // [length], strictly ascending, absolute; empty = start + t
   int first = 0;                                 // page row of token 0 within pages[0], 0..63
+  // The layers in which it is seen: [first_layer, end_layer). What a forward pass gives attention is seen in its layer.
+  int first_layer = 0;
+  int end_layer = std::numeric_limits<int>::max();
 };
+
+constexpr bool SeenIn(const KvSegment& s, int layer) { return s.first_layer <= layer && layer < s.end_layer; }
 
 // Where token t of a segment lies.
 constexpr KvSlot SlotOf(const KvSegment& s, std::int64_t t) {

@@ -28,6 +28,13 @@ struct ForwardBatch {
   // >= 0: layers before this one are computed whole, of this one only q, k and v (stored, and shown to the hook), and
   // the step ends; logit_rows must be empty. What a policy needs to see how far stored KV is off. -1: all layers.
   int stop_after_layer = -1;
+  // >= 0: the rows go on where a step ended that stopped after this layer: row i with the residual stream and the query
+  // of resumed_rows[i], which a hook has copied there (LayerRows::x and q, in the backend's memory). K and V of this
+  // layer and of those below are stored by then. The hook is called from the next layer on; `ids` are not looked at.
+  int resume_after_layer = -1;
+  kernels::MatrixView residual;            // [any, hidden] fp32
+  kernels::MatrixView queries;             // [any, num_heads * head_dim] fp32
+  std::vector<std::int32_t> resumed_rows;  // [T]
 };
 
 }  // namespace kvshare::runtime

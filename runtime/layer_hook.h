@@ -14,6 +14,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/paged_kv.h"
+#include "libkvshare/core/check.h"
 
 namespace kvshare::runtime {
 
@@ -26,12 +27,14 @@ struct LayerRows {
   std::span<kernels::KvSlot> slots;
 
   // In the backend's memory.
+  kernels::MatrixView x;  // [n, hidden] fp32: the residual stream as it enters this layer
   kernels::MatrixView q;  // [n, num_heads * head_dim] fp32, after QK-norm, un-rotated
   kernels::MatrixView k;  // [n, num_kv_heads * head_dim] fp32, after QK-norm, un-rotated: the canonical frame
   kernels::MatrixView v;  // [n, num_kv_heads * head_dim] fp32
 
-  // What the rows see in this layer and, once changed, in all later ones; row ranges count the n rows above. Spans that
-  // the hook puts in (pages, skip, positions) must stay valid until Forward returns.
+  // What the rows see: those of all layers, of which the ones that are SeenIn this one count here. Once changed, they
+  // are changed for this layer and all later ones. Row ranges count the n rows above. Spans that the hook puts in
+  // (pages, skip, positions) must stay valid until Forward returns.
   std::vector<kernels::KvSegment>* segments = nullptr;
 
   // Stored rows of any layer may be read and overwritten, `slots` of this layer among them. In the backend's memory, as
@@ -42,8 +45,10 @@ struct LayerRows {
   float scale = 0;          // of scores
   std::int64_t window = 0;  // sliding window, 0 = none
 
-  // The attention that this layer would now compute (without its output): what kernels::AttentionMass takes.
+  // The attention that this layer would now compute (without its output): what kernels::AttentionMass takes. Requires
+  // that all segments are seen in this layer.
   kernels::AttentionParams attention(int layer) const {
+    for (const kernels::KvSegment& segment : *segments) KVS_CHECK(kernels::SeenIn(segment, layer));
     return {.q = q,
             .num_heads = num_heads,
             .layer = layer,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -79,6 +80,7 @@ class LlamaModel final : public Model {
   MatrixView Columns(std::int64_t rows, std::int64_t first, std::int64_t count) const;
   std::optional<std::vector<std::int64_t>> CallHook(LayerHook* hook, int layer, const KvPages& pages, ActiveRows* rows);
   void Keep(std::span<const std::int64_t> kept, ActiveRows* rows);
+  std::span<const KvSegment> SeenInLayer(int layer, std::span<const KvSegment> segments);
   std::vector<std::int64_t> LogitRows(const ForwardBatch& batch,
                                       const std::optional<std::vector<std::int64_t>>& kept) const;
   float Scale() const { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(parts_.config.head_dim))); }
@@ -93,6 +95,7 @@ class LlamaModel final : public Model {
   std::vector<std::int64_t> active_positions_;
   std::vector<KvSlot> active_slots_;
   std::vector<KvSegment> active_segments_;
+  std::vector<KvSegment> layer_segments_;  // those that are seen in one layer, where that is not all
   std::vector<std::int32_t> gather_;
 };
 
@@ -143,6 +146,17 @@ void LlamaModel::CheckBatch(const ForwardBatch& batch, const KvPages& pages, con
   CheckSegments(batch.segments, rows, pages);
   KVS_CHECK(batch.stop_after_layer >= -1 && batch.stop_after_layer < parts_.config.num_layers);
   KVS_CHECK(batch.stop_after_layer < 0 || batch.logit_rows.empty());
+  if (batch.resume_after_layer >= 0) {
+    const ModelConfig& c = parts_.config;
+    KVS_CHECK(batch.resume_after_layer < c.num_layers);
+    KVS_CHECK(batch.stop_after_layer < 0 || batch.resume_after_layer < batch.stop_after_layer);
+    KVS_CHECK(batch.residual.dtype == DType::kF32 && batch.residual.cols == c.hidden_size);
+    KVS_CHECK(batch.queries.dtype == DType::kF32 && batch.queries.cols == std::int64_t{c.num_heads} * c.head_dim);
+    KVS_CHECK(batch.resumed_rows.size() == batch.ids.size());
+    for (const std::int32_t row : batch.resumed_rows) {
+      KVS_CHECK(row >= 0 && row < batch.residual.rows && row < batch.queries.rows);
+    }
+  }
   std::int64_t previous = -1;
   for (const std::int64_t row : batch.logit_rows) {
     KVS_CHECK(row > previous && row < rows);
@@ -180,6 +194,7 @@ std::optional<std::vector<std::int64_t>> LlamaModel::CallHook(LayerHook* hook, i
   auto kept = hook->OnLayer(layer, {.rows = active_,
                                     .positions = rows->positions,
                                     .slots = active_slots_,
+                                    .x = rows->x,
                                     .q = Columns(n, 0, q),
                                     .k = Columns(n, q, kv),
                                     .v = Columns(n, q + kv, kv),
@@ -233,6 +248,14 @@ void LlamaModel::Keep(std::span<const std::int64_t> kept, ActiveRows* rows) {
   rows->segments = active_segments_;
 }
 
+std::span<const KvSegment> LlamaModel::SeenInLayer(int layer, std::span<const KvSegment> segments) {
+  const auto seen = [layer](const KvSegment& s) { return kernels::SeenIn(s, layer); };
+  if (std::all_of(segments.begin(), segments.end(), seen)) return segments;
+  layer_segments_.clear();
+  std::copy_if(segments.begin(), segments.end(), std::back_inserter(layer_segments_), seen);
+  return layer_segments_;
+}
+
 // The batch's logit rows as indices into the active ones, among which the hook has left them.
 std::vector<std::int64_t> LlamaModel::LogitRows(const ForwardBatch& batch,
                                                 const std::optional<std::vector<std::int64_t>>& kept) const {
@@ -266,26 +289,35 @@ Status LlamaModel::Forward(const ForwardBatch& batch, const KvPages& pages, floa
     rows.segments = active_segments_;
   }
 
-  backend.Embed({.ids = batch.ids, .table = weights.embedding, .out = rows.x});
-  for (int layer = 0; layer < c.num_layers; ++layer) {
+  const bool resumed = batch.resume_after_layer >= 0;
+  if (resumed) {
+    backend.Embed({.ids = batch.resumed_rows, .table = batch.residual, .out = rows.x});  // which picks rows
+  } else {
+    backend.Embed({.ids = batch.ids, .table = weights.embedding, .out = rows.x});
+  }
+  for (int layer = resumed ? batch.resume_after_layer : 0; layer < c.num_layers; ++layer) {
     if (batch.gate != nullptr) batch.gate->BeforeLayer(layer);
     const LayerWeights& w = weights.layers[static_cast<std::size_t>(layer)];
     const std::int64_t before = rows.x.rows;
     rows.q = qkv_.Rows(before);
-    backend.RmsNorm({rows.x, w.input_norm, eps, normed_.Rows(before)});
-    backend.Linear({.x = normed_.Rows(before), .weights = w.qkv.get(), .out = rows.q});
-    backend.StoreKv({.qkv = rows.q,
-                     .num_heads = c.num_heads,
-                     .layer = layer,
-                     .q_norm = w.q_norm,
-                     .k_norm = w.k_norm,
-                     .eps = eps,
-                     .rope = rope_,
-                     .positions = rows.positions,
-                     .slots = rows.slots,
-                     .pages = pages});
     std::optional<std::vector<std::int64_t>> kept;
-    if (batch.hook != nullptr) kept = CallHook(batch.hook, layer, pages, &rows);
+    if (layer == batch.resume_after_layer) {
+      backend.Embed({.ids = batch.resumed_rows, .table = batch.queries, .out = Columns(before, 0, batch.queries.cols)});
+    } else {
+      backend.RmsNorm({rows.x, w.input_norm, eps, normed_.Rows(before)});
+      backend.Linear({.x = normed_.Rows(before), .weights = w.qkv.get(), .out = rows.q});
+      backend.StoreKv({.qkv = rows.q,
+                       .num_heads = c.num_heads,
+                       .layer = layer,
+                       .q_norm = w.q_norm,
+                       .k_norm = w.k_norm,
+                       .eps = eps,
+                       .rope = rope_,
+                       .positions = rows.positions,
+                       .slots = rows.slots,
+                       .pages = pages});
+      if (batch.hook != nullptr) kept = CallHook(batch.hook, layer, pages, &rows);
+    }
     const bool last = layer == c.num_layers - 1;
     if ((last && batch.logit_rows.empty()) || layer == batch.stop_after_layer) return backend.Sync();
     if (last) {
@@ -303,7 +335,7 @@ Status LlamaModel::Forward(const ForwardBatch& batch, const KvPages& pages, floa
                        .window = c.sliding_window,
                        .rope = rope_,
                        .positions = rows.positions,
-                       .segments = rows.segments,
+                       .segments = SeenInLayer(layer, rows.segments),
                        .pages = pages,
                        .out = attended_.Rows(n)});
     backend.Linear({.x = attended_.Rows(n), .weights = w.output.get(), .out = rows.x, .accumulate = true});

@@ -222,6 +222,7 @@ Result<Config> Settings::Finish() const {
   KVS_ASSIGN_OR_RETURN(config.reuse, ParseReuseMode(Get("reuse.mode").text));
   const std::string& fraction = Get("reuse.blend_recompute").text;
   std::from_chars(fraction.data(), fraction.data() + fraction.size(), config.blend_recompute, std::chars_format::fixed);
+  config.blend_gradual = Get("reuse.blend_filter").text == "gradual";
   config.anchor_memory = BytesOf(Get("reuse.anchor_memory").text);
   const std::string& level = Get("observe.log").text;
   config.log_level = level == "error" ? LogLevel::kError : level == "warn" ? LogLevel::kWarn : LogLevel::kInfo;

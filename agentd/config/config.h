@@ -33,6 +33,7 @@ struct Config {
   std::int64_t cold_bytes = 0;
   ReuseMode reuse = ReuseMode::kExact;
   double blend_recompute = 0;
+  bool blend_gradual = false;
   std::int64_t anchor_memory = 0;  // bytes
   LogLevel log_level = LogLevel::kInfo;
 };

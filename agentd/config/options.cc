@@ -46,6 +46,8 @@ constexpr std::array kOptions = {
            0, "How stored KV may be used"},
     Option{"reuse.blend_recompute", "--blend-recompute", OptionKind::kFraction, "0.15", "", 0, 0,
            "Share of a moved chunk that is computed anew, in the modes that do"},
+    Option{"reuse.blend_filter", "--blend-filter", OptionKind::kChoice, "once", "once|gradual", 0, 0,
+           "How mode cacheblend chooses that share: at one layer, or more at first and fewer from layer to layer"},
     Option{"reuse.anchor_memory", "--anchor-memory", OptionKind::kSize, "512MiB", "", 1, 0,
            "Memory for what mode kvcomm has learnt, of all sessions"},
     Option{"observe.log", "--log-level", OptionKind::kChoice, "info", "error|warn|info", 0, 0,

@@ -67,6 +67,7 @@ MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPag
       pages_(pages),
       names_(names),
       blend_recompute_(options.blend_recompute),
+      blend_gradual_(options.blend_gradual),
       device_anchors_(&model->backend(), static_cast<std::size_t>(options.anchor_memory)),
       anchors_(StoreFor(*model, options), options.anchor_bytes, options.anchor_memory, std::move(post)) {
   if (options.anchor_dir.empty()) return;
@@ -258,6 +259,7 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const StoredPrefix& 
   if (request.reuse == ReuseMode::kCacheBlend || request.reuse == ReuseMode::kDhd) {
     options.recompute_ratio = blend_recompute_;
   }
+  if (blend_gradual_) options.filter.assign(std::begin(kGradualFilter), std::end(kGradualFilter));
   std::vector<MovedChunk> chunks;
   for (const FoundChunk& chunk : found.chunks) chunks.push_back(chunk.chunk);
   MovedPrompt::Prefix exact;

@@ -41,7 +41,7 @@ KvRun RunOf(const MovedChunk& chunk, std::int64_t tokens) {
 // The table is the model's and shown to hooks alone: one row, as far as q, k and v of the first layer, fetches it.
 Result<kernels::RopeTable> MovedPrompt::Rope() {
   RopeProbe probe;
-  KVS_RETURN_IF_ERROR(Compute(std::span(fresh_.positions).first(1), &probe, 0, nullptr, nullptr));
+  KVS_RETURN_IF_ERROR(Compute(std::span(fresh_.positions).first(1), &probe, {.stop_after = 0}, nullptr, nullptr));
   return probe.rope;
 }
 
@@ -111,7 +111,7 @@ Status MovedPrompt::PrefillWithAnchors(float* logits) {
   std::vector<std::int64_t> rows = RowsOfTheLead();
   std::merge(fresh_.positions.begin(), fresh_.positions.end(), computed.begin(), computed.end(),
              std::back_inserter(rows));
-  return Compute(rows, nullptr, -1, logits, nullptr);
+  return Compute(rows, nullptr, {}, logits, nullptr);
 }
 
 }  // namespace kvshare::agentd

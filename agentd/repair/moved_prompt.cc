@@ -58,12 +58,15 @@ MovedPrompt::MovedPrompt(runtime::Model* model, const kernels::KvPages& pages, s
   KVS_CHECK(options_.mode != ReuseMode::kOff && options_.mode != ReuseMode::kExact);
   KVS_CHECK(options_.mode != ReuseMode::kKvcomm || anchors_ != nullptr);
   KVS_CHECK(PagesFor(prefix_.tokens) == static_cast<std::int64_t>(prefix_.pages.size()));
+  KVS_CHECK(options_.filter.empty() || options_.filter.back() == 1);
+  KVS_CHECK(std::is_sorted(options_.filter.rbegin(), options_.filter.rend()));
+  bands_.emplace_back();
   std::int64_t end = prefix_.tokens;
   for (const MovedChunk& chunk : chunks_) {
     KVS_CHECK(chunk.start >= end && chunk.length >= 1 && chunk.base >= 0);
     KVS_CHECK(chunk.first + chunk.length <= static_cast<std::int64_t>(chunk.pages.size()) * kPageTokens);
     end = chunk.start + chunk.length;
-    skips_.emplace_back(chunk.pages.size());
+    bands_.front().skips.emplace_back(chunk.pages.size());
   }
   KVS_CHECK(end < prompt_tokens_);
   counts_.chunk_pairs.resize(chunks_.size());
@@ -103,6 +106,7 @@ std::int64_t MovedPrompt::SelectedAtMost() const {
     return static_cast<std::int64_t>(chunks_.size()) * kEpicTokens;
   }
   if (Ratio() == 0) return 0;
+  if (options_.mode == ReuseMode::kCacheBlend || options_.mode == ReuseMode::kDhd) return Stages().front().tokens;
   return static_cast<std::int64_t>(std::ceil(Ratio() * static_cast<double>(MovedTokens()))) +
          static_cast<std::int64_t>(chunks_.size());
 }
@@ -114,8 +118,10 @@ std::int64_t MovedPrompt::RowsToCompute() const {
     case ReuseMode::kKvcomm: return fresh;
     case ReuseMode::kCacheBlend:
     case ReuseMode::kDhd: {
-      const std::int64_t choosing = (fresh + MovedTokens()) * (CheckLayer() + 1) / model_->config().num_layers;
-      return fresh + SelectedAtMost() + choosing;
+      std::int64_t pairs = (fresh + MovedTokens()) * (CheckLayer() + 1);
+      for (const Stage& stage : Stages()) pairs += (fresh + stage.tokens) * (stage.end_layer - stage.first_layer);
+      const std::int64_t layers = model_->config().num_layers;
+      return (pairs + layers - 1) / layers;
     }
     case ReuseMode::kAuto: return fresh + (Ratio() == 0 ? 0 : SelectedAtMost() + (prompt_tokens_ - SuffixBegin()));
     default: return fresh + SelectedAtMost();
@@ -195,6 +201,12 @@ std::int64_t MovedPrompt::ChunkOf(std::int64_t position) const {
   return position < chunk->start + chunk->length ? chunk - chunks_.begin() : -1;
 }
 
+KvSlot MovedPrompt::StoredSlotOf(std::int64_t position) const {
+  const MovedChunk& chunk = chunks_[static_cast<std::size_t>(ChunkOf(position))];
+  const std::int64_t row = chunk.first + position - chunk.start;
+  return {chunk.pages[static_cast<std::size_t>(row / kPageTokens)], static_cast<int>(row % kPageTokens)};
+}
+
 KvSlot MovedPrompt::SlotOf(std::int64_t position) const {
   if (plain_) {
     return {plain_pages_[static_cast<std::size_t>(position / kPageTokens)], static_cast<int>(position % kPageTokens)};
@@ -223,26 +235,36 @@ void MovedPrompt::AddSegments(std::span<const std::int64_t> positions, std::int6
     add({.pages = std::span(plain_pages_).first(static_cast<std::size_t>(PagesFor(tokens()))), .length = tokens()});
     return;
   }
-  if (lead_tokens() > 0) add({.pages = lead_pages_, .length = lead_tokens()});
-  for (std::size_t c = 0; c < chunks_.size(); ++c) {
-    const MovedChunk& chunk = chunks_[c];
-    add({.pages = chunk.pages,
-         .start = chunk.start,
-         .length = chunk.length,
-         .shift = chunk.start - chunk.base,
-         .skip = skips_[c],
-         .first = chunk.first});
-  }
-  for (const Run* run : {&fresh_, &selected_}) {
-    if (run->positions.empty()) continue;
-    const auto length = static_cast<std::int64_t>(run->positions.size());
-    add({.pages = std::span(run->pages).first(static_cast<std::size_t>(PagesFor(length))),
-         .length = length,
-         .positions = run->positions});
+  const auto add_in = [&](std::size_t band, KvSegment segment) {
+    segment.first_layer = bands_[band].first_layer;
+    if (band + 1 < bands_.size()) segment.end_layer = bands_[band + 1].first_layer;
+    add(segment);
+  };
+  const auto add_run = [&](std::size_t band, const Run& run, std::span<const std::uint64_t> skip) {
+    if (run.positions.empty()) return;
+    const auto length = static_cast<std::int64_t>(run.positions.size());
+    add_in(band, {.pages = std::span(run.pages).first(static_cast<std::size_t>(PagesFor(length))),
+                  .length = length,
+                  .skip = skip,
+                  .positions = run.positions});
+  };
+  for (std::size_t b = 0; b < bands_.size(); ++b) {
+    if (lead_tokens() > 0) add_in(b, {.pages = lead_pages_, .length = lead_tokens()});
+    for (std::size_t c = 0; c < chunks_.size(); ++c) {
+      const MovedChunk& chunk = chunks_[c];
+      add_in(b, {.pages = chunk.pages,
+                 .start = chunk.start,
+                 .length = chunk.length,
+                 .shift = chunk.start - chunk.base,
+                 .skip = bands_[b].skips[c],
+                 .first = chunk.first});
+    }
+    add_run(b, fresh_, {});
+    add_run(b, selected_, bands_[b].dropped);
   }
 }
 
-Status MovedPrompt::Compute(std::span<const std::int64_t> positions, runtime::LayerHook* hook, int stop_after_layer,
+Status MovedPrompt::Compute(std::span<const std::int64_t> positions, runtime::LayerHook* hook, const Layers& layers,
                             float* last_logits, float* all_logits) {
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
   for (std::size_t begin = 0; begin < positions.size();) {
@@ -257,7 +279,14 @@ Status MovedPrompt::Compute(std::span<const std::int64_t> positions, runtime::La
     }
     AddSegments(step, 0, &batch.segments);
     batch.hook = hook;
-    batch.stop_after_layer = stop_after_layer;
+    batch.stop_after_layer = layers.stop_after;
+    batch.resume_after_layer = layers.resume_after;
+    if (layers.resume_after >= 0) {
+      const auto rows = layers.resumed_rows.subspan(begin, count);
+      batch.residual = layers.residual;
+      batch.queries = layers.queries;
+      batch.resumed_rows.assign(rows.begin(), rows.end());
+    }
     begin += count;
     float* logits = nullptr;
     if (all_logits != nullptr) {
@@ -282,12 +311,15 @@ void MovedPrompt::Charge(std::span<const std::int64_t> positions, std::int64_t l
   }
 }
 
+void MovedPrompt::SkipStored(std::int64_t position, Band* band) const {
+  const auto c = static_cast<std::size_t>(ChunkOf(position));
+  const std::int64_t row = chunks_[c].first + position - chunks_[c].start;
+  band->skips[c][static_cast<std::size_t>(row / kPageTokens)] |= std::uint64_t{1} << (row % kPageTokens);
+}
+
 void MovedPrompt::Select(std::vector<std::int64_t> positions) {
-  for (const std::int64_t position : positions) {
-    const auto c = static_cast<std::size_t>(ChunkOf(position));
-    const std::int64_t row = chunks_[c].first + position - chunks_[c].start;
-    skips_[c][static_cast<std::size_t>(row / kPageTokens)] |= std::uint64_t{1} << (row % kPageTokens);
-  }
+  bands_.resize(1);
+  for (const std::int64_t position : positions) SkipStored(position, &bands_.front());
   selected_.positions = std::move(positions);
   KVS_CHECK(PagesFor(static_cast<std::int64_t>(selected_.positions.size())) <=
             static_cast<std::int64_t>(selected_.pages.size()));
@@ -319,8 +351,12 @@ Status MovedPrompt::PrefillByMode(float* logits) {
     case ReuseMode::kKvcomm: return PrefillWithAnchors(logits);
     case ReuseMode::kCacheBlend:
     case ReuseMode::kDhd: {
-      KVS_ASSIGN_OR_RETURN(selected, ChooseByDeviation(options_.mode == ReuseMode::kDhd));
-      break;
+      const std::vector<Stage> stages = Stages();
+      const bool attention_weighted = options_.mode == ReuseMode::kDhd;
+      KVS_ASSIGN_OR_RETURN(selected, ChooseByDeviation(stages.front().tokens, attention_weighted));
+      if (stages.size() == 1) break;
+      Select(std::move(selected));
+      return PrefillGradually(logits);
     }
     case ReuseMode::kEpic:
       for (const MovedChunk& chunk : chunks_) {
@@ -341,7 +377,7 @@ Status MovedPrompt::PrefillSelected(float* logits) {
   std::merge(fresh_.positions.begin(), fresh_.positions.end(), selected_.positions.begin(), selected_.positions.end(),
              std::back_inserter(rows));
   Charge(rows, model_->config().num_layers);
-  return Compute(rows, nullptr, -1, logits, nullptr);
+  return Compute(rows, nullptr, {}, logits, nullptr);
 }
 
 // Of the moved tokens, the `count` of the greatest rank.
@@ -352,19 +388,19 @@ Result<std::vector<std::int64_t>> MovedPrompt::Choose(TokenScores& scores, std::
   return chosen;
 }
 
-// CacheBlend's choice (arXiv 2405.16444 §4.3, one selection at the check layer as in its code): the tokens whose V,
-// computed in this prompt, is furthest from what is stored. `attention_weighted`: times the attention that the end of
-// the prompt pays them (KVShare's DHD, arXiv 2503.16525).
-Result<std::vector<std::int64_t>> MovedPrompt::ChooseByDeviation(bool attention_weighted) {
+// CacheBlend's choice at the check layer (arXiv 2405.16444 §4.3): the `count` tokens whose V, computed in this prompt,
+// is furthest from what is stored. `attention_weighted`: times the attention that the end of the prompt pays them
+// (KVShare's DHD, arXiv 2503.16525).
+Result<std::vector<std::int64_t>> MovedPrompt::ChooseByDeviation(std::int64_t count, bool attention_weighted) {
   std::vector<std::int64_t> rows(static_cast<std::size_t>(prompt_tokens_ - prefix_.tokens));
   for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = prefix_.tokens + static_cast<std::int64_t>(i);
   const int check = CheckLayer();
   const RankBy rank = attention_weighted ? RankBy::kDeviationTimesMass : RankBy::kDeviation;
   KVS_ASSIGN_OR_RETURN(const auto scores, NewTokenScores(model_->backend(), MovedTokens(), rank));
   Probe probe(this, scores.get(), attention_weighted ? SuffixBegin() : prompt_tokens_, check, check + 1, true);
-  KVS_RETURN_IF_ERROR(Compute(rows, &probe, check, nullptr, nullptr));
+  KVS_RETURN_IF_ERROR(Compute(rows, &probe, {.stop_after = check}, nullptr, nullptr));
   Charge(MovedPositions(), check + 1);
-  return Choose(*scores, static_cast<std::int64_t>(Ratio() * static_cast<double>(MovedTokens())));
+  return Choose(*scores, count);
 }
 
 // Two passes. The first computes the fresh rows over the chunks as stored and sees what the prompt's end attends to in
@@ -376,14 +412,14 @@ Status MovedPrompt::PrefillAuto(float* logits) {
   Probe probe(this, scores.get(), SuffixBegin(), layers / 2, layers, false);
   std::vector<std::int64_t> rows = RowsOfTheLead();
   rows.insert(rows.end(), fresh_.positions.begin(), fresh_.positions.end());
-  KVS_RETURN_IF_ERROR(Compute(rows, &probe, -1, logits, nullptr));
+  KVS_RETURN_IF_ERROR(Compute(rows, &probe, {}, logits, nullptr));
   const auto count = static_cast<std::int64_t>(std::ceil(Ratio() * static_cast<double>(MovedTokens())));
   KVS_ASSIGN_OR_RETURN(std::vector<std::int64_t> selected, Choose(*scores, count));
   Select(std::move(selected));
   rows = selected_.positions;
   Charge(rows, layers);
   for (std::int64_t p = SuffixBegin(); p < prompt_tokens_; ++p) rows.push_back(p);
-  return Compute(rows, nullptr, -1, logits, nullptr);
+  return Compute(rows, nullptr, {}, logits, nullptr);
 }
 
 Status MovedPrompt::PrefillPlain(std::string_view reason, float* logits) {
@@ -412,7 +448,7 @@ Status MovedPrompt::Recompute(float* logits) {
   std::vector<std::int64_t> rows;
   for (std::int64_t p = lead_computed_ ? lead_tokens() : prefix_.tokens; p < tokens(); ++p) rows.push_back(p);
   Charge(rows, model_->config().num_layers);
-  return Compute(rows, nullptr, -1, logits, nullptr);
+  return Compute(rows, nullptr, {}, logits, nullptr);
 }
 
 void MovedPrompt::Push(TokenId id) {
@@ -429,7 +465,7 @@ Status MovedPrompt::Append(std::span<const TokenId> ids, float* logits) {
     rows.push_back(tokens());
     Push(id);
   }
-  return Compute(rows, nullptr, -1, nullptr, logits);
+  return Compute(rows, nullptr, {}, nullptr, logits);
 }
 
 void MovedPrompt::AddRow(TokenId id, runtime::ForwardBatch* batch) {

@@ -44,11 +44,18 @@ struct MovedChunk {
   std::string content;      // names the tokens
 };
 
+// CacheBlend's gradual filtering (docs/design/repair.md): what is kept at the check layer and at those after it, each
+// as a multiple of the wished share. The paper has them fall and names no numbers; these are ours.
+inline constexpr double kGradualFilter[] = {1.5, 4.0 / 3, 7.0 / 6, 1};
+
 struct RepairOptions {
   ReuseMode mode = ReuseMode::kAuto;  // an approximate one
   // Share of moved tokens to recompute (in every layer); < 0: the policy's own. What a policy spends on choosing them
   // comes on top. At 1 nothing is reused: the prompt is computed as if nothing were stored.
   double recompute_ratio = -1;
+  // kCacheBlend: of that share, what is kept at the check layer, at the next one and so on; never rising, the last
+  // is 1. In a model with fewer layers after the check layer the first are left out. Empty: tokens are chosen once.
+  std::vector<double> filter;
   // kAuto: where the likeliest next token is not ahead by this margin, in nats, the answer is not trusted and the
   // prompt is computed (anchors::Guard). The first where all chunks are one thread (MovedPrompt::OneThread), the second
   // elsewhere.
@@ -154,28 +161,54 @@ class MovedPrompt {
 
  private:
   class Probe;
+  class Sieve;
   struct Run {  // private rows at explicit positions
     std::vector<std::int64_t> positions;
     std::vector<kernels::PageIndex> pages;
     kernels::KvSlot Slot(std::int64_t position) const;
   };
+  // Which moved tokens are seen as computed, and not as stored, from a layer on.
+  struct Band {
+    int first_layer = 0;
+    std::vector<std::vector<std::uint64_t>> skips;  // per chunk, per page: those
+    std::vector<std::uint64_t> dropped;             // per page of selected_: rows that are none of them; empty: none
+  };
+  // One of the passes over the layers in which selected tokens are computed: fewer of them in each.
+  struct Stage {
+    int first_layer = 0;  // K and V of layers [first_layer, end_layer) are computed
+    int end_layer = 0;
+    std::int64_t tokens = 0;
+  };
+  // What a computation takes of the layers, as ForwardBatch has it.
+  struct Layers {
+    int resume_after = -1;
+    int stop_after = -1;
+    kernels::MatrixView residual;
+    kernels::MatrixView queries;
+    std::span<const std::int32_t> resumed_rows;  // one for each position
+  };
 
   std::int64_t MovedTokens() const;
   std::int64_t SelectedAtMost() const;
+  std::vector<Stage> Stages() const;
   std::int64_t SuffixBegin() const;
   std::int64_t ChunkOf(std::int64_t position) const;  // -1: fresh
   kernels::KvSlot SlotOf(std::int64_t position) const;
+  kernels::KvSlot StoredSlotOf(std::int64_t position) const;  // of a moved token
   // What rows at `positions` (ascending) see, which stand in the batch from `row_begin` on.
   void AddSegments(std::span<const std::int64_t> positions, std::int64_t row_begin,
                    std::vector<kernels::KvSegment>* out) const;
   // Computes the rows at `positions` (ascending) in steps that fit the model.
-  Status Compute(std::span<const std::int64_t> positions, runtime::LayerHook* hook, int stop_after_layer,
+  Status Compute(std::span<const std::int64_t> positions, runtime::LayerHook* hook, const Layers& layers,
                  float* last_logits, float* all_logits);
   std::vector<std::int64_t> FreshPositions() const;  // after the lead
   std::vector<std::int64_t> RowsOfTheLead() const;   // that are not stored
   std::vector<std::int64_t> MovedPositions() const;
   // These moved rows are computed from now on: they get a place of their own and their stored twins are skipped.
   void Select(std::vector<std::int64_t> positions);
+  void SkipStored(std::int64_t position, Band* band) const;
+  // Of the selected rows only these (ascending) are seen as computed from this layer on.
+  void KeepSelected(std::span<const std::int64_t> positions, int layer);
   void Push(TokenId id);
   void Charge(std::span<const std::int64_t> positions, std::int64_t layers);
 
@@ -184,7 +217,8 @@ class MovedPrompt {
   Status PrefillWithAnchors(float* logits);
   Status PrefillToTeach(const kernels::RopeTable& rope, float* logits);
   Result<std::vector<std::int64_t>> Choose(TokenScores& scores, std::int64_t count) const;
-  Result<std::vector<std::int64_t>> ChooseByDeviation(bool attention_weighted);
+  Result<std::vector<std::int64_t>> ChooseByDeviation(std::int64_t count, bool attention_weighted);
+  Status PrefillGradually(float* logits);
   Status PrefillAuto(float* logits);
   Status PrefillPlain(std::string_view reason, float* logits);
   Result<kernels::RopeTable> Rope();
@@ -208,9 +242,9 @@ class MovedPrompt {
   bool lead_computed_ = false;
   Run fresh_;
   Run selected_;
-  std::vector<std::vector<std::uint64_t>> skips_;  // per chunk, per page
-  bool plain_ = false;                             // one run from position 0, as if nothing were stored
-  std::optional<kernels::RopeTable> lesson_;       // what Teach needs
+  std::vector<Band> bands_;                   // ascending, the first from layer 0 on
+  bool plain_ = false;                        // one run from position 0, as if nothing were stored
+  std::optional<kernels::RopeTable> lesson_;  // what Teach needs
   std::vector<kernels::PageIndex> plain_pages_;
   double least_margin_ = std::numeric_limits<double>::infinity();
   RepairCounts counts_;

@@ -4,8 +4,6 @@
 
 namespace kvshare::agentd {
 
-using kernels::kPageTokens;
-
 MovedPrompt::Probe::Probe(const MovedPrompt* prompt, TokenScores* scores, std::int64_t looking_from, int begin, int end,
                           bool deviations)
     : prompt_(prompt), scores_(scores), looking_from_(looking_from), begin_(begin), end_(end), deviations_(deviations) {
@@ -46,10 +44,7 @@ void MovedPrompt::Probe::Measure(int layer, const runtime::LayerRows& rows) {
     const auto last = std::lower_bound(first, end, chunk.start + chunk.length);
     if (first == last) continue;
     std::vector<kernels::KvSlot> stored;
-    for (auto position = first; position != last; ++position) {
-      const std::int64_t row = chunk.first + *position - chunk.start;
-      stored.push_back({chunk.pages[static_cast<std::size_t>(row / kPageTokens)], static_cast<int>(row % kPageTokens)});
-    }
+    for (auto position = first; position != last; ++position) stored.push_back(prompt_->StoredSlotOf(*position));
     kernels::MatrixView fresh = rows.v;
     fresh.data = rows.v.row<float>(first - rows.positions.begin());
     fresh.rows = last - first;

@@ -48,6 +48,7 @@ struct Policy {
   ReuseMode mode = ReuseMode::kExact;
   std::optional<double> budget;       // wished share of (layer, cached token) pairs to compute; unset: the policy's own
   std::optional<StoredIn> stored_in;  // unset: alone, as the published policies have it; kAuto: thread
+  bool gradual = false;               // kCacheBlend: gradual filtering (docs/design/repair.md)
 };
 
 // What a policy did with one chunk. A pair is one token in one layer whose K and V were computed in this prefill;

@@ -1,6 +1,7 @@
 #include "bench/quality/moved_prefill.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -224,6 +225,7 @@ Result<std::vector<float>> MovedPrefill::Compute() {
   repair.min_margin = thread_.margin();
   repair.min_margin_elsewhere = elsewhere_.margin();
   if (policy_.budget.has_value()) repair.recompute_ratio = *policy_.budget;
+  if (policy_.gradual) repair.filter.assign(std::begin(agentd::kGradualFilter), std::end(agentd::kGradualFilter));
   free_.insert(free_.end(), used_.begin(), used_.end());
   const std::int64_t new_tokens = max_tokens_ - static_cast<std::int64_t>(case_.prompt.size());
   prompt_ = std::make_unique<agentd::MovedPrompt>(model_, Pages(), case_.prompt, agentd::MovedPrompt::Prefix{}, moved_,

@@ -124,6 +124,7 @@ Json GroupsJson(const std::map<std::string, Group>& groups) {
 Json PolicyJson(const PolicySummary& s, double floor_kl) {
   Json json = {{"charged_budget", s.charged_budget}, {"shared_budget", s.shared_budget}};
   if (s.policy.budget) json["wished_budget"] = *s.policy.budget;
+  if (s.policy.mode == ReuseMode::kCacheBlend) json["blend_filter"] = s.policy.gradual ? "gradual" : "once";
   json["kl"] = SpreadJson(s.all.kl);
   json["kl"]["first_token"] = s.kl_first;
   if (floor_kl > 0) json["kl"]["floors"] = Mean(s.all.kl) / floor_kl;

@@ -49,6 +49,7 @@ class ConfigTest(ProgramTest):
         self.agentd_refuses(2, "--reuse", "did you mean 'exact'?", args=(*need, "--reuse", "exat"))
         self.agentd_refuses(2, "--eviction", "s3fifo", args=(*need, "--eviction", "random"))
         self.agentd_refuses(2, "--blend-recompute", "0 to 1", args=(*need, "--blend-recompute", "2"))
+        self.agentd_refuses(2, "--blend-filter", "did you mean 'gradual'?", args=(*need, "--blend-filter", "gradually"))
         self.agentd_refuses(2, "--http", "HOST:PORT", args=(*need, "--http", "nonsense"))
         self.agentd_refuses(2, "--threads", args=(*need, "--threads", "many"))
         self.agentd_refuses(2, "KVSHARE_POOL_SISE", "KVSHARE_POOL_SIZE", args=need, env={"KVSHARE_POOL_SISE": "1GiB"})

@@ -33,16 +33,20 @@ Row RmsNorm(const Weights& weights, const std::string& name, std::span<const dou
   return out;
 }
 
-// Norm (where the model has one) and rotation of every head of a q or k row.
-void NormAndRotate(const runtime::ModelConfig& c, const Weights& weights, const std::string& norm, int position,
-                   std::span<const double> inv_freq, double factor, Row* row) {
+// The norm of every head of a q or k row, where the model has one.
+void Norm(const runtime::ModelConfig& c, const Weights& weights, const std::string& norm, Row* row) {
+  const auto d = static_cast<std::size_t>(c.head_dim);
+  for (std::size_t h = 0; c.qk_norm && h < row->size() / d; ++h) {
+    const std::span<double> head(row->data() + h * d, d);
+    const Row normed = RmsNorm(weights, norm, head, static_cast<double>(c.rms_norm_eps));
+    std::copy(normed.begin(), normed.end(), head.begin());
+  }
+}
+
+void Rotate(const runtime::ModelConfig& c, int position, std::span<const double> inv_freq, double factor, Row* row) {
   const auto d = static_cast<std::size_t>(c.head_dim);
   for (std::size_t h = 0; h < row->size() / d; ++h) {
     const std::span<double> head(row->data() + h * d, d);
-    if (c.qk_norm) {
-      const Row normed = RmsNorm(weights, norm, head, static_cast<double>(c.rms_norm_eps));
-      std::copy(normed.begin(), normed.end(), head.begin());
-    }
     for (std::size_t j = 0; j < d / 2; ++j) {
       const double cos = factor * std::cos(position * inv_freq[j]), sin = factor * std::sin(position * inv_freq[j]);
       const double a = head[j], b = head[j + d / 2];
@@ -52,10 +56,12 @@ void NormAndRotate(const runtime::ModelConfig& c, const Weights& weights, const 
   }
 }
 
-Row Attend(const runtime::ModelConfig& c, const Row& q, const std::vector<Row>& keys, const std::vector<Row>& values) {
+// Row i, which sees keys and values 0 to i.
+Row Attend(const runtime::ModelConfig& c, const Row& q, std::size_t i, const std::vector<Row>& keys,
+           const std::vector<Row>& values) {
   const auto d = static_cast<std::size_t>(c.head_dim);
   const auto group = static_cast<std::size_t>(c.num_heads / c.num_kv_heads);
-  const std::size_t i = keys.size() - 1, window = static_cast<std::size_t>(c.sliding_window);
+  const auto window = static_cast<std::size_t>(c.sliding_window);
   const std::size_t first = window > 0 && i + 1 > window ? i + 1 - window : 0;
   Row out(q.size());
   for (std::size_t h = 0; h < q.size() / d; ++h) {
@@ -83,7 +89,7 @@ void AddTo(Row* x, const Row& y) {
 }  // namespace
 
 std::vector<double> LlamaLogits(const runtime::ModelConfig& c, const Weights& weights, std::span<const double> inv_freq,
-                                double rope_factor, std::span<const TokenId> ids) {
+                                double rope_factor, std::span<const TokenId> ids, const LayerVisitor& visitor) {
   const auto hidden = static_cast<std::size_t>(c.hidden_size);
   const auto eps = static_cast<double>(c.rms_norm_eps);
   const testing::TinyTensor& embedding = weights.at("model.embed_tokens.weight");
@@ -94,16 +100,23 @@ std::vector<double> LlamaLogits(const runtime::ModelConfig& c, const Weights& we
   }
   for (int l = 0; l < c.num_layers; ++l) {
     const std::string p = "model.layers." + std::to_string(l) + ".";
-    std::vector<Row> keys, values;
+    std::vector<Row> queries;
+    LayerKv kv;
+    for (const Row& row : x) {
+      const Row n = RmsNorm(weights, p + "input_layernorm.weight", row, eps);
+      queries.push_back(Linear(weights, p + "self_attn.q_proj", n));
+      kv.k.push_back(Linear(weights, p + "self_attn.k_proj", n));
+      kv.v.push_back(Linear(weights, p + "self_attn.v_proj", n));
+      Norm(c, weights, p + "self_attn.q_norm.weight", &queries.back());
+      Norm(c, weights, p + "self_attn.k_norm.weight", &kv.k.back());
+    }
+    if (visitor) visitor(l, &kv);
     for (std::size_t i = 0; i < x.size(); ++i) {
-      const Row n = RmsNorm(weights, p + "input_layernorm.weight", x[i], eps);
-      Row q = Linear(weights, p + "self_attn.q_proj", n), k = Linear(weights, p + "self_attn.k_proj", n);
-      const int position = static_cast<int>(i);
-      NormAndRotate(c, weights, p + "self_attn.q_norm.weight", position, inv_freq, rope_factor, &q);
-      NormAndRotate(c, weights, p + "self_attn.k_norm.weight", position, inv_freq, rope_factor, &k);
-      keys.push_back(std::move(k));
-      values.push_back(Linear(weights, p + "self_attn.v_proj", n));
-      AddTo(&x[i], Linear(weights, p + "self_attn.o_proj", Attend(c, q, keys, values)));
+      Rotate(c, static_cast<int>(i), inv_freq, rope_factor, &queries[i]);
+      Rotate(c, static_cast<int>(i), inv_freq, rope_factor, &kv.k[i]);
+    }
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      AddTo(&x[i], Linear(weights, p + "self_attn.o_proj", Attend(c, queries[i], i, kv.k, kv.v)));
       const Row m = RmsNorm(weights, p + "post_attention_layernorm.weight", x[i], eps);
       Row gate = Linear(weights, p + "mlp.gate_proj", m);
       const Row up = Linear(weights, p + "mlp.up_proj", m);
@@ -123,16 +136,14 @@ std::vector<double> LlamaLogits(const runtime::ModelConfig& c, const Weights& we
 Qkv FirstLayerQkv(const runtime::ModelConfig& c, const Weights& weights, std::span<const TokenId> ids) {
   const std::string p = "model.layers.0.";
   const auto hidden = static_cast<std::size_t>(c.hidden_size);
-  // Frequencies of zero rotate nothing.
-  const std::vector<double> still(static_cast<std::size_t>(c.head_dim / 2), 0.0);
   Qkv out;
   for (const TokenId id : ids) {
     const float* row = weights.at("model.embed_tokens.weight").values.data() + static_cast<std::size_t>(id) * hidden;
     const Row n =
         RmsNorm(weights, p + "input_layernorm.weight", Row(row, row + hidden), static_cast<double>(c.rms_norm_eps));
     Row q = Linear(weights, p + "self_attn.q_proj", n), k = Linear(weights, p + "self_attn.k_proj", n);
-    NormAndRotate(c, weights, p + "self_attn.q_norm.weight", 0, still, 1.0, &q);
-    NormAndRotate(c, weights, p + "self_attn.k_norm.weight", 0, still, 1.0, &k);
+    Norm(c, weights, p + "self_attn.q_norm.weight", &q);
+    Norm(c, weights, p + "self_attn.k_norm.weight", &k);
     const Row v = Linear(weights, p + "self_attn.v_proj", n);
     out.q.insert(out.q.end(), q.begin(), q.end());
     out.k.insert(out.k.end(), k.begin(), k.end());

@@ -7,6 +7,7 @@
 //   logits = H norm(x)
 #pragma once
 
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -18,10 +19,18 @@
 
 namespace kvshare::reference {
 
+// One row for each token: k after the norm of QK-norm models and un-rotated, v.
+struct LayerKv {
+  std::vector<std::vector<double>> k, v;
+};
+// Shown what a layer has computed, before its attention looks at any of it. May put other rows in their place.
+using LayerVisitor = std::function<void(int layer, LayerKv* rows)>;
+
 // Logits [ids, vocab]. `weights` by their Hugging Face names; `inv_freq` [head_dim / 2] are RoPE's frequencies.
 std::vector<double> LlamaLogits(const runtime::ModelConfig& config,
                                 const std::map<std::string, testing::TinyTensor>& weights,
-                                std::span<const double> inv_freq, double rope_factor, std::span<const TokenId> ids);
+                                std::span<const double> inv_freq, double rope_factor, std::span<const TokenId> ids,
+                                const LayerVisitor& visitor = nullptr);
 
 // Row by row, what the first layer computes before RoPE: after the norms of QK-norm models, un-rotated.
 struct Qkv {

@@ -310,6 +310,86 @@ TEST_P(LayerHookTest, AStepMayEndEarly) {
   check(run, 1);
 }
 
+// Rows go on in other steps than those that stopped, picked from what a hook kept in reverse.
+TEST_P(LayerHookTest, RowsGoOnWhereAStepStopped) {
+  const ModelConfig& c = model()->config();
+  kernels::Backend& backend = model()->backend();
+  const std::int64_t hidden = c.hidden_size, width = std::int64_t{c.num_heads} * c.head_dim;
+  const auto memory = backend.Allocate(static_cast<std::size_t>(kRows * (hidden + width)) * sizeof(float));
+  ASSERT_TRUE(memory.ok());
+  auto* const values = reinterpret_cast<float*>((*memory)->data());
+  const kernels::MatrixView residual{values, DType::kF32, kRows, hidden, hidden};
+  const kernels::MatrixView queries{values + kRows * hidden, DType::kF32, kRows, width, width};
+  for (int stop = 0; stop < c.num_layers; ++stop) {
+    const KvRun run = harness_.Take(0, kRows);
+    FunctionHook keep([&](int layer, const LayerRows& rows) -> Kept {
+      if (layer != stop) return std::nullopt;
+      std::vector<std::int32_t> reversed(kRows);
+      std::iota(reversed.rbegin(), reversed.rend(), 0);
+      backend.Embed({.ids = reversed, .table = rows.x, .out = residual});
+      backend.Embed({.ids = reversed, .table = rows.q, .out = queries});
+      return std::nullopt;
+    });
+    ForwardBatch first = Batch(run, &keep);
+    first.logit_rows.clear();
+    first.stop_after_layer = stop;
+    harness_.Forward(first);
+    std::vector<float> got;
+    for (const auto& [begin, end] : {std::pair<std::int64_t, std::int64_t>(0, 37), {37, 64}, {64, kRows}}) {
+      FunctionHook hook([&, begin = begin](int layer, const LayerRows& rows) -> Kept {
+        EXPECT_GT(layer, stop);
+        EXPECT_EQ(rows.positions.front(), begin);
+        return std::nullopt;
+      });
+      ForwardBatch batch;
+      batch.resume_after_layer = stop;
+      batch.residual = residual;
+      batch.queries = queries;
+      for (std::int64_t t = begin; t < end; ++t) {
+        batch.ids.push_back(0);
+        batch.positions.push_back(t);
+        batch.slots.push_back(run.slot(t));
+        batch.resumed_rows.push_back(static_cast<std::int32_t>(kRows - 1 - t));
+      }
+      batch.segments = {run.At(0, end - begin)};
+      batch.logit_rows = Numbers(0, end - begin);
+      batch.hook = &hook;
+      const std::vector<float> part = harness_.Forward(batch);
+      EXPECT_EQ(hook.calls, c.num_layers - 1 - stop);
+      got.insert(got.end(), part.begin(), part.end());
+    }
+    EXPECT_TRUE(SameBits(got, plain_)) << "after layer " << stop;
+  }
+}
+
+// One run has K and V of layer 0 alone, another those of the layers after it; in other layers both hold what nobody may
+// read. With a hook that lets rows leave, row ranges of both follow.
+TEST_P(LayerHookTest, ASegmentCountsInItsLayers) {
+  const KvRun below = harness_.Take(0, kRows), above = harness_.Take(0, kRows);
+  const int layers = model()->config().num_layers;
+  for (std::int64_t t = 0; t < kRows; ++t) {
+    const KvSlot from[] = {plain_run_.slot(t)}, to_below[] = {below.slot(t)}, to_above[] = {above.slot(t)};
+    kernels::CopyRows(harness_.pages(), from, to_below, 0, 1);
+    kernels::CopyRows(harness_.pages(), from, to_above, 1, layers);
+  }
+  const std::vector<std::int64_t> wanted = {5, 63, 64, 99};
+  FunctionHook leave([&](int layer, const LayerRows&) -> Kept { return layer == 0 ? Kept(wanted) : std::nullopt; });
+  for (LayerHook* hook : {static_cast<LayerHook*>(nullptr), static_cast<LayerHook*>(&leave)}) {
+    ForwardBatch batch = Batch(below, hook);
+    batch.slots.assign(kRows, kernels::kNoSlot);
+    batch.segments = {below.At(0, kRows), above.At(0, kRows)};
+    batch.segments[0].end_layer = 1;
+    batch.segments[1].first_layer = 1;
+    if (hook != nullptr) batch.logit_rows = wanted;
+    const std::vector<float> got = harness_.Forward(batch);
+    for (std::size_t i = 0; i < batch.logit_rows.size(); ++i) {
+      const auto row = static_cast<std::size_t>(batch.logit_rows[i]);
+      EXPECT_TRUE(SameBits(std::span(got).subspan(i * kVocab, kVocab), std::span(plain_).subspan(row * kVocab, kVocab)))
+          << row;
+    }
+  }
+}
+
 std::string Name(const ::testing::TestParamInfo<LayerHookTest::ParamType>& test) {
   const auto& [kind, dtype] = test.param;
   std::string name = kind.name + "_" + std::string(kernels::DTypeName(dtype));

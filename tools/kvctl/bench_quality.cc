@@ -104,7 +104,10 @@ int RunBenchQuality(const QualityOptions& options) {
   if (!suite.ok()) return Fail(suite.status());
   quality::QualityOptions run_options{.policies = {}, .floor_model = nullptr, .progress = Progress};
   for (const ReuseMode mode : options.policies) {
-    run_options.policies.push_back({mode, options.budget, StoredInOf(options.stored_in)});
+    run_options.policies.push_back({.mode = mode,
+                                    .budget = options.budget,
+                                    .stored_in = StoredInOf(options.stored_in),
+                                    .gradual = mode == ReuseMode::kCacheBlend && options.blend_filter == "gradual"});
   }
   std::unique_ptr<runtime::Model> other;
   if (options.noise_floor) {

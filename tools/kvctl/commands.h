@@ -59,6 +59,7 @@ struct GenerateOptions {
   std::string session;
   std::optional<ReuseMode> reuse;
   std::optional<double> blend_recompute;  // of the model in this process
+  std::string blend_filter;               // likewise: once or gradual; empty: once
   OutputFormat format = OutputFormat::kText;
 };
 int RunGenerate(const GenerateOptions& options);  // generate.cc
@@ -125,6 +126,7 @@ struct QualityOptions {
   std::string cases_file;
   std::vector<ReuseMode> policies;
   std::optional<double> budget;
+  std::string blend_filter;  // once or gradual; empty: once
   std::string stored_in;     // alone, thread or reversed; empty: each policy's own
   std::int64_t samples = 0;  // 0: 75 of the world, all of a file
   bool noise_floor = true;

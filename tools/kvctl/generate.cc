@@ -70,12 +70,16 @@ int RunGenerate(const GenerateOptions& options) {
   if (options.blend_recompute && options.source.model.empty()) {
     return Fail(kUsage, "--blend-recompute goes with --model; a daemon has its own (agentd --blend-recompute)");
   }
+  if (!options.blend_filter.empty() && options.source.model.empty()) {
+    return Fail(kUsage, "--blend-filter goes with --model; a daemon has its own (agentd --blend-filter)");
+  }
   auto prompt = MakePrompt(options);
   if (!prompt.ok()) return Fail(prompt.status());
   Failure failure;
   TargetOptions where = TargetOf(options.source);
   where.reuse = options.reuse.value_or(ReuseMode::kExact);
   where.blend_recompute = options.blend_recompute;
+  where.blend_gradual = options.blend_filter == "gradual";
   const auto target = Target::Open(where, &failure);
   if (!target) return Fail(failure);
   GenerateRequest request{.prompt = std::move(*prompt)};

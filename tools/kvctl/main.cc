@@ -102,6 +102,10 @@ Result<std::optional<double>> ParseBlendRecompute(const std::string& text) {
   return std::optional<double>(*share);
 }
 
+void AddBlendFilter(CLI::App* app, std::string* filter, const char* help) {
+  app->add_option("--blend-filter", *filter, help)->type_name("HOW")->check(CLI::IsMember({"once", "gradual"}));
+}
+
 void AddCounts(CLI::App* app, const char* name, std::vector<std::int64_t>* out, std::int64_t max, const char* help) {
   AddParsed<std::vector<std::int64_t>>(
       app, name, out, [max](const std::string& text) { return ParseCounts(text, max); }, help, "N,N,...");
@@ -197,6 +201,8 @@ class CommandLine {
     AddReuse(command, &generate_.reuse);
     AddParsed<std::optional<double>>(command, "--blend-recompute", &generate_.blend_recompute, ParseBlendRecompute,
                                      "with --model: share of a moved chunk that is computed anew (0..1)", "R");
+    AddBlendFilter(command, &generate_.blend_filter,
+                   "with --model: mode cacheblend chooses at one layer (once, the default) or from layer to layer");
     AddFormat(command, &generate_.format);
   }
 
@@ -341,6 +347,8 @@ class CommandLine {
     quality->add_option("--budget", quality_.budget, "share of reusable KV that a policy may compute; default: its own")
         ->type_name("R")
         ->check(CLI::Range(0.0, 1.0));
+    AddBlendFilter(quality, &quality_.blend_filter,
+                   "cacheblend chooses at one layer (once, the default) or from layer to layer");
     quality
         ->add_option("--stored-in", quality_.stored_in,
                      "where stored chunks were computed: alone, thread or reversed; default: alone, auto's in thread")

@@ -55,6 +55,7 @@ std::unique_ptr<Target> Target::Open(const TargetOptions& options, Failure* fail
   }
   agentd::ServiceOptions service_options{.reuse = options.reuse, .kv_pool_bytes = pool};
   if (options.blend_recompute) service_options.blend_recompute = *options.blend_recompute;
+  service_options.blend_gradual = options.blend_gradual;
   auto service = agentd::NewService(std::move(*model), service_options);
   if (!service.ok()) {
     *failure = {service.status().code() == StatusCode::kResourceExhausted ? kUsage : kFailed, service.status()};

@@ -26,6 +26,7 @@ struct TargetOptions {
   std::int64_t kv_pool_bytes = 0;       // of the in-process service; 0: one full context
   std::string lora = "";
   std::optional<double> blend_recompute;  // of the in-process service; unset: its default
+  bool blend_gradual = false;             // likewise
 };
 
 // What a command's --model, --endpoint and their companions ask for.

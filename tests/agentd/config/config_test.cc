@@ -39,6 +39,7 @@ cold:
 reuse:
   mode: off
   blend_recompute: 0.25
+  blend_filter: gradual
   anchor_memory: 3GiB
 observe:
   log: warn
@@ -78,6 +79,7 @@ TEST(ConfigTest, AFileSetsEverything) {
   EXPECT_EQ(config->cold_bytes, std::int64_t{2} << 30);
   EXPECT_EQ(config->reuse, ReuseMode::kOff);
   EXPECT_DOUBLE_EQ(config->blend_recompute, 0.25);
+  EXPECT_TRUE(config->blend_gradual);
   EXPECT_EQ(config->anchor_memory, std::int64_t{3} << 30);
   EXPECT_EQ(config->log_level, LogLevel::kWarn);
   // The file above is complete: a key that this test forgets would keep its default.
@@ -96,6 +98,7 @@ TEST(ConfigTest, DefaultsStandWhereNothingIsSaid) {
   EXPECT_EQ(config->pool_bytes, 0);
   EXPECT_EQ(config->cold_dir, "");
   EXPECT_EQ(config->http_host, "");
+  EXPECT_FALSE(config->blend_gradual);
   EXPECT_EQ(config->max_running, 64);
   EXPECT_EQ(config->anchor_memory, std::int64_t{512} << 20);
 }

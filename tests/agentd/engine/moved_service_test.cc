@@ -132,6 +132,26 @@ TEST_P(MovedServiceTest, RatioOneIsTheExactAnswer) {
   ExpectSums(got);
 }
 
+// In eight layers both filters pay; in four, where more tokens go through most of them, one choice alone.
+TEST_P(MovedServiceTest, TheFilterIsTheDaemons) {
+  for (const int layers : {8, 4}) {
+    for (const bool gradual : {false, true}) {
+      SCOPED_TRACE(std::to_string(layers) + " layers" + (gradual ? ", gradual" : ""));
+      const auto service = NewTinyService(
+          GetParam(), {.reuse = ReuseMode::kCacheBlend, .blend_recompute = 0.27, .blend_gradual = gradual}, 0, layers);
+      ASSERT_NE(service, nullptr);
+      Ask(*service, Request(planner_, ReuseMode::kCacheBlend, "planner", "s"));
+      const GenerateReply reply = Ask(*service, Request(critic_, ReuseMode::kCacheBlend, "critic", "s", 24));
+      ExpectSums(reply);
+      const bool pays = layers == 8 || !gradual;
+      EXPECT_EQ(reply.reuse.approximate, pays);
+      EXPECT_EQ(reply.reuse.moved_tokens > 0, pays);
+      EXPECT_EQ(reply.ids.size(), 24u);
+      KVS_EXPECT_OK(service->CheckIntegrity());
+    }
+  }
+}
+
 TEST_P(MovedServiceTest, KvcommLearnsAnchorsAndThenUsesThem) {
   // A trained model: random weights give values too small for the entropy gate to tell contents apart.
   KVS_FIXTURE_OR_SKIP(dir, RefModelPath());

@@ -251,6 +251,42 @@ TEST_P(DeviceRepairTest, TheTokensThatTheHostWouldChooseAreComputed) {
   }
 }
 
+// Gradual filtering: one that drops nothing is one choice, one that drops does not depend on steps, to the bit.
+TEST_P(DeviceRepairTest, TokensAreDroppedFromLayerToLayer) {
+  const auto model = LoadOnCuda(GetParam(), 4);
+  DeviceBench bench(model.get());
+  const Ids chunk = Random(50);
+  Ids there = Random(20), prompt = Random(9);
+  there.insert(there.end(), chunk.begin(), chunk.end());
+  prompt.insert(prompt.end(), chunk.begin(), chunk.end());
+  prompt.push_back(3);
+  std::vector<PageIndex> run;
+  bench.Plain(there, &run);
+  std::vector<float> got(static_cast<std::size_t>(model->config().vocab_size));
+  const auto prefill = [&](std::vector<double> filter, std::int64_t rows, std::int64_t pairs) {
+    agentd::MovedChunk moved{.start = 9, .length = 50, .base = 20};
+    moved.pages = run;
+    moved.first = 20;
+    agentd::RepairOptions options;
+    options.mode = ReuseMode::kCacheBlend;
+    options.recompute_ratio = 0.2;
+    options.filter = std::move(filter);
+    agentd::MovedPrompt placed(model.get(), bench.pages(), prompt, {}, {moved}, options, nullptr, "agent");
+    EXPECT_TRUE(placed.RunsOnBackend());
+    if (rows > 0) placed.Interruptible(rows, [] { return true; });
+    placed.GivePages(bench.Take(placed.PagesNeeded(1)), 1);
+    KVS_EXPECT_OK(placed.Prefill(got.data()));
+    EXPECT_EQ(placed.counts().computed_pairs, pairs);
+    EXPECT_EQ(placed.counts().recomputed, 10);
+    return got;
+  };
+  const std::vector<float> once = prefill({}, 0, 2 * 50 + 4 * 10);
+  EXPECT_EQ(prefill({1, 1, 1}, 0, 2 * 50 + 4 * 10), once);
+  const std::vector<float> gradual = prefill({2, 1.5, 1}, 0, 2 * 50 + 3 * 20 + 15);
+  EXPECT_NE(gradual, once);
+  EXPECT_EQ(prefill({2, 1.5, 1}, 25, 2 * 50 + 3 * 20 + 15), gradual);
+}
+
 // Recomputing all is plain prefill, to the bit.
 TEST_P(DeviceRepairTest, RecomputingAllIsPlainPrefill) {
   const auto model = LoadOnCuda(GetParam(), 2);
