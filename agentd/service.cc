@@ -378,9 +378,8 @@ Result<std::unique_ptr<Service>> NewServiceOn(std::unique_ptr<runtime::Model> mo
       return InvalidArgument(std::string(name) + " is " + std::to_string(value) + "; it must be at least 1");
     }
   }
-  if (!(options.blend_recompute >= 0 && options.blend_recompute <= 1)) {
-    return InvalidArgument("blend_recompute is " + std::to_string(options.blend_recompute) +
-                           "; it must be from 0 to 1");
+  if (const auto& share = options.blend_recompute; share.has_value() && !(*share >= 0 && *share <= 1)) {
+    return InvalidArgument("blend_recompute is " + std::to_string(*share) + "; it must be from 0 to 1");
   }
   if (options.anchor_memory < 0) return InvalidArgument("anchor_memory is negative");
   if (options.kv_pool_bytes < 0) return InvalidArgument("kv_pool_bytes is negative");

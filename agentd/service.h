@@ -29,8 +29,9 @@ struct ServiceOptions {
   std::int64_t prefill_chunk_tokens = 512;
   std::string eviction_policy;  // of the memory pool; empty: the default (docs/design/pool.md names them)
 
-  double blend_recompute = 0.15;  // in modes that repair moved chunks: share of their tokens to compute anew, 0..1
-  bool blend_gradual = false;     // in mode cacheblend: choose them gradually (docs/design/repair.md)
+  // In modes that repair moved chunks: share of their tokens to compute anew, 0..1; unset: the mode's own.
+  std::optional<double> blend_recompute;
+  bool blend_gradual = false;  // in mode cacheblend: choose them gradually (docs/design/repair.md)
   std::int64_t anchor_memory = std::int64_t{512} << 20;  // bytes for what mode kvcomm has learnt, of all sessions
 
   std::string cold_dir;                 // where KV is kept on disk; empty: nowhere

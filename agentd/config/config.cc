@@ -220,8 +220,11 @@ Result<Config> Settings::Finish() const {
   config.cold_dir = Get("cold.dir").text;
   config.cold_bytes = BytesOf(cold_size.text);
   KVS_ASSIGN_OR_RETURN(config.reuse, ParseReuseMode(Get("reuse.mode").text));
-  const std::string& fraction = Get("reuse.blend_recompute").text;
-  std::from_chars(fraction.data(), fraction.data() + fraction.size(), config.blend_recompute, std::chars_format::fixed);
+  if (const std::string& fraction = Get("reuse.blend_recompute").text; !fraction.empty()) {
+    double share = 0;
+    std::from_chars(fraction.data(), fraction.data() + fraction.size(), share, std::chars_format::fixed);
+    config.blend_recompute = share;
+  }
   config.blend_gradual = Get("reuse.blend_filter").text == "gradual";
   config.anchor_memory = BytesOf(Get("reuse.anchor_memory").text);
   const std::string& level = Get("observe.log").text;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,7 +33,7 @@ struct Config {
   std::string cold_dir;  // empty: no cold tier
   std::int64_t cold_bytes = 0;
   ReuseMode reuse = ReuseMode::kExact;
-  double blend_recompute = 0;
+  std::optional<double> blend_recompute;
   bool blend_gradual = false;
   std::int64_t anchor_memory = 0;  // bytes
   LogLevel log_level = LogLevel::kInfo;

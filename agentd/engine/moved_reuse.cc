@@ -1,6 +1,7 @@
 #include "agentd/engine/moved_reuse.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <map>
 #include <optional>
@@ -58,6 +59,13 @@ void TakeStraysOut(FoundChunks* found) {
   }
 }
 
+// What guards learn of answers that were repaired that much says nothing of others.
+Digest GuardSpace(const Digest& space, const std::optional<double>& blend_recompute) {
+  if (!blend_recompute.has_value()) return space;
+  const auto millionths = static_cast<std::uint64_t>(std::llround(*blend_recompute * 1e6));
+  return DigestBuilder("guard").Child(space).U64(millionths).Finish();
+}
+
 }  // namespace
 
 MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPages& pages, StatsBook* names,
@@ -71,7 +79,7 @@ MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPag
       device_anchors_(&model->backend(), static_cast<std::size_t>(options.anchor_memory)),
       anchors_(StoreFor(*model, options), options.anchor_bytes, options.anchor_memory, std::move(post)) {
   if (options.anchor_dir.empty()) return;
-  guard_file_.emplace(options.anchor_dir, model->space());
+  guard_file_.emplace(options.anchor_dir, GuardSpace(model->space(), blend_recompute_));
   const std::optional<anchors::GuardStates> saved = guard_file_->Load(&guard_fault_);
   if (!saved.has_value()) return;
   thread_.Restore((*saved)[0]);
@@ -256,9 +264,7 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const StoredPrefix& 
   options.mode = request.reuse;
   options.min_margin = margin(true);
   options.min_margin_elsewhere = margin(false);
-  if (request.reuse == ReuseMode::kCacheBlend || request.reuse == ReuseMode::kDhd) {
-    options.recompute_ratio = blend_recompute_;
-  }
+  if (blend_recompute_.has_value()) options.recompute_ratio = *blend_recompute_;
   if (blend_gradual_) options.filter.assign(std::begin(kGradualFilter), std::end(kGradualFilter));
   std::vector<MovedChunk> chunks;
   for (const FoundChunk& chunk : found.chunks) chunks.push_back(chunk.chunk);

@@ -62,10 +62,10 @@ struct MovedWork {
 };
 
 struct MovedReuseOptions {
-  double blend_recompute = 0;     // ServiceOptions'
-  bool blend_gradual = false;     // likewise
-  std::string anchor_dir;         // where anchors, and what the guards learn, are kept; empty: in memory alone
-  std::int64_t anchor_bytes = 0;  // that anchors may use there
+  std::optional<double> blend_recompute;  // ServiceOptions'
+  bool blend_gradual = false;             // likewise
+  std::string anchor_dir;                 // where anchors, and what the guards learn, are kept; empty: in memory alone
+  std::int64_t anchor_bytes = 0;          // that anchors may use there
   std::int64_t anchor_memory = std::int64_t{512} << 20;  // bytes
 };
 
@@ -151,7 +151,7 @@ class MovedReuse {
   KvPool* const pool_;
   const kernels::KvPages pages_;
   StatsBook* const names_;
-  const double blend_recompute_;
+  const std::optional<double> blend_recompute_;
   const bool blend_gradual_;
   DeviceAnchors device_anchors_;  // nothing where the host reads the model's memory
   std::int64_t kept_pages_ = 0;

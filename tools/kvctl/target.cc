@@ -54,7 +54,7 @@ std::unique_ptr<Target> Target::Open(const TargetOptions& options, Failure* fail
     pool = pages * static_cast<std::int64_t>((*model)->kv_layout().page_bytes());
   }
   agentd::ServiceOptions service_options{.reuse = options.reuse, .kv_pool_bytes = pool};
-  if (options.blend_recompute) service_options.blend_recompute = *options.blend_recompute;
+  service_options.blend_recompute = options.blend_recompute;
   service_options.blend_gradual = options.blend_gradual;
   auto service = agentd::NewService(std::move(*model), service_options);
   if (!service.ok()) {

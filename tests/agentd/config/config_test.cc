@@ -78,7 +78,7 @@ TEST(ConfigTest, AFileSetsEverything) {
   EXPECT_EQ(config->cold_dir, "/var/cache/kv share");
   EXPECT_EQ(config->cold_bytes, std::int64_t{2} << 30);
   EXPECT_EQ(config->reuse, ReuseMode::kOff);
-  EXPECT_DOUBLE_EQ(config->blend_recompute, 0.25);
+  EXPECT_EQ(config->blend_recompute, 0.25);
   EXPECT_TRUE(config->blend_gradual);
   EXPECT_EQ(config->anchor_memory, std::int64_t{3} << 30);
   EXPECT_EQ(config->log_level, LogLevel::kWarn);
@@ -100,6 +100,7 @@ TEST(ConfigTest, DefaultsStandWhereNothingIsSaid) {
   EXPECT_EQ(config->http_host, "");
   EXPECT_FALSE(config->blend_gradual);
   EXPECT_EQ(config->max_running, 64);
+  EXPECT_FALSE(config->blend_recompute.has_value());
   EXPECT_EQ(config->anchor_memory, std::int64_t{512} << 20);
 }
 

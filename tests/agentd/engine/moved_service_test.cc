@@ -120,16 +120,41 @@ TEST_P(MovedServiceTest, AStrangersSessionGivesNothing) {
 
 TEST_P(MovedServiceTest, RatioOneIsTheExactAnswer) {
   const auto off = NewTinyService(GetParam(), {.reuse = ReuseMode::kOff});
-  const auto blend = NewTinyService(GetParam(), {.reuse = ReuseMode::kCacheBlend, .blend_recompute = 1.0});
+  const auto blend = NewTinyService(GetParam(), {.blend_recompute = 1.0});
   ASSERT_NE(off, nullptr);
   ASSERT_NE(blend, nullptr);
   const GenerateReply want = Ask(*off, Request(critic_, ReuseMode::kOff, "c", "s", 24));
-  Ask(*blend, Request(planner_, ReuseMode::kCacheBlend, "p", "s"));
-  const GenerateReply got = Ask(*blend, Request(critic_, ReuseMode::kCacheBlend, "c", "s", 24));
-  EXPECT_EQ(got.ids, want.ids);
-  EXPECT_EQ(got.reuse.moved_tokens, 0);
-  EXPECT_FALSE(got.reuse.approximate);
-  ExpectSums(got);
+  for (const ReuseMode mode : {ReuseMode::kEpic, ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kAuto}) {
+    SCOPED_TRACE(ReuseModeName(mode));
+    const std::string session(ReuseModeName(mode));
+    Ask(*blend, Request(planner_, mode, "p", session));
+    const GenerateReply got = Ask(*blend, Request(critic_, mode, "c", session, 24));
+    EXPECT_EQ(got.ids, want.ids);
+    EXPECT_EQ(got.reuse.moved_tokens, 0);
+    EXPECT_FALSE(got.reuse.approximate);
+    ExpectSums(got);
+    blend->ClearPool();  // the next mode shall not find the critic's prompt
+  }
+}
+
+TEST_P(MovedServiceTest, TheShareIsTheDaemons) {
+  for (const ReuseMode mode : {ReuseMode::kEpic, ReuseMode::kCacheBlend, ReuseMode::kDhd}) {
+    SCOPED_TRACE(ReuseModeName(mode));
+    std::int64_t moved = 0, repaired = 0;
+    for (const double share : {0.0, 0.4}) {
+      const auto service = NewTinyService(GetParam(), {.blend_recompute = share}, 0, 8);
+      ASSERT_NE(service, nullptr);
+      Ask(*service, Request(planner_, mode, "planner", "s"));
+      const GenerateReply reply = Ask(*service, Request(critic_, mode, "critic", "s"));
+      EXPECT_TRUE(reply.reuse.approximate);
+      repaired = MissTokens(reply.reuse, "repaired");
+      if (share == 0) {
+        EXPECT_EQ(repaired, 0);
+        moved = reply.reuse.moved_tokens;
+      }
+    }
+    EXPECT_NEAR(static_cast<double>(repaired), 0.4 * static_cast<double>(moved), 1);
+  }
 }
 
 // In eight layers both filters pay; in four, where more tokens go through most of them, one choice alone.
@@ -405,6 +430,9 @@ TEST_P(MovedServiceTest, WhatTheGuardHasLearntSurvivesARestart) {
     return service == nullptr ? -1 : service->GetStats().approximate.guard_margin;
   };
   EXPECT_EQ(margin(), learnt);
+  options.blend_recompute = 0.3;
+  EXPECT_EQ(margin(), 0.7) << "learnt of answers that were repaired otherwise";
+  options.blend_recompute.reset();
   int files = 0;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(dir.path())) {
     if (entry.path().extension() != ".guard") continue;
