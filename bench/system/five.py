@@ -130,15 +130,17 @@ def main():
                 tasks = [chain(daemon, folder, mode, number, args.answer) for number in numbers]
                 tasks = tasks[args.warm_up:]
                 compared = audits(daemon)
+        computed = lambda r: r["kvshare"]["recomputed_tokens"] + r["kvshare"]["fresh_tokens"]
         median = lambda value: [statistics.median(value(t[a]) for t in tasks) for a in range(5)]
         result[name] = {
             "prompt_tokens": median(lambda r: r["usage"]["prompt_tokens"]),
             "ttft_ms": median(lambda r: r["timings"]["ttft_ms"]),
             "prefix": median(lambda r: r["kvshare"]["prefix_tokens"]),
             "moved": median(lambda r: r["kvshare"]["moved_tokens"]),
-            "computed": median(lambda r: r["kvshare"]["recomputed_tokens"] + r["kvshare"]["fresh_tokens"]),
+            "computed": median(computed),
             "audits": compared,
             "each_ttft_ms": [[r["timings"]["ttft_ms"] for r in t] for t in tasks],
+            "each_computed": [[computed(r) for r in t] for t in tasks],
             "approximate": [sum(t[a]["kvshare"]["approximate"] for t in tasks) for a in range(5)],
         }
     if args.svg:
@@ -160,8 +162,9 @@ def main():
     for mode in result:
         print(f"  {mode}: agents 2 to 5 {speed(result, mode, first):.1f}x as fast as {first}, in sums over all tasks")
     for mode, rows in result.items():
-        for times in rows["each_ttft_ms"]:
-            print(f"  {mode}, ttft ms of one task's agents: " + ", ".join(f"{ms:.0f}" for ms in times))
+        for times, tokens in zip(rows["each_ttft_ms"], rows["each_computed"]):
+            print(f"  {mode}, ttft ms (tokens computed) of one task's agents: "
+                  + ", ".join(f"{ms:.0f} ({n})" for ms, n in zip(times, tokens)))
         for token, depths in rows["audits"].items():
             for depth, a in enumerate(depths, 1):
                 if a["audits"] > 0:
