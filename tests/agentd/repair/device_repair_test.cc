@@ -64,6 +64,22 @@ class DeviceRepairTest : public ::testing::TestWithParam<Where> {
     return ids;
   }
 
+  // A prompt of 60 tokens, and a chunk of 50 in it that stood behind 20 others.
+  struct Moved {
+    Ids prompt;
+    agentd::MovedChunk chunk;
+  };
+  Moved OneMovedChunk(DeviceBench& bench) {
+    const Ids chunk = Random(50);
+    Ids there = Random(20), prompt = Random(9);
+    there.insert(there.end(), chunk.begin(), chunk.end());
+    prompt.insert(prompt.end(), chunk.begin(), chunk.end());
+    prompt.push_back(3);
+    Moved moved{std::move(prompt), {.start = 9, .length = 50, .first = 20, .base = 20}};
+    bench.Plain(there, &moved.chunk.pages);
+    return moved;
+  }
+
   std::mt19937 random_{7};
 };
 
@@ -255,23 +271,14 @@ TEST_P(DeviceRepairTest, TheTokensThatTheHostWouldChooseAreComputed) {
 TEST_P(DeviceRepairTest, TokensAreDroppedFromLayerToLayer) {
   const auto model = LoadOnCuda(GetParam(), 4);
   DeviceBench bench(model.get());
-  const Ids chunk = Random(50);
-  Ids there = Random(20), prompt = Random(9);
-  there.insert(there.end(), chunk.begin(), chunk.end());
-  prompt.insert(prompt.end(), chunk.begin(), chunk.end());
-  prompt.push_back(3);
-  std::vector<PageIndex> run;
-  bench.Plain(there, &run);
+  const Moved moved = OneMovedChunk(bench);
   std::vector<float> got(static_cast<std::size_t>(model->config().vocab_size));
   const auto prefill = [&](std::vector<double> filter, std::int64_t rows, std::int64_t pairs) {
-    agentd::MovedChunk moved{.start = 9, .length = 50, .base = 20};
-    moved.pages = run;
-    moved.first = 20;
     agentd::RepairOptions options;
     options.mode = ReuseMode::kCacheBlend;
     options.recompute_ratio = 0.2;
     options.filter = std::move(filter);
-    agentd::MovedPrompt placed(model.get(), bench.pages(), prompt, {}, {moved}, options, nullptr, "agent");
+    agentd::MovedPrompt placed(model.get(), bench.pages(), moved.prompt, {}, {moved.chunk}, options, nullptr, "agent");
     EXPECT_TRUE(placed.RunsOnBackend());
     if (rows > 0) placed.Interruptible(rows, [] { return true; });
     placed.GivePages(bench.Take(placed.PagesNeeded(1)), 1);
@@ -291,21 +298,12 @@ TEST_P(DeviceRepairTest, TokensAreDroppedFromLayerToLayer) {
 TEST_P(DeviceRepairTest, RecomputingAllIsPlainPrefill) {
   const auto model = LoadOnCuda(GetParam(), 2);
   DeviceBench bench(model.get());
-  const Ids chunk = Random(50);
-  Ids there = Random(20), prompt = Random(9);
-  there.insert(there.end(), chunk.begin(), chunk.end());
-  prompt.insert(prompt.end(), chunk.begin(), chunk.end());
-  prompt.push_back(3);
-  std::vector<PageIndex> run;
-  bench.Plain(there, &run);
-  const std::vector<float> want = bench.Plain(prompt);
+  const Moved moved = OneMovedChunk(bench);
+  const std::vector<float> want = bench.Plain(moved.prompt);
   for (const ReuseMode mode : {ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kAuto}) {
-    agentd::MovedChunk moved{.start = 9, .length = 50, .base = 20};
-    moved.pages = run;
-    moved.first = 20;
     agentd::RepairOptions options;
     options.mode = mode;
-    agentd::MovedPrompt placed(model.get(), bench.pages(), prompt, {}, {moved}, options, nullptr, "agent");
+    agentd::MovedPrompt placed(model.get(), bench.pages(), moved.prompt, {}, {moved.chunk}, options, nullptr, "agent");
     placed.GivePages(bench.Take(placed.PagesNeeded(1)), 1);
     std::vector<float> got(want.size());
     KVS_ASSERT_OK(placed.Prefill(got.data()));
