@@ -1,7 +1,6 @@
 #include "agentd/engine/moved_reuse.h"
 
 #include <algorithm>
-#include <cmath>
 #include <iterator>
 #include <map>
 #include <optional>
@@ -57,13 +56,6 @@ void TakeStraysOut(FoundChunks* found) {
     found->strays.insert(found->strays.begin(), std::move(*stray));
     found->chunks.erase(stray);
   }
-}
-
-// What guards learn of answers that were repaired that much says nothing of others.
-Digest GuardSpace(const Digest& space, const std::optional<double>& blend_recompute) {
-  if (!blend_recompute.has_value()) return space;
-  const auto millionths = static_cast<std::uint64_t>(std::llround(*blend_recompute * 1e6));
-  return DigestBuilder("guard").Child(space).U64(millionths).Finish();
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "agentd/tiers/guard_file.h"
 
+#include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -12,6 +14,12 @@ namespace {
 constexpr std::size_t kSpaceDigits = 32;
 
 }  // namespace
+
+Digest GuardSpace(const Digest& space, const std::optional<double>& repaired_share) {
+  if (!repaired_share.has_value()) return space;
+  const auto millionths = static_cast<std::uint64_t>(std::llround(*repaired_share * 1e6));
+  return DigestBuilder("guard").Child(space).U64(millionths).Finish();
+}
 
 GuardFile::GuardFile(std::string directory, const Digest& space)
     : directory_(std::move(directory)),

@@ -10,6 +10,10 @@
 
 namespace kvshare::agentd {
 
+// The space of what guards learn where this share of moved tokens is repaired; unset: each mode's own. What is learnt
+// of answers that were repaired that much says nothing of others.
+Digest GuardSpace(const Digest& space, const std::optional<double>& repaired_share);
+
 class GuardFile {
  public:
   // In `directory`, which is made when there is something to save; under a cold tier's lock.
