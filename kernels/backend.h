@@ -140,7 +140,7 @@ inline constexpr std::int64_t kSplitTokens = 1024;
 
 struct Capabilities {
   std::string device;  // "cpu"
-  std::string isa;     // avx512-bf16 | avx512 | avx2 | plain
+  std::string isa;     // amx-bf16 | avx512-bf16 | avx512 | avx2 | plain
   std::string linear;  // the library and version behind Linear
   DType compute = DType::kF32;
   int threads = 1;
@@ -190,7 +190,7 @@ class Backend {
   virtual Status SelfTest() = 0;
 };
 
-enum class CpuIsa { kAuto, kAvx512Bf16, kAvx512, kAvx2, kPlain };
+enum class CpuIsa { kAuto, kAmxBf16, kAvx512Bf16, kAvx512, kAvx2, kPlain };
 Result<CpuIsa> ParseCpuIsa(std::string_view name);
 
 struct CpuBackendOptions {
@@ -199,7 +199,7 @@ struct CpuBackendOptions {
   CpuIsa isa = CpuIsa::kAuto;    // for tests; InvalidArgument when this machine lacks it
 };
 
-// The environment variable KVSHARE_ISA (avx512-bf16 | avx512 | avx2 | plain) stands in for isa == kAuto.
+// The environment variable KVSHARE_ISA (amx-bf16 | avx512-bf16 | avx512 | avx2 | plain) stands in for isa == kAuto.
 Result<std::unique_ptr<Backend>> NewCpuBackend(const CpuBackendOptions& options);
 
 }  // namespace kvshare::kernels

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <new>
@@ -72,7 +74,7 @@ struct Unit {
   std::int64_t end;
 };
 
-// Consecutive rows that see the same segments.
+// Consecutive rows of one request, about: what a row of it does not see is masked.
 struct RowTile {
   std::int64_t begin;  // rows (tokens) of the batch
   std::int64_t end;
@@ -95,6 +97,7 @@ struct Task {
 
 struct ThreadScratch {
   Scratch query, seen, keys, values, masks, partial, total;
+  PageRows seen_by_all;  // what all rows of `seen` have in common
 };
 
 class AttentionCall {
@@ -117,28 +120,38 @@ class AttentionCall {
     pool.ParallelFor(static_cast<std::int64_t>(tasks_.size()), [this](std::int64_t i) {
       const ScopedFlushDenormals flush;
       RunTask(tasks_[static_cast<std::size_t>(i)]);
+      if (kernel_.release != nullptr) kernel_.release();
     });
   }
 
  private:
-  // Cuts the rows where the set of segments changes, then into tiles; lists each tile's visible units.
+  // Cuts the rows where other segments take over, then into tiles; lists each tile's visible units. Where segments only
+  // begin, as along a prompt with moved chunks, there is no cut: every tile packs the pages it sees.
   void MakeTiles(int threads) {
     const std::int64_t rows = p_.q.rows;
-    std::vector<std::int64_t> cuts = {0, rows};
+    std::vector<std::int64_t> begins, ends;
+    std::int64_t row_units = 0;  // of all rows
     for (const KvSegment& s : p_.segments) {
       KVS_CHECK(0 <= s.row_begin && s.row_begin <= s.row_end && s.row_end <= rows);
       KVS_CHECK(0 <= s.first && s.first < kPageTokens && s.length >= 0);
       KVS_CHECK(static_cast<std::int64_t>(s.pages.size()) * kPageTokens >= s.first + s.length);
       KVS_CHECK(s.positions.empty() || static_cast<std::int64_t>(s.positions.size()) == s.length);
       KVS_CHECK(s.skip.empty() || s.skip.size() == s.pages.size());
-      cuts.push_back(s.row_begin);
-      cuts.push_back(s.row_end);
+      if (s.row_begin == s.row_end) continue;
+      row_units += (s.first + s.length + kSplitTokens - 1) / kSplitTokens * (s.row_end - s.row_begin);
+      begins.push_back(s.row_begin);
+      ends.push_back(s.row_end);
     }
-    std::sort(cuts.begin(), cuts.end());
+    std::sort(begins.begin(), begins.end());
+    std::sort(ends.begin(), ends.end());
+    std::vector<std::int64_t> cuts = {0};
+    std::set_intersection(begins.begin(), begins.end(), ends.begin(), ends.end(), std::back_inserter(cuts));
+    cuts.push_back(rows);
     cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
-    // Where whole tiles are too few to keep all threads busy to the end, smaller ones; their size changes no bits.
+    // Where whole tiles and their units are too few to keep all threads busy to the end, smaller ones; their size
+    // changes no bits.
     std::int64_t tokens = std::max(1, kTileRows / group_);
-    while (tokens * group_ > kLeastTileRows && rows * layout_.num_kv_heads < 4 * threads * tokens) tokens /= 2;
+    while (tokens * group_ > kLeastTileRows && row_units * layout_.num_kv_heads < 4 * threads * tokens) tokens /= 2;
     for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
       for (std::int64_t begin = cuts[c]; begin < cuts[c + 1]; begin += tokens) {
         AddRowTile(begin, std::min(begin + tokens, cuts[c + 1]));
@@ -151,7 +164,7 @@ class AttentionCall {
     const auto [least, greatest] = std::minmax_element(rows.begin(), rows.end());
     RowTile tile{begin, end, *least, *greatest, units_.size(), 0, 0};
     for (const KvSegment& s : p_.segments) {
-      if (s.row_begin > begin || s.row_end < end) continue;
+      if (s.row_begin >= end || s.row_end <= begin) continue;
       // What any row of the tile may see.
       const std::int64_t begin_seen = SeenBy(s, tile.first_position, p_.window).begin;
       const std::int64_t end_seen = SeenBy(s, tile.last_position, p_.window).end;
@@ -254,8 +267,12 @@ class AttentionCall {
     PageRows* seen = scratch.seen.Get<PageRows>(static_cast<std::size_t>(tile.end - tile.begin));
     const KvSegment& s = *unit.segment;
     if (rotated != &s) {
+      scratch.seen_by_all = {0, std::numeric_limits<std::int64_t>::max()};
       for (std::int64_t i = tile.begin; i < tile.end; ++i) {
-        seen[i - tile.begin] = SeenBy(s, p_.positions[static_cast<std::size_t>(i)], p_.window);
+        const bool looks = s.row_begin <= i && i < s.row_end;
+        seen[i - tile.begin] = looks ? SeenBy(s, p_.positions[static_cast<std::size_t>(i)], p_.window) : PageRows{};
+        scratch.seen_by_all.begin = std::max(scratch.seen_by_all.begin, seen[i - tile.begin].begin);
+        scratch.seen_by_all.end = std::min(scratch.seen_by_all.end, seen[i - tile.begin].end);
       }
       RotateQueries(tile, s, seen, kv_head, q);
       rotated = &s;
@@ -267,7 +284,7 @@ class AttentionCall {
       const std::size_t page = static_cast<std::size_t>(first / kPageTokens);
       const std::uint64_t keep = KeptRows(s, first / kPageTokens);
       bool all_see_all = true;
-      if (!MakeMasks(tile, first, seen, keep, masks, all_see_all)) continue;
+      if (!MakeMasks(tile, first, seen, scratch.seen_by_all, keep, masks, all_see_all)) continue;
       KVS_CHECK(s.pages[page] < p_.pages.num_pages);
       const std::byte* keys = p_.pages.slab(s.pages[page], p_.layer, 0, kv_head);
       const std::byte* values = p_.pages.slab(s.pages[page], p_.layer, 1, kv_head);
@@ -304,8 +321,12 @@ class AttentionCall {
   }
 
   // The keys each row sees of the page whose first row is page row `first`. False if no row sees any.
-  bool MakeMasks(const RowTile& tile, std::int64_t first, const PageRows* seen, std::uint64_t keep,
-                 std::uint64_t* masks, bool& all_see_all) const {
+  bool MakeMasks(const RowTile& tile, std::int64_t first, const PageRows* seen, PageRows seen_by_all,
+                 std::uint64_t keep, std::uint64_t* masks, bool& all_see_all) const {
+    if (seen_by_all.begin <= first && first + kPageTokens <= seen_by_all.end) {
+      std::fill_n(masks, Rows(tile), keep);
+      return keep != 0;
+    }
     std::uint64_t any = 0;
     for (std::int64_t i = 0; i < tile.end - tile.begin; ++i) {
       const std::uint64_t mask = keep & SeenMask(seen[i], first);
@@ -320,9 +341,14 @@ class AttentionCall {
     const std::size_t row_bytes = static_cast<std::size_t>(layout_.head_dim) * kernel_.element_bytes;
     RopeAngle angle(p_.rope);
     for (std::int64_t i = tile.begin; i < tile.end; ++i) {
-      // A row before the segment may have no angle towards it, and needs none.
       const PageRows& tokens = seen[i - tile.begin];
-      angle.Set(tokens.begin < tokens.end ? p_.positions[static_cast<std::size_t>(i)] - s.shift : 0);
+      if (tokens.begin >= tokens.end) {  // it may have no angle towards the segment, and needs none
+        const std::size_t bytes = static_cast<std::size_t>(group_) * row_bytes;
+        std::memset(q, 0, bytes);
+        q += bytes;
+        continue;
+      }
+      angle.Set(p_.positions[static_cast<std::size_t>(i)] - s.shift);
       const float* row = p_.q.row<float>(i) + kv_head * group_ * layout_.head_dim;
       for (int g = 0; g < group_; ++g, q += row_bytes) {
         kernel_.rotate(row + g * layout_.head_dim, angle.cos(), angle.sin(), p_.rope.half, layout_.head_dim,
@@ -358,9 +384,13 @@ class AttentionCall {
 
 }  // namespace
 
-const AttentionKernel& AttentionKernelFor(CpuIsa isa, DType pages) {
+const AttentionKernel& AttentionKernelFor(CpuIsa isa, const KvLayout& layout) {
+  const DType pages = layout.dtype;
 #if defined(__x86_64__)
   switch (isa) {
+    case CpuIsa::kAmxBf16:
+      if (pages == DType::kBf16 && layout.head_dim % 32 == 0) return AmxBf16Attention();
+      [[fallthrough]];
     case CpuIsa::kAvx512Bf16: return pages == DType::kBf16 ? Avx512Bf16Attention() : Avx512Attention(pages);
     case CpuIsa::kAvx512: return Avx512Attention(pages);
     case CpuIsa::kAvx2: return Avx2Attention(pages);
@@ -374,7 +404,7 @@ const AttentionKernel& AttentionKernelFor(CpuIsa isa, DType pages) {
 
 void CpuAttention(const AttentionParams& p, CpuIsa isa, ThreadPool& pool) {
   if (p.q.rows == 0) return;
-  AttentionCall(p, AttentionKernelFor(isa, p.pages.layout.dtype)).Run(pool);
+  AttentionCall(p, AttentionKernelFor(isa, p.pages.layout)).Run(pool);
 }
 
 }  // namespace kvshare::kernels

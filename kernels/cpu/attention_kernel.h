@@ -73,14 +73,17 @@ struct AttentionKernel {
   void (*scores)(const void* q, int rows, int head_dim, const void* k, float* s, std::int64_t stride);
   // mass[t] += 2^(s[t] - max) / sum over `keys` (a multiple of 64) scores; keys at -infinity get nothing. Overwrites s.
   void (*add_mass)(float* s, std::int64_t keys, float* mass);
+  // Called by each thread after its last call of a task; null where nothing is held in between.
+  void (*release)() = nullptr;
 };
 
-// The implementation for pages of this dtype.
+// The implementations, for pages of this dtype.
 const AttentionKernel& PlainAttention(DType pages);
 const AttentionKernel& Avx2Attention(DType pages);
 const AttentionKernel& Avx512Attention(DType pages);
 const AttentionKernel& Avx512Bf16Attention();  // bf16 pages only
-const AttentionKernel& AttentionKernelFor(CpuIsa isa, DType pages);
+const AttentionKernel& AmxBf16Attention();     // and head_dim a multiple of 32
+const AttentionKernel& AttentionKernelFor(CpuIsa isa, const KvLayout& pages);
 
 // Sets flush-to-zero for its lifetime: denormal sums would make "a masked key is no key" untrue in dot-product
 // instructions that flush them, and are slow elsewhere.

@@ -5,6 +5,7 @@ namespace kvshare::kernels {
 const ElementwiseKernel& ElementwiseFor(CpuIsa isa) {
 #if defined(__x86_64__)
   switch (isa) {
+    case CpuIsa::kAmxBf16:
     case CpuIsa::kAvx512Bf16:
     case CpuIsa::kAvx512: return Avx512Elementwise();
     case CpuIsa::kAvx2: return Avx2Elementwise();

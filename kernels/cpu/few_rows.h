@@ -17,12 +17,15 @@ struct PackedPanel {
   std::int64_t cols;
 };
 
-// out[r, c] = sum over K of x[r] w[c], in oneDNN's order: chunks of K, each one chain of dot-product instructions from
-// zero in ascending order; chunks are then added in ascending order. How long oneDNN's chunks are depends on its
-// version and on K: whoever calls finds out by comparing bits. x has `rows` rows of bf16, at most kFewRows, x_stride
-// elements apart; out is [rows, cols], dense. Needs AVX-512-BF16.
+// out[r, c] = sum over K of x[r] w[c], in oneDNN's order: chunks of K, each one chain of the processor's dot-product
+// instructions from zero in ascending order (AVX-512-BF16 sums pairs at a time, AMX blocks of 32); chunks are then
+// added in ascending order. How long oneDNN's chunks are depends on its version and on K: whoever calls finds out by
+// comparing bits. x has `rows` rows of bf16, at most kFewRows, x_stride elements apart; out is [rows, cols], dense.
+// Needs AVX-512-BF16 or AMX.
 void Avx512Bf16FewRows(const std::uint16_t* x, std::int64_t x_stride, std::int64_t rows, const PackedPanel& panel,
                        float* out);
+void AmxBf16FewRows(const std::uint16_t* x, std::int64_t x_stride, std::int64_t rows, const PackedPanel& panel,
+                    float* out);
 
 using FewRowsKernel = decltype(&Avx512Bf16FewRows);
 

@@ -3,17 +3,35 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "libkvshare/core/status_macros.h"
 
 namespace kvshare::kernels {
 
 namespace {
-constexpr CpuIsa kBestFirst[] = {CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain};
+constexpr CpuIsa kBestFirst[] = {CpuIsa::kAmxBf16, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain};
+
+// Linux gives a process AMX's registers only when it asks for them, before its threads do.
+bool MayUseTiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 }  // namespace
 
 std::string_view CpuIsaName(CpuIsa isa) {
   switch (isa) {
     case CpuIsa::kAuto: return "auto";
+    case CpuIsa::kAmxBf16: return "amx-bf16";
     case CpuIsa::kAvx512Bf16: return "avx512-bf16";
     case CpuIsa::kAvx512: return "avx512";
     case CpuIsa::kAvx2: return "avx2";
@@ -23,11 +41,12 @@ std::string_view CpuIsaName(CpuIsa isa) {
 }
 
 Result<CpuIsa> ParseCpuIsa(std::string_view name) {
-  for (CpuIsa isa : {CpuIsa::kAuto, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
+  for (CpuIsa isa :
+       {CpuIsa::kAuto, CpuIsa::kAmxBf16, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
     if (name == CpuIsaName(isa)) return isa;
   }
   return InvalidArgument("unknown instruction set '" + std::string(name) +
-                         "'; use auto, avx512-bf16, avx512, avx2 or plain");
+                         "'; use auto, amx-bf16, avx512-bf16, avx512, avx2 or plain");
 }
 
 bool CpuHasIsa(CpuIsa isa) {
@@ -37,6 +56,9 @@ bool CpuHasIsa(CpuIsa isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   switch (isa) {
+    case CpuIsa::kAmxBf16:
+      return CpuHasIsa(CpuIsa::kAvx512Bf16) && __builtin_cpu_supports("amx-tile") &&
+             __builtin_cpu_supports("amx-bf16") && MayUseTiles();
     case CpuIsa::kAvx512Bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
     case CpuIsa::kAvx512: return avx512;
     case CpuIsa::kAvx2: return avx2;

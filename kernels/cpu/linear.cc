@@ -117,6 +117,18 @@ bool Grow(AlignedBytes& buffer, std::size_t& size, std::size_t wanted) {
   return true;
 }
 
+bool MultipliesBf16(CpuIsa isa) { return isa == CpuIsa::kAmxBf16 || isa == CpuIsa::kAvx512Bf16; }
+
+FewRowsKernel FewRowsFor(CpuIsa isa) {
+#if defined(__x86_64__)
+  if (isa == CpuIsa::kAmxBf16) return AmxBf16FewRows;
+  if (isa == CpuIsa::kAvx512Bf16) return Avx512Bf16FewRows;
+#else
+  static_cast<void>(isa);
+#endif
+  return nullptr;
+}
+
 // Debian's oneDNN is built with OpenMP; each of our threads is to stay one thread.
 void KeepOpenMpSingle() {
   thread_local const bool once = [] {
@@ -132,9 +144,10 @@ class OneDnnEngine : public LinearEngine {
       : engine_(dnnl::engine::kind::cpu, 0),
         compute_(options.compute),
         fixed_rows_(options.fixed_rows),
-        weights_dtype_(compute_ == DType::kBf16 && options.isa == CpuIsa::kAvx512Bf16 ? DType::kBf16 : DType::kF32),
+        weights_dtype_(compute_ == DType::kBf16 && MultipliesBf16(options.isa) ? DType::kBf16 : DType::kF32),
         elementwise_(elementwise),
-        pool_(pool) {
+        pool_(pool),
+        few_rows_(FewRowsFor(options.isa)) {
     threads_.resize(static_cast<std::size_t>(pool.size()));
     for (ThreadState& state : threads_) state.stream = dnnl::stream(engine_);
   }
@@ -184,11 +197,7 @@ class OneDnnEngine : public LinearEngine {
   const DType weights_dtype_;
   const ElementwiseKernel& elementwise_;
   ThreadPool& pool_;
-#if defined(__x86_64__)
-  const FewRowsKernel few_rows_ = Avx512Bf16FewRows;
-#else
-  const FewRowsKernel few_rows_ = nullptr;
-#endif
+  const FewRowsKernel few_rows_;  // null: none
   WeightArena arena_;
   std::deque<PanelShape> shapes_;
   std::vector<ThreadState> threads_;
@@ -201,9 +210,10 @@ Result<const PanelShape*> OneDnnEngine::ShapeFor(std::int64_t k, std::int64_t co
   KVS_ASSIGN_OR_RETURN(PanelShape shape, MakeShape(k, cols));
   KVS_RETURN_IF_ERROR(PrepareThreads(shape));
   shape.fixed_rows = fixed_rows_;
-  if (!fixed_rows_ && CanMultiplyFewRows(shape)) FindFewRowsChunk(shape);
+  if (!fixed_rows_) FindFewRowsChunk(shape);
   if (!CheckRowInvariance(shape).ok()) {
     shape.fixed_rows = true;  // one number of rows for all: a row's result cannot depend on how many there are
+    if (!fixed_rows_) FindFewRowsChunk(shape);
     KVS_RETURN_IF_ERROR(CheckRowInvariance(shape));
   }
   shapes_.push_back(std::move(shape));
@@ -246,6 +256,7 @@ bool OneDnnEngine::CanMultiplyFewRows(const PanelShape& shape) const {
 
 // oneDNN does not say how it cuts K: a length that gives its bits is its length.
 void OneDnnEngine::FindFewRowsChunk(PanelShape& shape) {
+  if (!CanMultiplyFewRows(shape)) return;
   for (const std::int64_t chunk : {shape.k, std::int64_t{1024}, std::int64_t{512}, std::int64_t{256}}) {
     if (chunk > shape.k) continue;
     shape.few_rows_chunk = chunk;

@@ -187,7 +187,7 @@ class Batch {
     Run(isa);
     const reference::AttentionResult want = reference::Attention(p_, world_.inv_freq_);
     const std::size_t d = static_cast<std::size_t>(world_.shape_.head_dim);
-    const bool bf16 = isa == CpuIsa::kAvx512Bf16 && world_.dtype_ == DType::kBf16;
+    const bool bf16 = (isa == CpuIsa::kAmxBf16 || isa == CpuIsa::kAvx512Bf16) && world_.dtype_ == DType::kBf16;
     const double unit = std::ldexp(1.0, -24);
     // Relative errors of a query element (rounding, fp32 table and arithmetic, sums over d), of a weight, of the
     // output.
@@ -481,7 +481,7 @@ TEST_P(AttentionTest, NoRowsIsNoWork) {
 
 std::vector<Version> Versions() {
   std::vector<Version> versions;
-  for (const CpuIsa isa : {CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
+  for (const CpuIsa isa : {CpuIsa::kAmxBf16, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
     for (const DType dtype : {DType::kBf16, DType::kF32}) {
       for (const Shape shape : {Shape{9, 3, 64, 32}, Shape{4, 1, 128, 64}, Shape{2, 2, 16, 8}, Shape{7, 1, 40, 12},
                                 Shape{2, 1, 8, 0}, Shape{1, 1, 256, 128}}) {
@@ -494,10 +494,11 @@ std::vector<Version> Versions() {
 
 std::string Name(const testing::TestParamInfo<Version>& info) {
   const Version& v = info.param;
-  const char* isa = v.isa == CpuIsa::kAvx512Bf16 ? "Avx512Bf16"
-                    : v.isa == CpuIsa::kAvx512   ? "Avx512"
-                    : v.isa == CpuIsa::kAvx2     ? "Avx2"
-                                                 : "Plain";
+  const char* isa = v.isa == CpuIsa::kAmxBf16      ? "AmxBf16"
+                    : v.isa == CpuIsa::kAvx512Bf16 ? "Avx512Bf16"
+                    : v.isa == CpuIsa::kAvx512     ? "Avx512"
+                    : v.isa == CpuIsa::kAvx2       ? "Avx2"
+                                                   : "Plain";
   return std::string(isa) + (v.dtype == DType::kBf16 ? "_bf16_" : "_f32_") + std::to_string(v.shape.num_heads) + "x" +
          std::to_string(v.shape.num_kv_heads) + "x" + std::to_string(v.shape.head_dim);
 }

@@ -270,11 +270,10 @@ TEST_P(LinearTest, SelfTestPasses) {
   EXPECT_TRUE(status.ok()) << status.message();
 }
 
-// The kernel for a few rows by itself, on weights packed by hand: every number of rows, columns that do not fill a
+// The kernels for a few rows by themselves, on weights packed by hand: every number of rows, columns that do not fill a
 // block, and every cut of K.
-TEST(FewRowsTest, AgreesWithTheOracle) {
 #if defined(__x86_64__)
-  if (!CpuHasIsa(CpuIsa::kAvx512Bf16)) GTEST_SKIP() << "this processor has no AVX-512-BF16";
+void ExpectFewRowsAgreeWithTheOracle(FewRowsKernel few_rows) {
   constexpr std::int64_t kK = 160;
   std::mt19937_64 random(5);
   for (const std::int64_t cols : {1, 15, 16, 17, 63, 64, 65, 130}) {
@@ -289,8 +288,8 @@ TEST(FewRowsTest, AgreesWithTheOracle) {
       for (std::int64_t rows = 1; rows <= kFewRows; ++rows) {
         HostRows out(rows + 1, cols, DType::kF32);
         for (std::int64_t c = 0; c < cols; ++c) out.Set(rows, c, 7.0f);  // a row that is not the kernel's
-        Avx512Bf16FewRows(x.View().row<std::uint16_t>(0), kK, rows,
-                          {packed.View().row<std::uint16_t>(0), kK, chunk, cols}, out.View().row<float>(0));
+        few_rows(x.View().row<std::uint16_t>(0), kK, rows, {packed.View().row<std::uint16_t>(0), kK, chunk, cols},
+                 out.View().row<float>(0));
         WorstError worst(std::to_string(rows) + " rows, " + std::to_string(cols) + " columns, chunks of " +
                          std::to_string(chunk));
         for (std::int64_t c = 0; c < cols; ++c) {
@@ -304,10 +303,18 @@ TEST(FewRowsTest, AgreesWithTheOracle) {
       }
     }
   }
-#else
-  GTEST_SKIP() << "not an x86-64 processor";
-#endif
 }
+
+TEST(FewRowsTest, Avx512Bf16AgreesWithTheOracle) {
+  if (!CpuHasIsa(CpuIsa::kAvx512Bf16)) GTEST_SKIP() << "this processor has no AVX-512-BF16";
+  ExpectFewRowsAgreeWithTheOracle(Avx512Bf16FewRows);
+}
+
+TEST(FewRowsTest, AmxBf16AgreesWithTheOracle) {
+  if (!CpuHasIsa(CpuIsa::kAmxBf16)) GTEST_SKIP() << "this processor has no AMX-BF16";
+  ExpectFewRowsAgreeWithTheOracle(AmxBf16FewRows);
+}
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Isa, LinearTest, ::testing::ValuesIn(BackendCases()), BackendCaseName);
 

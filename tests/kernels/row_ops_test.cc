@@ -293,7 +293,8 @@ TEST(BackendOptionsTest, AWrongInstructionSetInTheEnvironmentIsNamed) {
 }
 
 TEST(BackendOptionsTest, EveryNameOfAnInstructionSetIsRead) {
-  for (const CpuIsa isa : {CpuIsa::kAuto, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
+  for (const CpuIsa isa :
+       {CpuIsa::kAuto, CpuIsa::kAmxBf16, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
     const auto parsed = ParseCpuIsa(CpuIsaName(isa));
     ASSERT_TRUE(parsed.ok());
     EXPECT_EQ(*parsed, isa);

@@ -31,8 +31,8 @@ Result<Json> Measure(std::vector<Finding>* findings) {
   const Status self_test = backend->SelfTest();
   findings->push_back({self_test.ok(), "matrix products give each row the same bits in any batch",
                        self_test.message() + "; exact reuse would not be exact: use another oneDNN version"});
-  const bool fast = device.isa == "avx512-bf16";
-  findings->push_back({fast, "bfloat16 matrix instructions (AVX-512-BF16)",
+  const bool fast = device.isa == "amx-bf16" || device.isa == "avx512-bf16";
+  findings->push_back({fast, "bfloat16 matrix instructions (AMX-BF16 or AVX-512-BF16)",
                        "this CPU runs the " + device.isa + " kernels: right, and slower"});
   KVS_ASSIGN_OR_RETURN(const double flops, MeasureMatmulFlops(*backend));
   const double read = MeasureReadBytesPerSecond(device.threads);
