@@ -166,9 +166,10 @@ void Measure(benchmark::State& state, Workload& work, std::int64_t chunk, int th
   state.counters["per_core"] =
       work.FlopsPerLayer() * work.layers() * static_cast<double>(state.iterations()) / cpu * 1e-9;
   state.counters["KV_GB/s"] = work.KvBytes() / seconds * 1e-9;
-  static const double bf16_peak = bench::MeasureDotFlops(true);
-  static const double f32_peak = bench::MeasureDotFlops(false);
-  const double per_core_peak = isa == CpuIsa::kAvx512Bf16 ? bf16_peak : f32_peak;
+  static const double amx_peak = bench::MeasureDotFlops(bench::Dot::kAmxBf16);
+  static const double bf16_peak = bench::MeasureDotFlops(bench::Dot::kAvx512Bf16);
+  static const double f32_peak = bench::MeasureDotFlops(bench::Dot::kF32);
+  const double per_core_peak = isa == CpuIsa::kAmxBf16 ? amx_peak : isa == CpuIsa::kAvx512Bf16 ? bf16_peak : f32_peak;
   state.counters["peak_%"] = 100 * flops / (threads * per_core_peak);
 }
 
@@ -197,19 +198,21 @@ void Register() {
   for (std::int64_t p = 0; p < 4096; ++p) {
     if (random() % 100 < 15) scattered.push_back(p);
   }
-  const CpuIsa best = CpuIsa::kAvx512Bf16;
-  for (const CpuIsa isa : {best, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
+  for (const CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
     add("Prefill64", kSmol, 1, 2048, Range(2048 - 64, 2048), 64, isa);
   }
-  add("Prefill512", kSmol, 1, 2048, Range(2048 - 512, 2048), 512, best);
-  add("Chunked512", kSmol, 1, 2048, Range(0, 2048), 512, best);
-  add("Contiguous15%", kSmol, 1, 4096, Range(4096 - 614, 4096), 614, best);
-  add("Scattered15%", kSmol, 1, 4096, scattered, 4096, best);
-  add("Decode", kSmol, 30, 2048, {2047}, 1, best);
-  add("DecodeFromCache", kSmol, 1, 2048, {2047}, 1, best);
-  add("Prefill64", kLlama8B, 1, 2048, Range(2048 - 64, 2048), 64, best);
-  add("Scattered15%", kLlama8B, 1, 4096, scattered, 4096, best);
-  add("Decode", kLlama8B, 8, 2048, {2047}, 1, best);
+  for (const CpuIsa best : {CpuIsa::kAmxBf16, CpuIsa::kAvx512Bf16}) {
+    add("Prefill64", kSmol, 1, 2048, Range(2048 - 64, 2048), 64, best);
+    add("Prefill512", kSmol, 1, 2048, Range(2048 - 512, 2048), 512, best);
+    add("Chunked512", kSmol, 1, 2048, Range(0, 2048), 512, best);
+    add("Contiguous15%", kSmol, 1, 4096, Range(4096 - 614, 4096), 614, best);
+    add("Scattered15%", kSmol, 1, 4096, scattered, 4096, best);
+    add("Decode", kSmol, 30, 2048, {2047}, 1, best);
+    add("DecodeFromCache", kSmol, 1, 2048, {2047}, 1, best);
+    add("Prefill64", kLlama8B, 1, 2048, Range(2048 - 64, 2048), 64, best);
+    add("Scattered15%", kLlama8B, 1, 4096, scattered, 4096, best);
+    add("Decode", kLlama8B, 8, 2048, {2047}, 1, best);
+  }
 }
 
 [[maybe_unused]] const bool kRegistered = (Register(), true);

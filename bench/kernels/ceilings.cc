@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/cpu/isa.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -66,28 +68,63 @@ __attribute__((target("avx512f"))) void FmaF32(std::int64_t loops) {
   }
 }
 #undef KVS_TWELVE
+
+// Four chains of sums that fill their registers: 16 rows by 16 columns, 32 products each.
+__attribute__((target("amx-tile,amx-bf16"))) void DotAmx(std::int64_t loops) {
+  struct alignas(64) {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+  } config;
+  asm volatile("ldtilecfg %0" ::"m"(config));
+  for (std::int64_t loop = 0; loop < loops; ++loop) {
+    asm volatile(
+        "tdpbf16ps %tmm5, %tmm4, %tmm0\n\ttdpbf16ps %tmm5, %tmm4, %tmm1\n\t"
+        "tdpbf16ps %tmm5, %tmm4, %tmm2\n\ttdpbf16ps %tmm5, %tmm4, %tmm3");
+  }
+  asm volatile("tilerelease");
+}
 #endif
+
+struct DotLoop {
+  void (*run)(std::int64_t loops);
+  std::int64_t loops;
+  double flops_per_loop;
+};
+
+DotLoop LoopOf(Dot dot) {
+#if defined(__x86_64__)
+  switch (dot) {
+    case Dot::kF32:
+      if (__builtin_cpu_supports("avx512f")) return {FmaF32, 5'000'000, 12 * 32};
+      break;
+    case Dot::kAvx512Bf16:
+      if (__builtin_cpu_supports("avx512bf16")) return {DotBf16, 5'000'000, 12 * 64};
+      break;
+    case Dot::kAmxBf16:
+      if (kernels::CpuHasIsa(kernels::CpuIsa::kAmxBf16)) return {DotAmx, 1'000'000, 4 * 16 * 16 * 64};
+      break;
+  }
+#else
+  static_cast<void>(dot);
+#endif
+  return {};
+}
 
 }  // namespace
 
 double ProcessCpuSeconds() { return CpuSeconds(CLOCK_PROCESS_CPUTIME_ID); }
 
-double MeasureDotFlops(bool bf16) {
-#if defined(__x86_64__)
-  const bool has = bf16 ? __builtin_cpu_supports("avx512bf16") : __builtin_cpu_supports("avx512f");
-  if (!has) return 0;
-  constexpr std::int64_t kLoops = 5'000'000;
+double MeasureDotFlops(Dot dot) {
+  const DotLoop loop = LoopOf(dot);
+  if (loop.run == nullptr) return 0;
   double best = 1e30;
   for (int i = 0; i < 5; ++i) {
     const double start = CpuSeconds(CLOCK_THREAD_CPUTIME_ID);
-    bf16 ? DotBf16(kLoops) : FmaF32(kLoops);
+    loop.run(loop.loops);
     best = std::min(best, CpuSeconds(CLOCK_THREAD_CPUTIME_ID) - start);
   }
-  return static_cast<double>(kLoops) * 12 * (bf16 ? 64 : 32) / best;
-#else
-  static_cast<void>(bf16);
-  return 0;
-#endif
+  return static_cast<double>(loop.loops) * loop.flops_per_loop / best;
 }
 
 double MeasureReadBytes(int threads) {

@@ -3,9 +3,11 @@
 
 namespace kvshare::bench {
 
-// Dot products of registers alone: bf16 pairs where the processor has them, else fp32 multiply-add. FLOP per
-// second of one core's time, whatever else the machine does.
-double MeasureDotFlops(bool bf16);
+enum class Dot { kF32, kAvx512Bf16, kAmxBf16 };
+
+// Dot products of registers alone: FLOP per second of one core's time, whatever else the machine does. 0 where the
+// processor has no such instruction, or the process was not given AMX's registers.
+double MeasureDotFlops(Dot dot);
 
 // Reading 256 MiB on huge pages front to back with `threads` threads: bytes/s. 0 when there is no such memory.
 double MeasureReadBytes(int threads);
