@@ -7,7 +7,8 @@
 Per mode a daemon, one session and --tasks tasks of some 700 new tokens; roles have about 500 tokens, answers --answer.
 A mode may name its wished budget (--blend-recompute). Agents talk as agents do: chat messages in, text out, one after
 the other without a pause. The first --warm-up tasks (roles are stored, anchors are learnt) do not count. Prints per
-agent the median time to first token, what of the prompt was computed, and the ratio to --modes' first. --svg draws
+agent what of the prompt was computed, the median time to first token and the daemon's processor time until then, and
+their ratios to --modes' first: where others use the machine too, processor time is what can be compared. --svg draws
 quality over speed: the mean KL of the first tokens that were compared with exact ones (answers are, when the daemon has
 time), and how many times as fast agents 2 to 5 are, in sums over all tasks.
 
@@ -23,6 +24,7 @@ import random
 import statistics
 import sys
 import tempfile
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "traces"))
@@ -37,6 +39,41 @@ def task(number):
     return "Work through this incident together.\n\n" + "\n\n".join(parts)
 
 
+class ProcessorTime:
+    """A process' processor time, read every few milliseconds, so that it can be asked for afterwards."""
+
+    def __init__(self, pid):
+        self.clock = (~pid << 3) | 2  # Linux: the processor-time clock of another process
+        self.samples = []  # (time, processor time), seconds
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.sample)
+
+    def sample(self):
+        while not self.stop.wait(0.003):
+            self.samples.append((time.monotonic(), time.clock_gettime(self.clock)))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+
+    def at(self, moment):
+        return min(self.samples, key=lambda sample: abs(sample[0] - moment))[1]
+
+
+def ask(daemon, *args):
+    """A reply, with the daemon's processor time until its first token."""
+    with ProcessorTime(daemon.process.pid) as used:
+        asked = time.monotonic()
+        reply = kvctl("generate", "--endpoint", daemon.endpoint, *args)
+        first_token = time.monotonic() - reply["timings"]["predicted_ms"] / 1e3
+    reply["ttft_cpu_ms"] = 1e3 * (used.at(first_token) - used.at(asked))
+    return reply
+
+
 def chain(daemon, folder, mode, number, answer):
     """The replies of five agents to one task, each over the answers before."""
     replies = []
@@ -48,8 +85,8 @@ def chain(daemon, folder, mode, number, answer):
         path = os.path.join(folder, "messages.json")
         with open(path, "w", encoding="utf-8") as f:
             json.dump(messages, f)
-        replies.append(kvctl("generate", "--endpoint", daemon.endpoint, "--messages", path, "--max-tokens", answer,
-                             "--reuse", mode, "--agent", agent, "--session", "team"))
+        replies.append(ask(daemon, "--messages", path, "--max-tokens", answer, "--reuse", mode, "--agent", agent,
+                           "--session", "team"))
     return replies
 
 
@@ -64,9 +101,9 @@ def audits(daemon):
     return {"the first token": stats["audits"], "a later token": stats["later_audits"]}
 
 
-def speed(result, mode, base):
+def speed(result, mode, base, times="each_ttft_ms"):
     """How many times as fast as in mode `base` agents 2 to 5 have their first tokens."""
-    seconds = lambda name: sum(sum(task[1:]) for task in result[name]["each_ttft_ms"])
+    seconds = lambda name: sum(sum(task[1:]) for task in result[name][times])
     return seconds(base) / seconds(mode)
 
 
@@ -135,11 +172,13 @@ def main():
         result[name] = {
             "prompt_tokens": median(lambda r: r["usage"]["prompt_tokens"]),
             "ttft_ms": median(lambda r: r["timings"]["ttft_ms"]),
+            "ttft_cpu_ms": median(lambda r: r["ttft_cpu_ms"]),
             "prefix": median(lambda r: r["kvshare"]["prefix_tokens"]),
             "moved": median(lambda r: r["kvshare"]["moved_tokens"]),
             "computed": median(computed),
             "audits": compared,
             "each_ttft_ms": [[r["timings"]["ttft_ms"] for r in t] for t in tasks],
+            "each_ttft_cpu_ms": [[r["ttft_cpu_ms"] for r in t] for t in tasks],
             "each_computed": [[computed(r) for r in t] for t in tasks],
             "approximate": [sum(t[a]["kvshare"]["approximate"] for t in tasks) for a in range(5)],
         }
@@ -150,17 +189,20 @@ def main():
         print(json.dumps(result))
         return
     print(f"medians of {args.tasks} tasks; answers of {args.answer} tokens at most")
-    print(f"  {'mode':16} agent   prompt   prefix    moved  computed   approximate    ttft ms     faster")
-    base = next(iter(result.values()))["ttft_ms"]
+    print(f"  {'mode':16} agent   prompt   prefix    moved  computed   approximate    ttft ms     faster"
+          "     cpu ms      less")
+    base = next(iter(result.values()))
     for mode, rows in result.items():
         for a in range(5):
-            prompt, prefix, moved, computed, approximate, ttft = (rows[column][a] for column in (
-                "prompt_tokens", "prefix", "moved", "computed", "approximate", "ttft_ms"))
+            prompt, prefix, moved, computed, approximate, ttft, cpu = (rows[column][a] for column in (
+                "prompt_tokens", "prefix", "moved", "computed", "approximate", "ttft_ms", "ttft_cpu_ms"))
             print(f"  {mode:16} {a + 1:5} {prompt:8.0f} {prefix:8.0f} {moved:8.0f} {computed:9.0f} "
-                  f"{approximate:10} of {args.tasks} {ttft:10.1f} {base[a] / ttft:9.2f}x")
+                  f"{approximate:10} of {args.tasks} {ttft:10.1f} {base['ttft_ms'][a] / ttft:9.2f}x "
+                  f"{cpu:9.0f} {base['ttft_cpu_ms'][a] / cpu:8.2f}x")
     first = next(iter(result))
     for mode in result:
-        print(f"  {mode}: agents 2 to 5 {speed(result, mode, first):.1f}x as fast as {first}, in sums over all tasks")
+        print(f"  {mode}: agents 2 to 5 {speed(result, mode, first):.1f}x as fast as {first}, in sums over all tasks; "
+              f"processor time {speed(result, mode, first, 'each_ttft_cpu_ms'):.1f}x less")
     for mode, rows in result.items():
         for times, tokens in zip(rows["each_ttft_ms"], rows["each_computed"]):
             print(f"  {mode}, ttft ms (tokens computed) of one task's agents: "
