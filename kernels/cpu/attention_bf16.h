@@ -2,27 +2,12 @@
 // that are compiled for it, each of which has its own copy.
 #pragma once
 
-#include <immintrin.h>
-
-#include "kernels/cpu/attention_f32.h"
+#include "kernels/cpu/attention_vec_avx512.h"
 
 namespace kvshare::kernels {
 namespace {
 
 constexpr int kPairs = kPageTokens / 2;
-
-__m512 Exp2(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-1000.0f), x);  // -inf would give -inf - -inf = NaN; NaN passes
-  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(kExp2C5);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2C4));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2C3));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2C2));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2C1));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
-}
 
 void Rotate(const float* q, const float* cos, const float* sin, int half, int head_dim, float scale, void* out) {
   std::uint16_t* o = static_cast<std::uint16_t*>(out);
@@ -119,7 +104,7 @@ bool PackValues(const void* slab, int head_dim, std::uint64_t keep, void* out) {
   for (int c = 0; c < vecs; ++c) top = _mm512_mask_max_ps(top, seen[c], top, s[c]);
   const float next = _mm512_reduce_max_ps(top);
   if (*max != -__builtin_inff()) {
-    const __m512 alpha = Exp2(_mm512_set1_ps(*max - next));
+    const __m512 alpha = Avx512Vec::Exp2(_mm512_set1_ps(*max - next));
     for (int j = 0; j < padded; j += 16) _mm512_storeu_ps(out + j, _mm512_mul_ps(_mm512_loadu_ps(out + j), alpha));
     _mm512_storeu_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(sum), alpha));
   }
@@ -143,7 +128,7 @@ template <int N>
   const __m512 reference = _mm512_set1_ps(m);
   __m512 total = _mm512_loadu_ps(sum);
   for (int c = 0; c < N; ++c) {
-    s[c] = _mm512_maskz_mov_ps(seen[c], Exp2(_mm512_sub_ps(s[c], reference)));
+    s[c] = _mm512_maskz_mov_ps(seen[c], Avx512Vec::Exp2(_mm512_sub_ps(s[c], reference)));
     total = _mm512_add_ps(total, s[c]);
   }
   _mm512_storeu_ps(sum, total);
@@ -153,17 +138,8 @@ template <int N>
   }
 }
 
-struct FoldVec {
-  using Reg = __m512;
-  static constexpr int kWidth = 16;
+struct FoldVec : Avx512Vec {
   static constexpr int kVecs = 1;
-  static Reg Set1(float x) { return _mm512_set1_ps(x); }
-  static Reg Load(const float* p) { return _mm512_loadu_ps(p); }
-  static void Store(float* p, Reg r) { _mm512_storeu_ps(p, r); }
-  static Reg Mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
-  static Reg MulAdd(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
-  static float First(Reg r) { return _mm512_cvtss_f32(r); }
-  static Reg Exp2(Reg x) { return kernels::Exp2(x); }
 };
 
 }  // namespace
