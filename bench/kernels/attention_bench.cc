@@ -201,17 +201,17 @@ void Register() {
   for (const CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
     add("Prefill64", kSmol, 1, 2048, Range(2048 - 64, 2048), 64, isa);
   }
-  for (const CpuIsa best : {CpuIsa::kAmxBf16, CpuIsa::kAvx512Bf16}) {
-    add("Prefill64", kSmol, 1, 2048, Range(2048 - 64, 2048), 64, best);
-    add("Prefill512", kSmol, 1, 2048, Range(2048 - 512, 2048), 512, best);
-    add("Chunked512", kSmol, 1, 2048, Range(0, 2048), 512, best);
-    add("Contiguous15%", kSmol, 1, 4096, Range(4096 - 614, 4096), 614, best);
-    add("Scattered15%", kSmol, 1, 4096, scattered, 4096, best);
-    add("Decode", kSmol, 30, 2048, {2047}, 1, best);
-    add("DecodeFromCache", kSmol, 1, 2048, {2047}, 1, best);
-    add("Prefill64", kLlama8B, 1, 2048, Range(2048 - 64, 2048), 64, best);
-    add("Scattered15%", kLlama8B, 1, 4096, scattered, 4096, best);
-    add("Decode", kLlama8B, 8, 2048, {2047}, 1, best);
+  for (const CpuIsa isa : {CpuIsa::kAmxBf16, CpuIsa::kAvx512Bf16}) {
+    add("Prefill64", kSmol, 1, 2048, Range(2048 - 64, 2048), 64, isa);
+    add("Prefill512", kSmol, 1, 2048, Range(2048 - 512, 2048), 512, isa);
+    add("Chunked512", kSmol, 1, 2048, Range(0, 2048), 512, isa);
+    add("Contiguous15%", kSmol, 1, 4096, Range(4096 - 614, 4096), 614, isa);
+    add("Scattered15%", kSmol, 1, 4096, scattered, 4096, isa);
+    add("Decode", kSmol, 30, 2048, {2047}, 1, isa);
+    add("DecodeFromCache", kSmol, 1, 2048, {2047}, 1, isa);
+    add("Prefill64", kLlama8B, 1, 2048, Range(2048 - 64, 2048), 64, isa);
+    add("Scattered15%", kLlama8B, 1, 4096, scattered, 4096, isa);
+    add("Decode", kLlama8B, 8, 2048, {2047}, 1, isa);
   }
 }
 

@@ -150,7 +150,7 @@ void AttentionMass(const AttentionParams& p, std::span<const std::int64_t> rows,
   }
   // The fp32 kernels, whatever the backend computes with: here a weight of its own matters, not a sum of many.
   if (isa == CpuIsa::kAuto) isa = AvailableIsas().front();
-  if (isa == CpuIsa::kAmxBf16 || isa == CpuIsa::kAvx512Bf16) isa = CpuIsa::kAvx512;
+  if (MultipliesBf16(isa)) isa = CpuIsa::kAvx512;
   const AttentionKernel& kernel = AttentionKernelFor(isa, p.pages.layout);
   for (std::size_t begin = 0; begin < rows.size(); begin += kRowsAtATime) {
     MassCall(p, rows.subspan(begin, std::min(kRowsAtATime, rows.size() - begin)), mass, kernel).Run();

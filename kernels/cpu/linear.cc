@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/cpu/few_rows.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/weight_memory.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
@@ -62,7 +63,7 @@ struct PanelShape {
   std::array<Primitive, kRowSizes> primitives;  // [i] multiplies 2^i rows
   // What the row-invariance check has left of the ways to multiply.
   std::int64_t few_rows_chunk = 0;  // up to kFewRows rows by our kernel, in chunks of K whose sums have oneDNN's bits
-  bool fixed_rows = false;          // always kRowBlock rows
+  bool fixed_rows = false;          // always kRowBlock rows, but for those few
 };
 
 struct Panel {
@@ -116,8 +117,6 @@ bool Grow(AlignedBytes& buffer, std::size_t& size, std::size_t wanted) {
   size = wanted;
   return true;
 }
-
-bool MultipliesBf16(CpuIsa isa) { return isa == CpuIsa::kAmxBf16 || isa == CpuIsa::kAvx512Bf16; }
 
 FewRowsKernel FewRowsFor(CpuIsa isa) {
 #if defined(__x86_64__)

@@ -187,7 +187,7 @@ class Batch {
     Run(isa);
     const reference::AttentionResult want = reference::Attention(p_, world_.inv_freq_);
     const std::size_t d = static_cast<std::size_t>(world_.shape_.head_dim);
-    const bool bf16 = (isa == CpuIsa::kAmxBf16 || isa == CpuIsa::kAvx512Bf16) && world_.dtype_ == DType::kBf16;
+    const bool bf16 = MultipliesBf16(isa) && world_.dtype_ == DType::kBf16;
     const double unit = std::ldexp(1.0, -24);
     // Relative errors of a query element (rounding, fp32 table and arithmetic, sums over d), of a weight, of the
     // output.

@@ -10,6 +10,7 @@
 
 #include "kernels/attention_mass.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/kv_rows.h"
 #include "tests/kernels/backend_fixture.h"
@@ -131,9 +132,7 @@ class SegmentsTest : public ::testing::TestWithParam<BackendCase> {
  protected:
   static CpuIsa isa() { return GetParam().isa; }
   static DType dtype() { return GetParam().dtype; }
-  static bool bf16_math() {
-    return (isa() == CpuIsa::kAmxBf16 || isa() == CpuIsa::kAvx512Bf16) && dtype() == DType::kBf16;
-  }
+  static bool bf16_math() { return MultipliesBf16(isa()) && dtype() == DType::kBf16; }
 
   // Chunks that moved forth and back, begin anywhere in a page and are skipped in part, and private rows at positions
   // of their own; not every row sees every segment, and some see none.
