@@ -17,8 +17,8 @@ namespace kvshare::kernels {
 // `rows`: indices into p.q and p.positions. `mass`: one span per segment of p.segments, of the segment's length, or
 // empty where nobody asks (its keys still take part in the softmax). p.out is not used.
 // The pages must lie in memory that the host reads. Runs on the calling thread; scratch of one kv head's scores.
-// `isa` is for tests and must be one that this machine has; the kernels are the fp32 ones of it.
-// Cost: about 2 * num_heads * head_dim FLOP and num_heads exponentials per row and visible key.
+// `isa` is for tests and must be one that this machine has. The scores are those that attention itself computes with
+// it. Cost: about 2 * num_heads * head_dim FLOP and num_heads exponentials per row and visible key.
 void AttentionMass(const AttentionParams& p, std::span<const std::int64_t> rows, std::span<const std::span<float>> mass,
                    CpuIsa isa = CpuIsa::kAuto);
 

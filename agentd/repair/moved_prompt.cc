@@ -412,7 +412,7 @@ Status MovedPrompt::PrefillAuto(float* logits) {
   Probe probe(this, scores.get(), SuffixBegin(), layers / 2, layers, false);
   std::vector<std::int64_t> rows = RowsOfTheLead();
   rows.insert(rows.end(), fresh_.positions.begin(), fresh_.positions.end());
-  KVS_RETURN_IF_ERROR(Compute(rows, &probe, {}, logits, nullptr));
+  KVS_RETURN_IF_ERROR(Compute(rows, &probe, {}, nullptr, nullptr));
   const auto count = static_cast<std::int64_t>(std::ceil(Ratio() * static_cast<double>(MovedTokens())));
   KVS_ASSIGN_OR_RETURN(std::vector<std::int64_t> selected, Choose(*scores, count));
   Select(std::move(selected));

@@ -7,6 +7,8 @@
 //   Prefill    the last `rows` rows of a context of `keys`
 //   Chunked    a context of `keys`, in chunks of 512 rows
 //   Scattered  15 % of the rows of a context of `keys`, as selective recomputation asks for
+//   Repaired   5 % of the rows of a context of moved chunks of 400 tokens, which see each other as computed, in private
+//              pages, and the rest of the chunks as stored: what a prompt that is made of moved chunks costs
 //   Decode     one row at the end of `keys`, over `layers` layers, so that K and V come from memory
 // Before it is timed, each workload's first and last rows are compared with the double-precision oracle.
 #include <benchmark/benchmark.h>
@@ -17,6 +19,7 @@
 #include <cmath>
 #include <cstdint>
 #include <ctime>
+#include <deque>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -42,11 +45,18 @@ struct Shape {
 
 class Workload {
  public:
-  Workload(Shape shape, int layers, std::int64_t keys, std::vector<std::int64_t> positions)
+  // `chunk` 0: the context is one segment; otherwise moved chunks of so many tokens, and private pages for the rows.
+  Workload(Shape shape, int layers, std::int64_t keys, std::vector<std::int64_t> positions, std::int64_t chunk)
       : positions_(std::move(positions)) {
     std::mt19937 random(7);
     const KvLayout layout{layers, shape.num_kv_heads, shape.head_dim, DType::kBf16};
-    const std::size_t pages = static_cast<std::size_t>((keys + kPageTokens - 1) / kPageTokens);
+    if (chunk == 0) {
+      segments_.push_back({.length = keys});
+    } else {
+      AddChunks(keys, chunk);
+    }
+    std::size_t pages = 0;
+    for (const KvSegment& s : segments_) pages += PagesOf(s);
     kv_.resize(layout.page_bytes() / 2 * pages);
     std::uint32_t state = 1;
     for (auto& x : kv_) {  // uniform in +-[0.5, 2), cheaply
@@ -70,15 +80,16 @@ class Workload {
     q_.resize(static_cast<std::size_t>(rows * cols));
     for (float& x : q_) x = normal(random);
     out_.resize(q_.size());
-    segment_.pages = table_;
-    segment_.length = keys;
-    segment_.row_end = rows;
+    for (std::size_t first = 0; KvSegment & s : segments_) {
+      s.pages = std::span(table_).subspan(first, PagesOf(s));
+      first += PagesOf(s);
+    }
     params_.q = {q_.data(), DType::kF32, rows, cols, cols};
     params_.num_heads = shape.num_heads;
     params_.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
     params_.rope = {cos_, sin_, keys, half};
     params_.positions = positions_;
-    params_.segments = {&segment_, 1};
+    params_.segments = segments_;
     params_.pages = {reinterpret_cast<std::byte*>(kv_.data()), static_cast<PageIndex>(pages), layout};
     params_.out = {out_.data(), DType::kBf16, rows, cols, cols};
   }
@@ -120,9 +131,34 @@ class Workload {
     p.layer = layer;
     p.q.data = p.q.row<float>(begin);
     p.out.data = p.out.row<std::uint16_t>(begin);
-    p.q.rows = p.out.rows = segment_.row_end = end - begin;
+    p.q.rows = p.out.rows = end - begin;
     p.positions = p.positions.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+    for (KvSegment& s : segments_) {
+      const auto seeing = std::lower_bound(p.positions.begin(), p.positions.end(), PositionOf(s, 0));
+      s.row_begin = seeing - p.positions.begin();
+      s.row_end = end - begin;
+    }
     return p;
+  }
+
+  static std::size_t PagesOf(const KvSegment& s) {
+    return static_cast<std::size_t>((s.first + s.length + kPageTokens - 1) / kPageTokens);
+  }
+
+  void AddChunks(std::int64_t keys, std::int64_t chunk) {
+    for (std::int64_t start = 0; start < keys; start += chunk) {
+      KvSegment s{.start = start, .length = std::min(chunk, keys - start), .shift = start / 3};
+      s.first = static_cast<int>(start / 5 % kPageTokens);
+      auto& skip = skips_.emplace_back(PagesOf(s));
+      for (const std::int64_t position : positions_) {
+        if (position < start || position >= start + s.length) continue;
+        const auto row = static_cast<std::size_t>(s.first + position - start);
+        skip[row / kPageTokens] |= std::uint64_t{1} << (row % kPageTokens);
+      }
+      s.skip = skip;
+      segments_.push_back(s);
+    }
+    segments_.push_back({.length = static_cast<std::int64_t>(positions_.size()), .positions = positions_});
   }
 
   std::vector<std::int64_t> positions_;
@@ -130,7 +166,8 @@ class Workload {
   std::vector<PageIndex> table_;
   std::vector<double> inv_freq_;
   std::vector<float> cos_, sin_, q_;
-  KvSegment segment_;
+  std::deque<std::vector<std::uint64_t>> skips_;  // of each chunk
+  std::vector<KvSegment> segments_;
   AttentionParams params_;
 };
 
@@ -178,7 +215,8 @@ constexpr Shape kLlama8B = {32, 8, 128};
 
 void Register() {
   const auto add = [](const std::string& name, Shape shape, int layers, std::int64_t keys,
-                      std::vector<std::int64_t> positions, std::int64_t chunk, CpuIsa isa) {
+                      std::vector<std::int64_t> positions, std::int64_t chunk, CpuIsa isa,
+                      std::int64_t moved_chunk = 0) {
     for (const int threads : {1, 2}) {
       const std::string full = name + "/H" + std::to_string(shape.num_heads) + "_" +
                                std::to_string(shape.num_kv_heads) + "_d" + std::to_string(shape.head_dim) + "/keys" +
@@ -186,7 +224,7 @@ void Register() {
                                std::to_string(threads);
       benchmark::RegisterBenchmark(full.c_str(),
                                    [=](benchmark::State& state) {
-                                     Workload work(shape, layers, keys, positions);
+                                     Workload work(shape, layers, keys, positions, moved_chunk);
                                      Measure(state, work, chunk, threads, isa);
                                    })
           ->Unit(benchmark::kMillisecond)
@@ -194,10 +232,15 @@ void Register() {
     }
   };
   std::mt19937 random(3);
-  std::vector<std::int64_t> scattered;
-  for (std::int64_t p = 0; p < 4096; ++p) {
-    if (random() % 100 < 15) scattered.push_back(p);
-  }
+  const auto some = [&random](std::int64_t keys, unsigned percent) {
+    std::vector<std::int64_t> positions;
+    for (std::int64_t p = 0; p < keys; ++p) {
+      if (random() % 100 < percent) positions.push_back(p);
+    }
+    return positions;
+  };
+  const std::vector<std::int64_t> scattered = some(4096, 15);
+  const std::vector<std::int64_t> repaired = some(3200, 5);
   for (const CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
     add("Prefill64", kSmol, 1, 2048, Range(2048 - 64, 2048), 64, isa);
   }
@@ -207,6 +250,7 @@ void Register() {
     add("Chunked512", kSmol, 1, 2048, Range(0, 2048), 512, isa);
     add("Contiguous15%", kSmol, 1, 4096, Range(4096 - 614, 4096), 614, isa);
     add("Scattered15%", kSmol, 1, 4096, scattered, 4096, isa);
+    add("Repaired5%", kSmol, 30, 3200, repaired, 3200, isa, 400);
     add("Decode", kSmol, 30, 2048, {2047}, 1, isa);
     add("DecodeFromCache", kSmol, 1, 2048, {2047}, 1, isa);
     add("Prefill64", kLlama8B, 1, 2048, Range(2048 - 64, 2048), 64, isa);

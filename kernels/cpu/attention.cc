@@ -61,12 +61,6 @@ class Scratch {
   std::size_t capacity_ = 0;
 };
 
-// Into L2: slabs lie too far apart for the hardware to guess the next one. Inlined by force, because GCC 12 takes a
-// function of prefetches for one without effect and drops the calls.
-[[gnu::always_inline]] inline void Prefetch(const std::byte* data, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + i, 0, 2);
-}
-
 // One split of one segment, as seen by some tile: what one partial result covers.
 struct Unit {
   const KvSegment* segment;
@@ -201,7 +195,11 @@ class AttentionCall {
         partial += units * kv_heads * PartialFloats(Rows(tile));
       }
     }
-    std::stable_sort(tasks_.begin(), tasks_.end(), [](const Task& a, const Task& b) { return a.cost > b.cost; });
+    // Tasks of one kv head side by side: what one has read, the next ones find in the caches. The dearest first, so
+    // that the last ones are cheap.
+    std::stable_sort(tasks_.begin(), tasks_.end(), [](const Task& a, const Task& b) {
+      return a.kv_head != b.kv_head ? a.kv_head < b.kv_head : a.cost > b.cost;
+    });
     if (partial > 0) {
       thread_local Scratch shared;
       partials_ = shared.Get<float>(partial);
@@ -277,8 +275,6 @@ class AttentionCall {
       RotateQueries(tile, s, seen, kv_head, q);
       rotated = &s;
     }
-    std::fill_n(part.out, rows * padded_, 0.0f);
-    std::fill_n(part.sum, rows * kSumLanes, 0.0f);
     std::fill_n(part.max, rows, kNone);
     for (std::int64_t first = unit.first; first < unit.end; first += kPageTokens) {
       const std::size_t page = static_cast<std::size_t>(first / kPageTokens);
@@ -297,17 +293,14 @@ class AttentionCall {
       }
       kernel_.pack_keys(keys, d, k);
       const bool finite = kernel_.pack_values(values, d, keep, v);
-      if (more) {
-        Prefetch(next_keys, layout_.slab_bytes());
-        Prefetch(next_values, layout_.slab_bytes());
-      }
-      AttentionTile work{q, k, v, masks, rows, d, padded_, part};
+      AttentionTile work{q, k, v, next_keys, next_values, masks, rows, d, padded_, part};
       if (finite || all_see_all) {
         kernel_.add_tile(work);
         continue;
       }
       // 0 * inf is not 0: keep what a row may not see out of its sums, one row at a time.
       work.rows = 1;
+      work.next_k = work.next_v = nullptr;
       for (int r = 0; r < rows; ++r) {
         kernel_.pack_values(values, d, masks[r], v);
         kernel_.add_tile(work);

@@ -86,13 +86,40 @@ void Values(const std::uint32_t* w, const char* v, int padded, float* out) {
 
 constexpr int kMaxHeadDim = 256;
 
+// Fetches the next page little by little: what waits for memory in one go computes nothing meanwhile.
+class Ahead {
+ public:
+  Ahead(const void* next_k, const void* next_v, int head_dim)
+      : k_(static_cast<const char*>(next_k)),
+        v_(static_cast<const char*>(next_v)),
+        lines_(next_k == nullptr ? 0 : kPageTokens * head_dim * 2 / 64) {}
+
+  int left() const { return 2 * lines_ - next_; }
+  // N divides a slab's lines.
+  template <int N>
+  [[gnu::always_inline]] void Lines() {
+    if (next_ >= 2 * lines_) return;
+    const char* at = next_ < lines_ ? k_ + 64 * next_ : v_ + 64 * (next_ - lines_);
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) _mm_prefetch(at + 64 * i, _MM_HINT_T1);
+    next_ += N;
+  }
+
+ private:
+  const char* k_;
+  const char* v_;
+  int lines_;  // of a slab
+  int next_ = 0;
+};
+
 // Two blocks of rows go through each step together: a product that reads weights which were written just before waits
 // until they have reached the cache.
 constexpr int kRows = 2 * kTileRows;
+constexpr int kLinesPerRow = 2;  // of the next page, fetched beside each row's softmax
 
 // `rows` <= kRows rows over N blocks of 16 keys from block c0 on, which is even.
 template <int N>
-void AddKeys(const AttentionTile& a, int r0, int rows, int c0) {
+void AddKeys(const AttentionTile& a, int r0, int rows, int c0, Ahead& ahead) {
   alignas(64) float s[kRows * kPageTokens];
   alignas(64) std::uint32_t w[kRows * kPairs];
   // Registers have 16 rows: the last ones of a tile are computed beside rows of no meaning, in buffers of their own.
@@ -111,6 +138,7 @@ void AddKeys(const AttentionTile& a, int r0, int rows, int c0) {
   for (int r = 0; r < rows; ++r) {
     SoftmaxRow<N>(s + r * kPageTokens, a.masks[r0 + r] >> (16 * c0), a.padded, out + r * a.padded,
                   a.state.sum + (r0 + r) * kSumLanes, a.state.max + r0 + r, w + r * kPairs);
+    ahead.Lines<kLinesPerRow>();
   }
   const char* v = static_cast<const char*>(a.v) + 4 * 8 * c0 * a.padded;
   for (int r = 0; r < whole; r += kTileRows) Values<N>(w + r * kPairs, v, a.padded, out + r * a.padded);
@@ -124,17 +152,19 @@ void AddKeys(const AttentionTile& a, int r0, int rows, int c0) {
 
 void AddTile(const AttentionTile& a) {
   Use(kWhole);
+  Ahead ahead(a.next_k, a.next_v, a.head_dim);
+  while (ahead.left() > kLinesPerRow * a.rows) ahead.Lines<8>();  // few rows: their softmaxes leave no time for all
   for (int r = 0; r < a.rows; r += kRows) {
     const int rows = a.rows - r < kRows ? a.rows - r : kRows;
     std::uint64_t any = 0;
     for (int i = 0; i < rows; ++i) any |= a.masks[r + i];
     if (any == 0) continue;
     if (any >> 32 == 0) {
-      AddKeys<2>(a, r, rows, 0);
+      AddKeys<2>(a, r, rows, 0, ahead);
     } else if (static_cast<std::uint32_t>(any) == 0) {
-      AddKeys<2>(a, r, rows, 2);
+      AddKeys<2>(a, r, rows, 2, ahead);
     } else {
-      AddKeys<4>(a, r, rows, 0);
+      AddKeys<4>(a, r, rows, 0, ahead);
     }
   }
 }
@@ -151,30 +181,6 @@ constexpr TileConfig ForPage(int rows) {
 }
 constexpr TileConfig kForPage[kMaxPageRows] = {ForPage(1), ForPage(2), ForPage(3), ForPage(4),
                                                ForPage(5), ForPage(6), ForPage(7), ForPage(8)};
-
-// Fetches the next page little by little: what waits for memory in one go computes nothing meanwhile.
-class Ahead {
- public:
-  explicit Ahead(const AttentionPage& a)
-      : k_(static_cast<const char*>(a.next_k)),
-        v_(static_cast<const char*>(a.next_v)),
-        lines_(a.next_k == nullptr ? 0 : kPageTokens * a.head_dim * 2 / 64) {}
-
-  template <int N>
-  [[gnu::always_inline]] void Lines() {
-    if (next_ >= 2 * lines_) return;
-    const char* at = next_ < lines_ ? k_ + 64 * next_ : v_ + 64 * (next_ - lines_);
-#pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) _mm_prefetch(at + 64 * i, _MM_HINT_T1);
-    next_ += N;
-  }
-
- private:
-  const char* k_;
-  const char* v_;
-  int lines_;  // of a slab
-  int next_ = 0;
-};
 
 // Pairs of four rows side by side, [pairs][4]: rows that are not there are zeros.
 void PackFourQueries(const std::uint32_t* q, int rows, int pairs, std::uint32_t* out) {
@@ -254,7 +260,7 @@ bool AddPage(const AttentionPage& a) {
   alignas(64) std::uint32_t q[kMaxHeadDim / 2 * kFour];
   alignas(64) std::uint32_t v[kPairs * kMaxHeadDim];
   const int pairs = a.head_dim / 2;
-  Ahead ahead(a);
+  Ahead ahead(a.next_k, a.next_v, a.head_dim);
   Use(kForPage[a.rows - 1]);
   for (int r = 0; r < a.rows; r += kFour) {
     PackFourQueries(static_cast<const std::uint32_t*>(a.q) + r * pairs, a.rows - r, pairs, q);
@@ -283,9 +289,20 @@ bool AddPage(const AttentionPage& a) {
   return true;
 }
 
-constexpr AttentionKernel kKernel = {
-    sizeof(std::uint16_t),          &Rotate, &PackKeys, &PackValues, &AddTile, &AddPage, &F32Attention<FoldVec>::Fold,
-    &F32Attention<FoldVec>::Finish, nullptr, nullptr,   &Release};
+void TileScores(const void* query, int rows, int head_dim, const void* k, float* s, std::int64_t stride) {
+  Use(kWhole);
+  alignas(64) float block[kTileRows * kPageTokens];
+  alignas(64) char few_q[kTileRows * kMaxHeadDim * 2];
+  const char* q = static_cast<const char*>(query);
+  for (int r = 0; r < rows; r += kTileRows, q += 2 * kTileRows * head_dim) {
+    const int count = rows - r < kTileRows ? rows - r : kTileRows;
+    if (count < kTileRows) __builtin_memcpy(few_q, q, static_cast<std::size_t>(2 * count * head_dim));
+    Scores<4>(count < kTileRows ? few_q : q, head_dim, static_cast<const char*>(k), block);
+    CopyScores(block, count, s + r * stride, stride);
+  }
+}
+
+constexpr AttentionKernel kKernel = KernelWith(&AddTile, &AddPage, &TileScores, &Release);
 
 }  // namespace
 

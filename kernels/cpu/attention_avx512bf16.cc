@@ -108,6 +108,8 @@ void AddGroup(const AttentionTile& a, int r0) {
 }
 
 void AddTile(const AttentionTile& a) {
+  FetchSlab(a.next_k, 2 * kPageTokens * a.head_dim);
+  FetchSlab(a.next_v, 2 * kPageTokens * a.head_dim);
   int r = 0;
   for (; r + kRows <= a.rows; r += kRows) AddGroup<kRows>(a, r);
   switch (a.rows - r) {
@@ -120,8 +122,7 @@ void AddTile(const AttentionTile& a) {
   }
 }
 
-// Fetches `lines` cache lines into L2 from `offset` on: slabs lie too far apart for the hardware to guess the next one.
-// Inlined by force: GCC 12 takes a function of prefetches for one without effect and drops the calls.
+// As FetchSlab, of `lines` cache lines from `offset` on.
 [[gnu::always_inline]] inline void Fetch(const void* slab, int offset, int lines) {
   if (slab == nullptr) return;
   const char* at = static_cast<const char*>(slab) + offset;
@@ -229,9 +230,23 @@ bool AddPage(const AttentionPage& a) {
   }
 }
 
-constexpr AttentionKernel kKernel = {
-    sizeof(std::uint16_t),          &Rotate, &PackKeys, &PackValues, &AddTile, &AddPage, &F32Attention<FoldVec>::Fold,
-    &F32Attention<FoldVec>::Finish, nullptr, nullptr};
+void TileScores(const void* query, int rows, int head_dim, const void* k, float* s, std::int64_t stride) {
+  alignas(64) float block[kRows * kPageTokens];
+  const int pairs = head_dim / 2;
+  const std::uint32_t* q = static_cast<const std::uint32_t*>(query);
+  const std::uint32_t* keys = static_cast<const std::uint32_t*>(k);
+  int r = 0;
+  for (; r + kRows <= rows; r += kRows) {
+    Scores<kRows, 4>(q + r * pairs, pairs, keys, block);
+    CopyScores(block, kRows, s + r * stride, stride);
+  }
+  for (; r < rows; ++r) {
+    Scores<1, 4>(q + r * pairs, pairs, keys, block);
+    CopyScores(block, 1, s + r * stride, stride);
+  }
+}
+
+constexpr AttentionKernel kKernel = KernelWith(&AddTile, &AddPage, &TileScores, nullptr);
 
 }  // namespace
 

@@ -11,13 +11,25 @@ constexpr int kPairs = kPageTokens / 2;
 
 void Rotate(const float* q, const float* cos, const float* sin, int half, int head_dim, float scale, void* out) {
   std::uint16_t* o = static_cast<std::uint16_t*>(out);
-  for (int j = 0; j < half; ++j) {
-    const float a = q[j];
-    const float b = q[j + half];
-    o[j] = Bf16FromFloat((a * cos[j] - b * sin[j]) * scale);
-    o[j + half] = Bf16FromFloat((b * cos[j] + a * sin[j]) * scale);
+  const __m512 by = _mm512_set1_ps(scale);
+  const auto lanes = [](int left) { return static_cast<__mmask16>(left < 16 ? (1u << left) - 1 : 0xffffu); };
+  const auto store = [&](int at, __mmask16 mask, __m512 x) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(x, by));
+    _mm256_mask_storeu_epi16(o + at, mask, reinterpret_cast<__m256i>(rounded));
+  };
+  for (int j = 0; j < half; j += 16) {
+    const __mmask16 mask = lanes(half - j);
+    const __m512 a = _mm512_maskz_loadu_ps(mask, q + j);
+    const __m512 b = _mm512_maskz_loadu_ps(mask, q + j + half);
+    const __m512 c = _mm512_maskz_loadu_ps(mask, cos + j);
+    const __m512 s = _mm512_maskz_loadu_ps(mask, sin + j);
+    store(j, mask, _mm512_sub_ps(_mm512_mul_ps(a, c), _mm512_mul_ps(b, s)));
+    store(j + half, mask, _mm512_add_ps(_mm512_mul_ps(b, c), _mm512_mul_ps(a, s)));
   }
-  for (int j = 2 * half; j < head_dim; ++j) o[j] = Bf16FromFloat(q[j] * scale);
+  for (int j = 2 * half; j < head_dim; j += 16) {
+    const __mmask16 mask = lanes(head_dim - j);
+    store(j, mask, _mm512_maskz_loadu_ps(mask, q + j));
+  }
 }
 
 // 16 x 16 of 32 bits: row r of the result is column r of in.
@@ -97,7 +109,7 @@ bool PackValues(const void* slab, int head_dim, std::uint64_t keep, void* out) {
   return bad == 0;
 }
 
-// Moves the row's reference to its greatest score and scales what it has.
+// Moves the row's reference to its greatest score and scales what it has; with no key before, that becomes zeros.
 [[gnu::noinline]] float MoveReference(const __m512* s, const __mmask16* seen, int vecs, int padded, float* out,
                                       float* sum, float* max) {
   __m512 top = _mm512_set1_ps(-__builtin_inff());
@@ -107,6 +119,9 @@ bool PackValues(const void* slab, int head_dim, std::uint64_t keep, void* out) {
     const __m512 alpha = Avx512Vec::Exp2(_mm512_set1_ps(*max - next));
     for (int j = 0; j < padded; j += 16) _mm512_storeu_ps(out + j, _mm512_mul_ps(_mm512_loadu_ps(out + j), alpha));
     _mm512_storeu_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(sum), alpha));
+  } else {
+    for (int j = 0; j < padded; j += 16) _mm512_storeu_ps(out + j, _mm512_setzero_ps());
+    _mm512_storeu_ps(sum, _mm512_setzero_ps());
   }
   *max = next;
   return next;
@@ -138,9 +153,24 @@ template <int N>
   }
 }
 
+// Rows of a tile's scores to where AttentionMass wants them.
+void CopyScores(const float* block, int rows, float* s, std::int64_t stride) {
+  for (int r = 0; r < rows; ++r) __builtin_memcpy(s + r * stride, block + r * kPageTokens, kPageTokens * sizeof(float));
+}
+
 struct FoldVec : Avx512Vec {
   static constexpr int kVecs = 1;
 };
+
+// A kernel of these parts and its own products.
+constexpr AttentionKernel KernelWith(decltype(AttentionKernel::add_tile) add_tile,
+                                     decltype(AttentionKernel::add_page) add_page,
+                                     decltype(AttentionKernel::scores) scores,
+                                     decltype(AttentionKernel::release) release) {
+  using Folded = F32Attention<FoldVec>;
+  return {sizeof(std::uint16_t), &Rotate,         &PackKeys, &PackValues,      add_tile, add_page,
+          &Folded::Fold,         &Folded::Finish, scores,    &Folded::AddMass, release};
+}
 
 }  // namespace
 }  // namespace kvshare::kernels

@@ -18,11 +18,12 @@ namespace kvshare::kernels {
 inline constexpr int kSumLanes = 16;  // row sums are kept by (key mod 16) and added up once, in a fixed tree
 
 // Online softmax of some rows over the keys of one split so far: sum of 2^(s - max) and of 2^(s - max) v.
-// `max` is a reference, not the exact maximum: it moves only when a score exceeds it by more than kMaxSlack.
+// `max` is a reference, not the exact maximum: it moves only when a score exceeds it by more than kMaxSlack. While it
+// is -inf, a row has seen no key, and its out and sum hold anything: who sees the first key clears them.
 struct AttentionPartial {
   float* out = nullptr;  // [rows][padded]
   float* sum = nullptr;  // [rows][kSumLanes]
-  float* max = nullptr;  // [rows]; -inf: no key seen yet
+  float* max = nullptr;  // [rows]
 };
 
 // 2^8: weights stay far inside fp32 and keep their relative precision in bf16; rescaling becomes rare.
@@ -32,6 +33,8 @@ struct AttentionTile {
   const void* q = nullptr;
   const void* k = nullptr;
   const void* v = nullptr;
+  const void* next_k = nullptr;  // slabs of the page to come, to be fetched meanwhile; may be null
+  const void* next_v = nullptr;
   const std::uint64_t* masks = nullptr;  // per row: bit t set = key t is seen
   int rows = 0;
   int head_dim = 0;
@@ -68,8 +71,7 @@ struct AttentionKernel {
   void (*fold)(const AttentionPartial& total, const AttentionPartial& part, int rows, int padded);
   // One row of the answer: out / sum, or zeros; to bf16 or fp32. -0 becomes +0.
   void (*finish)(const float* out, float sum, float max, int head_dim, DType dtype, void* dst);
-  // For AttentionMass; null where the elements are not fp32. Scores of `rows` query rows and the 64 keys of a tile:
-  // s[r * stride + t] = q[r] . k[t].
+  // For AttentionMass. Scores of `rows` query rows and the 64 keys of a tile: s[r * stride + t] = q[r] . k[t].
   void (*scores)(const void* q, int rows, int head_dim, const void* k, float* s, std::int64_t stride);
   // mass[t] += 2^(s[t] - max) / sum over `keys` (a multiple of 64) scores; keys at -infinity get nothing. Overwrites s.
   void (*add_mass)(float* s, std::int64_t keys, float* mass);

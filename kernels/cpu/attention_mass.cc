@@ -47,14 +47,15 @@ class MassCall {
       }
     }
     for (std::size_t s = 0; s < p.segments.size(); ++s) AddColumns(s);
-    query_.resize(rows.size() * Index(group_) * Index(d_));
-    keys_.resize(Index(d_) * kPageTokens);
+    query_.resize(rows.size() * Index(group_) * RowBytes());
+    keys_.resize(RowBytes() * kPageTokens);
     scores_.resize(rows.size() * Index(group_) * Stride());
     total_.assign(Stride(), 0.0f);
   }
 
   void Run() {
     for (int head = 0; head < p_.pages.layout.num_kv_heads; ++head) RunHead(head);
+    if (kernel_.release != nullptr) kernel_.release();
     for (std::size_t c = 0; c < columns_.size(); ++c) {
       const KvSegment& s = p_.segments[columns_[c].segment];
       const std::span<float> mass = mass_[columns_[c].segment];
@@ -66,6 +67,7 @@ class MassCall {
   }
 
  private:
+  std::size_t RowBytes() const { return Index(d_) * kernel_.element_bytes; }
   std::size_t Stride() const { return columns_.size() * kPageTokens; }
   const PageRows& Seen(std::size_t row, std::size_t segment) const { return seen_[row * p_.segments.size() + segment]; }
 
@@ -112,13 +114,13 @@ class MassCall {
   }
 
   void Rotate(std::size_t segment, int head) {
-    float* q = query_.data();
+    std::byte* q = query_.data();
     RopeAngle angle(p_.rope);
     for (std::size_t r = 0; r < rows_.size(); ++r) {
       const PageRows& seen = Seen(r, segment);
       angle.Set(seen.begin < seen.end ? p_.positions[Index(rows_[r])] - p_.segments[segment].shift : 0);
       const float* heads = p_.q.row<float>(rows_[r]) + head * group_ * d_;
-      for (int g = 0; g < group_; ++g, q += d_) {
+      for (int g = 0; g < group_; ++g, q += RowBytes()) {
         kernel_.rotate(heads + g * d_, angle.cos(), angle.sin(), p_.rope.half, d_, p_.scale * kLog2E, q);
       }
     }
@@ -132,10 +134,10 @@ class MassCall {
   const int group_;
   std::vector<PageRows> seen_;  // [row][segment]
   std::vector<Column> columns_;
-  std::vector<float> query_;   // [row][head of the group][d]
-  std::vector<float> keys_;    // one packed page
-  std::vector<float> scores_;  // [row][head of the group][column][64]
-  std::vector<float> total_;   // [column][64]
+  std::vector<std::byte> query_;  // [row][head of the group][d], elements as the kernel has them
+  std::vector<std::byte> keys_;   // one packed page
+  std::vector<float> scores_;     // [row][head of the group][column][64]
+  std::vector<float> total_;      // [column][64]
 };
 
 }  // namespace
@@ -148,9 +150,7 @@ void AttentionMass(const AttentionParams& p, std::span<const std::int64_t> rows,
     KVS_CHECK(mass[s].empty() || static_cast<std::int64_t>(mass[s].size()) == segment.length);
     KVS_CHECK(segment.first + segment.length <= static_cast<std::int64_t>(segment.pages.size()) * kPageTokens);
   }
-  // The fp32 kernels, whatever the backend computes with: here a weight of its own matters, not a sum of many.
   if (isa == CpuIsa::kAuto) isa = AvailableIsas().front();
-  if (MultipliesBf16(isa)) isa = CpuIsa::kAvx512;
   const AttentionKernel& kernel = AttentionKernelFor(isa, p.pages.layout);
   for (std::size_t begin = 0; begin < rows.size(); begin += kRowsAtATime) {
     MassCall(p, rows.subspan(begin, std::min(kRowsAtATime, rows.size() - begin)), mass, kernel).Run();
