@@ -429,15 +429,22 @@ const float* OneDnnEngine::Multiply(const MatrixView& x, std::int64_t first, std
   return reinterpret_cast<const float*>(state.result.get());
 }
 
-// Calls epilogue(first row, rows, panel, its bias or null, product) for every block and panel.
+// Calls epilogue(first row, rows, panel, its bias or null, product) for every block and panel. A worker multiplies all
+// its blocks by a panel before it goes on to the next one: a panel stays in its cache, all of them would not. Where
+// there are many blocks each worker has its share of them and all panels; with few, its share of the panels and all
+// blocks, so that weights are read once.
 template <typename Epilogue>
 void OneDnnEngine::ForEachBlock(const MatrixView& x, const PackedWeights& weights, Epilogue&& epilogue) {
   const std::int64_t blocks = (x.rows + kRowBlock - 1) / kRowBlock;
   const auto panels = static_cast<std::int64_t>(weights.panels.size());
+  const std::int64_t shares = blocks >= 2 * pool_.size() ? pool_.size() : 1;
   pool_.ParallelForAtHome(blocks * panels, [&](std::int64_t task, int worker) {
-    const std::int64_t first = task / panels * kRowBlock;
+    const std::int64_t share = ((task / panels + 1) * shares - 1) / blocks;
+    const std::int64_t begin = blocks * share / shares, count = blocks * (share + 1) / shares - begin;
+    const std::int64_t at = task - begin * panels;
+    const std::int64_t first = (begin + at % count) * kRowBlock;
     const std::int64_t rows = std::min(kRowBlock, x.rows - first);
-    const Panel& panel = weights.panels[static_cast<std::size_t>(task % panels)];
+    const Panel& panel = weights.panels[static_cast<std::size_t>(at / count)];
     const float* bias =
         weights.bias.empty() ? nullptr : weights.bias.data() + panel.first_col * (weights.gated ? 2 : 1);
     epilogue(first, rows, panel, bias, Multiply(x, first, rows, panel, worker));
