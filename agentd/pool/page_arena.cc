@@ -1,6 +1,8 @@
 #include "agentd/pool/page_arena.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <condition_variable>
@@ -25,8 +27,11 @@ using kernels::KvPages;
 using kernels::PageIndex;
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-// One madvise call: short enough that stopping and newer wishes are noticed soon.
-constexpr std::size_t kStep = std::size_t{16} << 20;
+// One madvise call: short enough that stopping and newer wishes are noticed soon, and that nobody waits long who needs
+// the address space itself, which the call holds.
+constexpr std::size_t kStep = kHugePage;
+// Populating half the lead takes a core some 50 ms. Behind whatever computes, a request has most of that core.
+constexpr int kNiceness = 10;
 
 static_assert(sizeof(std::atomic<std::uint64_t>) == sizeof(std::uint64_t) &&
               std::atomic<std::uint64_t>::is_always_lock_free);  // as other processes read them
@@ -114,6 +119,7 @@ class PageArenaImpl final : public PageArena {
 
  private:
   void Run() {
+    (void)setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kNiceness);
     std::unique_lock lock(mutex_);
     while (true) {
       changed_.wait(lock, [this] { return stop_ || done_ < wanted_; });
