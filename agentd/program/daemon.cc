@@ -114,6 +114,13 @@ int FailService(const Config& config, const Status& status) {
   return Fail(usage ? kExitUsage : kExitFailed, (pool ? "--kv-pool-size: " : "") + status.message());
 }
 
+// A model that cannot be loaded onto a device because of the device: it failed, is too small, or computes wrongly. What
+// is wrong with the files has other codes.
+bool MayBeTheDevices(const Status& status) {
+  return status.code() == StatusCode::kResourceExhausted || status.code() == StatusCode::kUnavailable ||
+         status.code() == StatusCode::kInternal;
+}
+
 int FailListen(const char* flag, const Status& status) {
   return Fail(status.code() == StatusCode::kInvalidArgument ? kExitUsage : kExitCannotListen,
               std::string(flag) + ": " + status.message());
@@ -161,9 +168,16 @@ class Daemon {
   Ended Serve(runtime::Device device) {
     http_.routes().SetLoading();
     const auto start = std::chrono::steady_clock::now();
-    Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(config_.model, LoadOptionsOf(config_, device));
-    if (!model.ok()) return {Fail(kExitModel, "--model: " + model.status().message())};
+    const runtime::LoadOptions load = LoadOptionsOf(config_, device);
     const bool cpu_follows = device == runtime::Device::kAuto;
+    // Asked before it can fail.
+    const bool may_use_gpu = cpu_follows && load.dtype == kernels::DType::kBf16 && kernels::ProbeCuda().ok();
+    Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(config_.model, load);
+    if (!model.ok()) {
+      const bool by_device = may_use_gpu && MayBeTheDevices(model.status());
+      return {Fail(kExitModel, "--model: " + model.status().message() + (by_device ? "; trying the CPU" : "")),
+              by_device};
+    }
     ServiceOptions options = OptionsOf(config_);
     if (cpu_follows) options.after_device_loss = "agentd goes on on the CPU, so ask again";
     std::atomic<bool> device_lost = false;

@@ -149,6 +149,23 @@ class GpuTest(ProgramTest):
             self.assertEqual(warm["ids"], gpu["ids"])
             self.assertGreaterEqual(warm["kvshare"]["prefix_tokens"], 64)
 
+    def test_a_gpu_that_cannot_take_the_model(self):
+        for trouble, why in (dict(KVSHARE_EMULATED_FAIL_AT="3"), "an illegal address"), \
+                            (dict(KVSHARE_EMULATED_MEMORY="1000000"), "is full"):
+            self.env = trouble
+            process, endpoint, log = self.start("ipc://" + self.path("g.sock"), "--device", "auto", *self.args)
+            self.assertRegex(log, f"agentd: --model: .*{why}.*; trying the CPU\n(.*\n)*agentd: ready at .* on ")
+            self.assertEqual(self.json("ping", "--endpoint", endpoint, "--format", "json")["device"], "cpu")
+            self.generate(endpoint)
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(30), 0)
+            argv = [os.path.join(BIN, "agentd"), "--model", MODEL, "--listen", "ipc://" + self.path("g.sock")]
+            ended = subprocess.run([*argv, "--device", "cuda"], capture_output=True, text=True, timeout=60,
+                                   env={**os.environ, **trouble})
+            self.assertEqual(ended.returncode, 5, ended.stderr)
+            self.assertRegex(ended.stderr, f"^agentd: --model: .*{why}")
+            self.assertNotIn("CPU", ended.stderr)
+
     def test_a_signal_while_a_gpu_that_failed_is_given_up_ends_the_daemon(self):
         listen = "ipc://" + self.path("g.sock")
         process, endpoint, _ = self.start(listen, "--device", "auto", *self.args, hold=True)

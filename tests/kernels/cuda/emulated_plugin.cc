@@ -1,11 +1,13 @@
 // The emulated GPU as a plug-in, so that the programs themselves run on it where there is no GPU. While the file that
 // KVSHARE_EMULATED_BREAK names exists, it is broken, and what broke stays so. Where KVSHARE_EMULATED_HOLD names a FIFO,
-// one that broke waits, when it is given up, until somebody has opened that to write, and closed it.
+// one that broke waits, when it is given up, until somebody has opened that to write, and closed it. Launch number
+// KVSHARE_EMULATED_FAIL_AT fails; KVSHARE_EMULATED_MEMORY is the memory in bytes.
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "kernels/cuda/cuda_backend.h"
@@ -49,7 +51,10 @@ Status Create(const CudaOptions&, std::unique_ptr<Backend>* backend) {
   KVS_RETURN_IF_ERROR(Probe(0, &info));
   // Shared: std::function copies what it holds.
   const auto broken = [hold = std::make_shared<Hold>()] { return hold->broke = hold->broke || Broken(); };
-  KVS_ASSIGN_OR_RETURN(*backend, NewBackendOn(NewEmulatedDevice({.broken = broken}), {}));
+  EmulatedDeviceOptions options{.broken = broken};
+  if (const char* launch = std::getenv("KVSHARE_EMULATED_FAIL_AT")) options.fail_at_launch = std::atoi(launch);
+  if (const char* bytes = std::getenv("KVSHARE_EMULATED_MEMORY")) options.memory_bytes = std::stoull(bytes);
+  KVS_ASSIGN_OR_RETURN(*backend, NewBackendOn(NewEmulatedDevice(options), {}));
   return OkStatus();
 }
 
