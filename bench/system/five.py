@@ -6,21 +6,25 @@
 
 Per mode a daemon, one session and --tasks tasks of some 700 new tokens; roles have about 500 tokens, answers --answer.
 A mode may name its wished budget (--blend-recompute). Agents talk as agents do: chat messages in, text out, one after
-the other without a pause. The first --warm-up tasks (roles are stored, anchors are learnt) do not count. Prints per
-agent what of the prompt was computed, the median time to first token and the daemon's processor time until then, and
-their ratios to --modes' first: where others use the machine too, processor time is what can be compared. --svg draws
-quality over speed: the mean KL of the first tokens that were compared with exact ones (answers are, when the daemon has
-time), and how many times as fast agents 2 to 5 are, in sums over all tasks.
+the other without a pause. The modes take turns, agent by agent, and whose turn it is not is stopped (SIGSTOP): a
+machine that others use too has fast and slow minutes, and modes are compared within one. The first --warm-up tasks
+(roles are stored, anchors are learnt) do not count. Prints per agent what of the prompt was computed, the median time
+to first token and the daemon's processor time until then, and their ratios to --modes' first: where others use the
+machine too, processor time is what can be compared. --svg draws quality over speed: the mean KL of the first tokens
+that were compared with exact ones (answers are, when the daemon has time), and how many times as fast agents 2 to 5
+are, in sums over all tasks.
 
 The texts are made by bench/traces/make_team.py. Prints a table, or one JSON object with --format json. Standard library
 only.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -74,31 +78,66 @@ def ask(daemon, *args):
     return reply
 
 
-def chain(daemon, folder, mode, number, answer):
-    """The replies of five agents to one task, each over the answers before."""
-    replies = []
-    for agent, role in make_team.AGENTS.items():
-        messages = [{"role": "system", "content": role + "\n\n" + make_team.HANDBOOK},
-                    {"role": "user", "content": task(number)}]
-        messages += [{"role": "user", "content": f"{name} wrote: {reply['text']}"}
-                     for name, reply in zip(make_team.AGENTS, replies)]
-        path = os.path.join(folder, "messages.json")
-        with open(path, "w", encoding="utf-8") as f:
-            json.dump(messages, f)
-        replies.append(ask(daemon, "--messages", path, "--max-tokens", answer, "--reuse", mode, "--agent", agent,
-                           "--session", "team"))
-    return replies
+@contextlib.contextmanager
+def its_turn(daemon):
+    """Lets the daemon run, and only here."""
+    daemon.process.send_signal(signal.SIGCONT)
+    try:
+        yield
+    finally:
+        daemon.process.send_signal(signal.SIGSTOP)
+
+
+def ask_agent(daemon, folder, mode, number, agent, replies, answer):
+    """The reply of one agent to task `number`, over the replies of those before it."""
+    messages = [{"role": "system", "content": make_team.AGENTS[agent] + "\n\n" + make_team.HANDBOOK},
+                {"role": "user", "content": task(number)}]
+    messages += [{"role": "user", "content": f"{name} wrote: {reply['text']}"}
+                 for name, reply in zip(make_team.AGENTS, replies)]
+    path = os.path.join(folder, "messages.json")
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(messages, f)
+    with its_turn(daemon):
+        # It finds that nobody has asked for long. A word of somebody else's, and it is as busy as between two agents.
+        kvctl("generate", "--endpoint", daemon.endpoint, "--prompt", "Hello", "--max-tokens", 1, "--reuse", "off")
+        return ask(daemon, "--messages", path, "--max-tokens", answer, "--reuse", mode, "--agent", agent, "--session",
+                   "team")
 
 
 def audits(daemon):
     """Approximate answers against exact ones, by depth; of those that are computed exactly within two minutes."""
     stats = None
-    for _ in range(120):
-        stats = kvctl("stat", "--endpoint", daemon.endpoint)["approximate"]
-        if stats["healed"] >= stats["answers"]:
-            break
-        time.sleep(1)
+    with its_turn(daemon):
+        for _ in range(120):
+            stats = kvctl("stat", "--endpoint", daemon.endpoint)["approximate"]
+            if stats["healed"] >= stats["answers"]:
+                break
+            time.sleep(1)
     return {"the first token": stats["audits"], "a later token": stats["later_audits"]}
+
+
+def run(names, args):
+    """Of each mode the replies, [task][agent], and the audits."""
+    replies = {name: [] for name in names}
+    with contextlib.ExitStack() as stack:
+        daemons = {}
+        for name in names:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            _, _, budget = name.partition(":")
+            flags = ("--anchor-memory", args.anchor_memory, *(("--blend-recompute", budget) if budget else ()))
+            daemon = stack.enter_context(Daemon(args.model, folder, *flags))
+            stack.callback(daemon.process.send_signal, signal.SIGCONT)  # a stopped process does not end
+            daemon.process.send_signal(signal.SIGSTOP)
+            daemons[name] = (daemon, folder)
+        for number in range(args.first, args.first + args.warm_up + args.tasks):
+            for name in names:
+                replies[name].append([])
+            for agent in make_team.AGENTS:
+                for name, (daemon, folder) in daemons.items():
+                    before = replies[name][-1]
+                    before.append(ask_agent(daemon, folder, name.partition(":")[0], number, agent, before, args.answer))
+            print(f"five.py: task {number} done", file=sys.stderr)
+        return {name: (replies[name][args.warm_up:], audits(daemon)) for name, (daemon, _) in daemons.items()}
 
 
 def speed(result, mode, base, times="each_ttft_ms"):
@@ -158,15 +197,7 @@ def main():
     parser.add_argument("--format", choices=("text", "json"), default="text")
     args = parser.parse_args()
     result = {}
-    for name in args.modes.split(","):
-        mode, _, budget = name.partition(":")
-        with tempfile.TemporaryDirectory() as folder:
-            flags = ("--anchor-memory", args.anchor_memory, *(("--blend-recompute", budget) if budget else ()))
-            with Daemon(args.model, folder, *flags) as daemon:
-                numbers = range(args.first, args.first + args.warm_up + args.tasks)
-                tasks = [chain(daemon, folder, mode, number, args.answer) for number in numbers]
-                tasks = tasks[args.warm_up:]
-                compared = audits(daemon)
+    for name, (tasks, compared) in run(args.modes.split(","), args).items():
         computed = lambda r: r["kvshare"]["recomputed_tokens"] + r["kvshare"]["fresh_tokens"]
         median = lambda value: [statistics.median(value(t[a]) for t in tasks) for a in range(5)]
         result[name] = {
