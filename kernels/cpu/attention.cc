@@ -39,6 +39,8 @@ constexpr float kLog2E = 1.44269504088896340736f;
 // percent of using it (300 cycles a row), few enough that the sums stay in L2.
 constexpr int kTileRows = 192;
 constexpr int kLeastTileRows = 24;
+// A call of so few rows is one tile: what is packed for a second one would be packed for few rows.
+constexpr int kMostTileRows = 3 * kTileRows;
 
 // Grows, never shrinks, aligned to cache lines. Contents do not survive growth.
 class Scratch {
@@ -145,6 +147,7 @@ class AttentionCall {
     // Where whole tiles and their units are too few to keep all threads busy to the end, smaller ones; their size
     // changes no bits.
     std::int64_t tokens = std::max(1, kTileRows / group_);
+    if (rows * group_ <= kMostTileRows) tokens = std::max(tokens, rows);
     while (tokens * group_ > kLeastTileRows && row_units * layout_.num_kv_heads < 4 * threads * tokens) tokens /= 2;
     for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
       for (std::int64_t begin = cuts[c]; begin < cuts[c + 1]; begin += tokens) {
