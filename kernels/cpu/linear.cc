@@ -439,6 +439,7 @@ void OneDnnEngine::ForEachBlock(const MatrixView& x, const PackedWeights& weight
   const auto panels = static_cast<std::int64_t>(weights.panels.size());
   const std::int64_t shares = blocks >= 2 * pool_.size() ? pool_.size() : 1;
   pool_.ParallelForAtHome(blocks * panels, [&](std::int64_t task, int worker) {
+    // The share that block task / panels is of: blocks * share / shares and following.
     const std::int64_t share = ((task / panels + 1) * shares - 1) / blocks;
     const std::int64_t begin = blocks * share / shares, count = blocks * (share + 1) / shares - begin;
     const std::int64_t at = task - begin * panels;
