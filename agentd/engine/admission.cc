@@ -56,7 +56,8 @@ bool Engine::AdmitNext(std::int64_t* row_budget) {
     stored.push_back(planner_.FindReusable(request.prompt, request.reuse));
     prospects.push_back({.reusable = stored[i].tokens(),
                          .prompt = static_cast<std::int64_t>(request.prompt.size()),
-                         .held = IsLoadingChunks(request.id) || WorthWaitingFor(request, stored[i])});
+                         .held = (IsLoadingChunks(request.id) && !MayComputeOverLoads(request, stored[i])) ||
+                                 WorthWaitingFor(request, stored[i])});
   }
   for (const std::size_t i : waiting_.Order(prospects)) {
     const bool due = waiting_.IsDue(i);
@@ -101,9 +102,10 @@ ReusePlan Engine::PlanFor(const EngineRequest& request, StoredPrefix stored) {
 bool Engine::TryAdmit(std::size_t i, std::span<const Prospect> prospects, StoredPrefix stored,
                       std::int64_t* row_budget) {
   const EngineRequest& waiting = waiting_.at(i);
+  if (IsLoadingChunks(waiting.id)) return TryAdmitOverLoads(i, prospects, stored, row_budget);
   MovedPlan moved = PlanWithLoads(waiting, stored);
   if (!moved.loads.empty()) {
-    BeginChunkLoads(waiting, std::move(moved.loads));
+    BeginChunkLoads(waiting, std::move(moved));
     return true;
   }
   if (moved.work.prompt != nullptr) {
@@ -151,7 +153,7 @@ Sequence* Engine::Admit(std::size_t i, std::span<const Prospect> prospects, Reus
   const bool loads = !plan.stored.cold.pages.empty();
   auto sequence = std::make_unique<Sequence>();
   sequence->request = waiting_.Take(i, prospects);
-  chunk_loads_.erase(sequence->request.id);
+  if (!IsLoadingChunks(sequence->request.id)) chunk_loads_.erase(sequence->request.id);
   {
     const std::lock_guard lock(mutex_);
     --waiting_count_;

@@ -41,11 +41,11 @@ Match Engine::Lookup(std::span<const TokenId> prompt) {
 Status Engine::AfterFetch(std::span<const TokenId> prompt, const std::function<void()>& then) {
   const auto done = std::make_shared<std::promise<Status>>();
   Post([this, &prompt, &then, done] {
-    Fetch(std::vector<TokenId>(prompt.begin(), prompt.end()),
-          [&then, done](const Status& status, std::optional<MissKind>) {
-            if (status.ok()) then();
-            done->set_value(status);
-          });
+    Fetch({.tokens = {prompt.begin(), prompt.end()},
+           .done = [&then, done](const Status& status, std::optional<MissKind>) {
+             if (status.ok()) then();
+             done->set_value(status);
+           }});
   });
   return done->get_future().get();
 }

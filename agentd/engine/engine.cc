@@ -259,7 +259,7 @@ void Engine::Stop() {
   const Status stopped = Unavailable("the daemon stopped before this request was done");
   while (true) {
     FailAll(stopped);
-    for (auto& [tokens, done] : std::exchange(fetches_, {})) done(stopped, std::nullopt);
+    for (const Wish& wish : std::exchange(fetches_, {})) wish.done(stopped, std::nullopt);
     FollowCopies();  // the last step may have left it at what tasks brought
     std::vector<std::function<void()>> tasks;
     {

@@ -132,14 +132,14 @@ class Engine {
     std::vector<ChunkLoad> loads;   // that `work` needs first; the prompt's own prefix may be among them
     std::int64_t saved = 0;         // rows, where there are any
   };
-  enum class Disk { kUnread, kAsMemory };
+  enum class Disk { kUnread, kAsMemory, kOnTheWay };
   MovedPlan PlanMoved(const EngineRequest& request, const StoredPrefix& stored, Disk disk, MissKind gone);
   bool TryAdmitMoved(std::size_t i, std::span<const Prospect> prospects, MovedPlan& moved, std::int64_t* row_budget);
   void ComputeMoved();
   Status Recompute(Sequence& sequence, std::span<float> logits);
   Status SendBack(Sequence& sequence, std::span<float> logits);
   void MayAudit(Sequence& sequence, std::span<const float> logits);
-  Status ComputeExactly(Sequence& sequence, float* logits);
+  Status ComputeExactly(Sequence& sequence, float* logits, std::string_view reason);
   void BecomeExact(Sequence& sequence);
   void Teach(Sequence& sequence);
   void Record(const Sequence& sequence);
@@ -148,11 +148,21 @@ class Engine {
   void ShadowLater(Sequence& sequence);
   Healer::Events HealerEvents();
 
-  // chunk_loads.cc: chunks that are read back before their prompt is computed.
+  // chunk_loads.cc: chunks that are read back before their prompt is computed, or while it is.
   void RecallSession(const std::string& session);
   MovedPlan PlanWithLoads(const EngineRequest& request, const StoredPrefix& stored);
-  void BeginChunkLoads(const EngineRequest& request, std::vector<ChunkLoad> loads);
+  void BeginChunkLoads(const EngineRequest& request, MovedPlan all);
   bool IsLoadingChunks(std::uint64_t request_id) const;
+  bool MayComputeOverLoads(const EngineRequest& request, const StoredPrefix& stored) const;
+  std::optional<double> SecondsOfChunkLoads(std::uint64_t request_id) const;
+  bool MayBlendMore(const EngineRequest& request) const;
+  std::int64_t RowsWhileLoading(const EngineRequest& request) const;
+  bool TryAdmitOverLoads(std::size_t i, std::span<const Prospect> prospects, const StoredPrefix& stored,
+                         std::int64_t* row_budget);
+  std::vector<PageIndex> PagesOnTheWay(std::uint64_t request_id, std::span<const TokenId> run,
+                                       const StoredPrefix& stored) const;
+  void GateChunkLoads(Sequence& sequence);
+  std::optional<MissKind> EndChunkLoads(Sequence& sequence);
 
   void Materialize();
   Status Forward();
@@ -180,12 +190,18 @@ class Engine {
   void FollowCopies();
   void EndPromotion(std::uint64_t id);
   bool MayOverlap(const Sequence& sequence, std::int64_t rows) const;
+  std::optional<double> SecondsLeft(const Promotion& promotion) const;
   void PublishLoaded(const Promotion& promotion, KvHandle& kv, std::span<const ColdLoaded> good);
   // Loads what the cold tier has of `tokens`, then calls `done`. Where memory has no room for it, `done` is called with
-  // what there is.
-  void Fetch(std::vector<TokenId> tokens, FetchDone done);
+  // what there is. `request`: whose chunks these are (Promotion), or 0.
+  struct Wish {
+    std::vector<TokenId> tokens;
+    FetchDone done;
+    std::uint64_t request = 0;
+  };
+  void Fetch(Wish wish);
   void RetryFetches();
-  bool StartFetch(std::vector<TokenId>& tokens, FetchDone& done);
+  bool StartFetch(Wish& wish);
 
   // by_name.cc
   Entry EntryOf(const StoredPage& page) const;
@@ -237,12 +253,14 @@ class Engine {
   PinnedBlocks pinned_;
   std::uint64_t next_promotion_ = 1;
   std::map<std::uint64_t, std::unique_ptr<Promotion>> promotions_;
-  LoadGate gate_;                                                    // of the step that is being computed
-  std::vector<std::pair<std::vector<TokenId>, FetchDone>> fetches_;  // that wait for a promotion of the same pages
+  LoadGate gate_;              // of the step that is being computed
+  std::vector<Wish> fetches_;  // that wait for a promotion of the same pages
   SessionRecall recall_;
   struct ChunkLoads {
     int under_way = 0;
     std::optional<MissKind> lost;
+    std::int64_t rows = 0;     // that computing over the chunks takes at most
+    bool may_overlap = false;  // there may be a way to do that before all have come
   };
   std::unordered_map<std::uint64_t, ChunkLoads> chunk_loads_;  // of waiting requests that have asked for them
   std::deque<std::uint64_t> plan_order_;

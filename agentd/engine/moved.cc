@@ -14,8 +14,11 @@ namespace kvshare::agentd {
 namespace {
 
 MissKind KindOf(std::string_view reason) {
-  if (reason == MissKindName(MissKind::kNoAnchor)) return MissKind::kNoAnchor;
-  return reason == MissKindName(MissKind::kQualityGuard) ? MissKind::kQualityGuard : MissKind::kMoveSlower;
+  for (const MissKind kind : {MissKind::kNoAnchor, MissKind::kQualityGuard, MissKind::kColdEvicted,
+                              MissKind::kColdDamaged, MissKind::kColdUnreadable, MissKind::kPoolFull}) {
+    if (reason == MissKindName(kind)) return kind;
+  }
+  return MissKind::kMoveSlower;
 }
 
 // Tokens that may follow a prompt and need a place.
@@ -27,7 +30,8 @@ std::int64_t NewTokens(const EngineRequest& request) {
 
 // What a request that may be answered approximately would take from its session. Nothing where only the prompt is asked
 // for: that is stored, so it must be exact. Disk::kAsMemory: what has to be loaded counts as if it were there;
-// otherwise nothing is moved while a prefix is to be loaded. `gone`: why what the session has seen is not in memory.
+// kOnTheWay: the same, and pages are named where they are being loaded to; otherwise nothing is moved while a prefix is
+// to be loaded. `gone`: why what the session has seen is not in memory.
 Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPrefix& stored, Disk disk,
                                     MissKind gone) {
   MovedPlan moved;
@@ -36,8 +40,14 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   RecallSession(*request.session);
   if (request.reuse == ReuseMode::kKvcomm) moved_.anchors().Of(*request.session);  // what is on disk is on its way
   if (disk == Disk::kUnread && !stored.cold.pages.empty()) return moved;
-  FoundChunks found =
-      moved_.Find(request, stored.tokens(), NewTokens(request), disk == Disk::kAsMemory ? &planner_ : nullptr);
+  OnTheWay on_the_way;
+  if (disk == Disk::kOnTheWay) {
+    on_the_way = [&](std::span<const TokenId> run, const StoredPrefix& there) {
+      return PagesOnTheWay(request.id, run, there);
+    };
+  }
+  FoundChunks found = moved_.Find(request, stored.tokens(), NewTokens(request),
+                                  disk == Disk::kUnread ? nullptr : &planner_, on_the_way);
   if (found.chunks.empty() && found.strays.empty() && found.gone.empty()) return moved;
   if (found.chunks.empty() && !stored.cold.pages.empty()) return moved;  // PlanFor decides on the prefix
   StoredPrefix exact = stored;
@@ -61,7 +71,7 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   for (const auto& [start, length] : found.gone) MarkFresh({.start = start, .length = length, .miss = gone}, &plan);
   if (found.chunks.empty()) return moved;
   moved.loads = std::move(found.loads);
-  moved.work = moved_.Prepare(request, exact, found);
+  moved.work = moved_.Prepare(request, exact, found, disk == Disk::kOnTheWay ? RowsWhileLoading(request) : 0);
   MissKind why = MissKind::kNotOnDevice;
   if (moved.work.prompt->RunsOnBackend()) {
     const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
@@ -71,7 +81,9 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
     if (decision.use) {
       if (!stored.cold.pages.empty()) {
         const auto prefix = request.prompt.begin() + static_cast<std::ptrdiff_t>(stored.tokens());
-        moved.loads.push_back({.tokens = {request.prompt.begin(), prefix}, .pages = stored.cold.pages.size()});
+        // First: the prompt can be computed over chunks that are on their way, but not over such a prefix.
+        moved.loads.insert(moved.loads.begin(),
+                           {.tokens = {request.prompt.begin(), prefix}, .pages = stored.cold.pages.size()});
       }
       // In memory is what needs no load.
       moved.saved = plain + stored.cold.tokens() - static_cast<std::int64_t>(std::ceil(decision.rows));
@@ -120,11 +132,13 @@ void Engine::ComputeMoved() {
     GrowLogits(1);
     sequence.started = std::chrono::steady_clock::now();
     MovedPrompt& prompt = *sequence.moved.prompt;
+    GateChunkLoads(sequence);
     Status status = prompt.Prefill(logits_.data());
+    const std::optional<MissKind> lost = EndChunkLoads(sequence);
     const auto row = std::span(logits_).first(static_cast<std::size_t>(model_->config().vocab_size));
     // Whatever was wrong with reusing, computing may still work.
-    if (!status.ok()) {
-      status = ComputeExactly(sequence, logits_.data());
+    if (!status.ok() || (lost.has_value() && !prompt.counts().exact)) {
+      status = ComputeExactly(sequence, logits_.data(), MissKindName(lost.value_or(MissKind::kQualityGuard)));
     } else if (prompt.Doubtful(row)) {
       status = SendBack(sequence, row);
     }
@@ -172,7 +186,7 @@ Status Engine::Recompute(Sequence& sequence, std::span<float> logits) {
 // `logits` are doubtful: they become exact, and how far they were from it is an audit that costs nothing.
 Status Engine::SendBack(Sequence& sequence, std::span<float> logits) {
   const std::vector<float> doubtful(logits.begin(), logits.end());
-  KVS_RETURN_IF_ERROR(ComputeExactly(sequence, logits.data()));
+  KVS_RETURN_IF_ERROR(ComputeExactly(sequence, logits.data(), MissKindName(MissKind::kQualityGuard)));
   moved_.Audited(sequence.moved.prompt->OneThread(), anchors::Margin(doubtful),
                  anchors::KlDivergence(logits, doubtful));
   return OkStatus();
@@ -189,12 +203,12 @@ void Engine::MayAudit(Sequence& sequence, std::span<const float> logits) {
 }
 
 // With the pages that were promised for it.
-Status Engine::ComputeExactly(Sequence& sequence, float* logits) {
+Status Engine::ComputeExactly(Sequence& sequence, float* logits, std::string_view reason) {
   const std::size_t given = sequence.kv.pages().size();
   pool_->Extend(sequence.kv, sequence.request.tokens_to_hold());
   arena_->ExpectUse(pool_->high_water());
   sequence.moved.prompt->GiveMorePages(sequence.kv.pages().subspan(given));
-  return sequence.moved.prompt->Recompute(logits);
+  return sequence.moved.prompt->Recompute(logits, reason);
 }
 
 void Engine::BecomeExact(Sequence& sequence) {

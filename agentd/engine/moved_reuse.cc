@@ -79,7 +79,7 @@ MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPag
 }
 
 FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens,
-                             const Planner* disk) const {
+                             const Planner* disk, const OnTheWay& on_the_way) const {
   FoundChunks found;
   const std::string& session = *request.session;
   const std::span<const TokenId> prompt = request.prompt;
@@ -123,7 +123,9 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
          .in_memory = match.tokens(),
          .on_disk = whole.cold.pages.size()};
     if (match.tail != kNoPage) s.pages.push_back(match.tail);
-    s.pages.insert(s.pages.end(), s.on_disk, kNoPage);
+    const std::vector<PageIndex> coming = on_the_way && s.on_disk > 0 ? on_the_way(tokens, whole) : decltype(s.pages){};
+    s.pages.insert(s.pages.end(), coming.begin(), coming.end());
+    s.pages.insert(s.pages.end(), s.on_disk - coming.size(), kNoPage);
   }
   std::optional<std::int64_t> lead;  // tokens before the first chunk in company
   std::optional<FirstPlaces> places;
@@ -158,13 +160,13 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     // Rows that see the chunk are rotated back by its shift: all of those positions must exist.
     const std::int64_t shift = chunk.start - chunk.base;
     if (last + new_tokens - shift >= window) continue;
+    chunk.in_company = InCompany(prompt.first(static_cast<std::size_t>(chunk.start)),
+                                 there.first(static_cast<std::size_t>(chunk.base)), lead.value_or(chunk.start));
     const std::int64_t first_page = row / kPageTokens;
     const std::int64_t end_page = (row + chunk.length + kPageTokens - 1) / kPageTokens;
     chunk.pages.assign(pages->begin() + first_page, pages->begin() + end_page);
     chunk.first = static_cast<int>(row % kPageTokens);
     if (kept != nullptr) found.kept.push_back(kept->lease);
-    chunk.in_company = InCompany(prompt.first(static_cast<std::size_t>(chunk.start)),
-                                 there.first(static_cast<std::size_t>(chunk.base)), lead.value_or(chunk.start));
     if (chunk.in_company && !lead.has_value()) lead = chunk.start;
     if (request.reuse == ReuseMode::kAuto) {
       if (!places.has_value()) places.emplace(prompt);
@@ -250,20 +252,29 @@ std::unique_ptr<AnchorStore> MovedReuse::StoreFor(const runtime::Model& model, c
                          .width = std::int64_t{layout.num_kv_heads} * layout.head_dim});
 }
 
-MovedWork MovedReuse::Prepare(const EngineRequest& request, const StoredPrefix& prefix, FoundChunks& found) {
+MovedWork MovedReuse::Prepare(const EngineRequest& request, const StoredPrefix& prefix, FoundChunks& found,
+                              std::int64_t rows_while_loading) {
   KVS_CHECK(request.session != nullptr && !found.chunks.empty());
   RepairOptions options;
   options.mode = request.reuse;
   options.min_margin = margin(true);
   options.min_margin_elsewhere = margin(false);
+  options.rows_while_loading = rows_while_loading;
   if (blend_recompute_.has_value()) options.recompute_ratio = *blend_recompute_;
   if (blend_gradual_) options.filter.assign(std::begin(kGradualFilter), std::end(kGradualFilter));
+  MovedWork work;
   std::vector<MovedChunk> chunks;
-  for (const FoundChunk& chunk : found.chunks) chunks.push_back(chunk.chunk);
+  for (const FoundChunk& chunk : found.chunks) {
+    if (chunk.tier == Tier::kCold) {
+      const auto run = book_.tokens(*request.session, chunk.run);
+      const auto end = run.begin() + static_cast<std::ptrdiff_t>(chunk.chunk.base + chunk.chunk.length);
+      work.coming.push_back({.chunk = chunks.size(), .tokens = {run.begin(), end}});
+    }
+    chunks.push_back(chunk.chunk);
+  }
   MovedPrompt::Prefix exact;
   exact.pages = prefix.host.pages;
   exact.tokens = prefix.tokens();
-  MovedWork work;
   work.leases = std::move(found.leases);
   work.kept = std::move(found.kept);
   if (prefix.host.tail != kNoPage) exact.pages.push_back(prefix.host.tail);
@@ -273,6 +284,23 @@ MovedWork MovedReuse::Prepare(const EngineRequest& request, const StoredPrefix& 
       std::make_unique<MovedPrompt>(model_, pages_, request.prompt, std::move(exact), std::move(chunks), options,
                                     work.anchors.get(), names_->AgentName(request.agent), &device_anchors_);
   return work;
+}
+
+bool MovedReuse::Settle(MovedWork& work) const {
+  for (const MovedWork::Coming& coming : work.coming) {
+    const PrefixMatch match = pool_->index().Find(coming.tokens);
+    if (match.tokens() < static_cast<std::int64_t>(coming.tokens.size())) return false;
+    Result<KvHandle> lease = pool_->Lease(match);
+    if (!lease.ok()) return false;
+    work.leases.push_back(std::move(*lease));
+    std::vector<PageIndex> pages = match.pages;
+    if (match.tail != kNoPage) pages.push_back(match.tail);
+    const std::int64_t first = work.prompt->chunks()[coming.chunk].base / kPageTokens;
+    pages.erase(pages.begin(), pages.begin() + first);
+    work.prompt->MoveChunk(coming.chunk, std::move(pages));
+  }
+  work.coming.clear();
+  return true;
 }
 
 MovedReuse::Decision MovedReuse::Decide(const EngineRequest& request, const MovedPrompt& prompt,

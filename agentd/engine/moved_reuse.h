@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <list>
 #include <memory>
 #include <optional>
@@ -43,11 +44,15 @@ struct ChunkLoad {
   std::size_t pages = 0;        // of them on disk
 };
 
+// Where the pages go of a run that is being loaded, `stored.cold`'s, one for each; none where it is not.
+using OnTheWay = std::function<std::vector<PageIndex>(std::span<const TokenId> run, const StoredPrefix& stored)>;
+
 struct FoundChunks {
   std::vector<FoundChunk> chunks;                           // ascending, disjoint
   std::vector<FoundChunk> strays;                           // mode auto: rather to be computed (Strays)
   std::vector<std::pair<std::int64_t, std::int64_t>> gone;  // (start, length) of the prompt: seen before, KV not there
-  std::vector<ChunkLoad> loads;  // until these are in memory, pages of chunks in Tier::kCold are kNoPage
+  // Until these are in memory, pages of chunks in Tier::kCold are where OnTheWay says, or kNoPage.
+  std::vector<ChunkLoad> loads;
   // While these live, the chunks' pages stay as they are.
   std::vector<KvHandle> leases;
   std::vector<std::shared_ptr<const void>> kept;
@@ -59,6 +64,11 @@ struct MovedWork {
   std::vector<std::shared_ptr<const void>> kept;
   std::shared_ptr<anchors::AnchorPool> anchors;
   std::unique_ptr<MovedPrompt> prompt;  // null: nothing is moved
+  struct Coming {
+    std::size_t chunk = 0;        // of the prompt's
+    std::vector<TokenId> tokens;  // of the run that it was found in, up to its end
+  };
+  std::vector<Coming> coming;  // chunks of which pages are on their way
 };
 
 struct MovedReuseOptions {
@@ -96,12 +106,18 @@ class MovedReuse {
   // What of the request's prompt[from, n - 1) can be taken from elsewhere; `new_tokens` may follow the prompt. Empty
   // when its session has seen nothing of it. In mode kvcomm chunks are (parts of) messages, and the first may begin a
   // little before `from` (Messages). `disk`: counts what it finds in the cold tier as if it were in memory; may be
-  // null.
-  FoundChunks Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens, const Planner* disk) const;
+  // null, and so may `on_the_way`.
+  FoundChunks Find(const EngineRequest& request, std::int64_t from, std::int64_t new_tokens, const Planner* disk,
+                   const OnTheWay& on_the_way) const;
 
   // The computation of the request's prompt after `prefix`, over `found`, whose leases it takes; pages of its own are
-  // still to be given. It can run where nothing of both is on disk. Requires a session and at least one chunk.
-  MovedWork Prepare(const EngineRequest& request, const StoredPrefix& prefix, FoundChunks& found);
+  // still to be given. It can run where nothing of both is on disk. `rows_while_loading`: RepairOptions'. Requires a
+  // session and at least one chunk.
+  MovedWork Prepare(const EngineRequest& request, const StoredPrefix& prefix, FoundChunks& found,
+                    std::int64_t rows_while_loading);
+  // What was on its way when it was prepared has come: from now on it lies where it was stored, and is leased. False:
+  // not all of it is there.
+  bool Settle(MovedWork& work) const;
 
   // Whether `prompt` should be computed over its chunks: because it can be expected to compute fewer rows than `plain`,
   // which doing without it takes (how often the guard would have such prompts computed after all is part of it), or as

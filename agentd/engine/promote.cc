@@ -23,13 +23,14 @@ void Engine::BeginPromotion(std::unique_ptr<Promotion> promotion, KvHandle& kv) 
   }
   std::vector<ColdLoad> loads = LoadsOf(promotion->run, places, pages);
   const std::shared_ptr<LoadProgress> progress = promotion->progress;
-  const bool in_parts = options_.load_in_parts && promotion->sequence != nullptr && gate_.all_parts() > 1;
+  const bool awaited = promotion->sequence != nullptr || promotion->request != 0;
+  const bool in_parts = options_.load_in_parts && awaited && gate_.all_parts() > 1;
   promotions_.emplace(id, std::move(promotion));
   PartsReady on_parts;
   if (in_parts) {
     on_parts = [this, progress, all = gate_.all_parts()](int ready) {
       progress->PartsAre(ready);
-      if (ready < all) Post([] {});  // a step may begin
+      if (ready < all) Post([this] { replan_ = true; });  // a step may begin
     };
   }
   StartReads(
@@ -78,18 +79,23 @@ void Engine::FollowCopies() {
   for (const std::uint64_t id : ended) EndPromotion(id);
 }
 
+// Until all of it is read, by what has been until now; nothing while that says nothing.
+std::optional<double> Engine::SecondsLeft(const Promotion& promotion) const {
+  const int ready = promotion.progress->parts();
+  if (ready == 0) return std::nullopt;
+  const std::chrono::duration<double> so_far = std::chrono::steady_clock::now() - promotion.begun;
+  return so_far.count() / ready * (gate_.all_parts() - ready);
+}
+
 // Whether a step of this sequence's next rows may begin although its pages are not all there: when computing takes at
 // least as long as what is still to be read, so that the step does not wait (and everybody else with it). Copies onto a
 // device are short beside any step, and may be awaited once all that they bring is known to be good.
 bool Engine::MayOverlap(const Sequence& sequence, std::int64_t rows) const {
   const Promotion& promotion = *promotions_.at(sequence.loading);
   if (promotion.detour != nullptr) return options_.load_in_parts && promotion.whole;
-  const int ready = promotion.progress->parts();
-  if (ready == 0) return false;
-  const std::chrono::duration<double> so_far = std::chrono::steady_clock::now() - promotion.begun;
-  const double left = so_far.count() / ready * (gate_.all_parts() - ready);
+  const std::optional<double> left = SecondsLeft(promotion);
   const std::int64_t wanted = sequence.prompt_tokens - sequence.plan.stored.tokens();
-  return left <= costs_.seconds_per_token() * static_cast<double>(std::min(rows, wanted));
+  return left.has_value() && *left <= costs_.seconds_per_token() * static_cast<double>(std::min(rows, wanted));
 }
 
 // What was loaded well is stored, whoever asked for it and whether anybody still does. The load has ended, or is about
@@ -152,16 +158,18 @@ void Engine::PublishLoaded(const Promotion& promotion, KvHandle& kv, std::span<c
   }
 }
 
-void Engine::Fetch(std::vector<TokenId> tokens, FetchDone done) {
-  if (!StartFetch(tokens, done)) fetches_.emplace_back(std::move(tokens), std::move(done));
+void Engine::Fetch(Wish wish) {
+  if (!StartFetch(wish)) fetches_.push_back(std::move(wish));
 }
 
 void Engine::RetryFetches() {
-  for (auto& [tokens, done] : std::exchange(fetches_, {})) Fetch(std::move(tokens), std::move(done));
+  for (Wish& wish : std::exchange(fetches_, {})) Fetch(std::move(wish));
 }
 
 // False when the same pages are on their way already: then a promotion's end is to be waited for.
-bool Engine::StartFetch(std::vector<TokenId>& tokens, FetchDone& done) {
+bool Engine::StartFetch(Wish& wish) {
+  std::vector<TokenId>& tokens = wish.tokens;
+  FetchDone& done = wish.done;
   StoredPrefix stored = cold_ == nullptr ? StoredPrefix{} : planner_.Find(tokens);
   if (stored.cold.pages.empty()) {
     done(OkStatus(), std::nullopt);
@@ -186,6 +194,7 @@ bool Engine::StartFetch(std::vector<TokenId>& tokens, FetchDone& done) {
   promotion->run = std::move(stored.cold);
   promotion->kv = std::move(*kv);
   promotion->done = std::move(done);
+  promotion->request = wish.request;
   KvHandle& own = promotion->kv;
   BeginPromotion(std::move(promotion), own);
   return true;

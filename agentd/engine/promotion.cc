@@ -39,9 +39,11 @@ int LoadProgress::parts() const {
   return parts_;
 }
 
-void LoadProgress::AwaitParts(int parts) {
+bool LoadProgress::AwaitParts(int parts) {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return parts_ >= parts || loaded_.has_value(); });
+  return parts_ >= parts ||
+         std::all_of(loaded_->begin(), loaded_->end(), [](const ColdLoaded& page) { return page.status.ok(); });
 }
 
 std::vector<ColdLoaded> LoadProgress::AwaitEnd() {
@@ -62,11 +64,12 @@ void LoadGate::Clear() {
   loads_.clear();
   detours_.clear();
   waited_seconds_ = 0;
+  lost_ = false;
 }
 
 void LoadGate::BeforeLayer(int layer) {
   const SteadyTime begin = std::chrono::steady_clock::now();
-  for (const auto& load : loads_) load->AwaitParts(parts_[static_cast<std::size_t>(layer)]);
+  for (const auto& load : loads_) lost_ |= !load->AwaitParts(parts_[static_cast<std::size_t>(layer)]);
   for (Detour* const detour : detours_) detour->AwaitLayer(layer);
   waited_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }

@@ -35,8 +35,8 @@ class LoadProgress {
   void Ended(std::vector<ColdLoaded> loaded);
 
   int parts() const;
-  // Returns when this many parts are ready or the load has ended, for better or worse.
-  void AwaitParts(int parts);
+  // Returns when this many parts are ready or the load has ended, for better or worse: whether they are in place.
+  bool AwaitParts(int parts);
   // Once; returns when the load has ended.
   std::vector<ColdLoaded> AwaitEnd();
 
@@ -54,6 +54,7 @@ struct Promotion {
   std::int64_t start = 0;       // a multiple of 64
   ColdRun run;
   Sequence* sequence = nullptr;  // that waits; null: nobody, or `done`
+  std::uint64_t request = 0;     // whose chunks these are, and which may be computed over them meanwhile; 0: none
   KvHandle kv;                   // where the pages go, unless the sequence has it
   FetchDone done;                // may be empty
   SteadyTime begun;
@@ -86,12 +87,15 @@ class LoadGate final : public runtime::LayerGate {
   double waited_seconds() const { return waited_seconds_; }  // since Clear
 
   void BeforeLayer(int layer) override;
+  // Of loads alone: whether copies onto a device have come is known later.
+  bool lost() const override { return lost_; }
 
  private:
   std::vector<int> parts_;  // [layers]: that must be ready before it
   std::vector<std::shared_ptr<LoadProgress>> loads_;
   std::vector<Detour*> detours_;
   double waited_seconds_ = 0;
+  bool lost_ = false;
 };
 
 }  // namespace kvshare::agentd

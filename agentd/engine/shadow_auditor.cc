@@ -28,14 +28,14 @@ Status ShadowAuditor::Audit(const ShadowJob& job) {
   // The answer's last token is not computed: what comes after it nobody looks at.
   const auto given = std::span(job.answer).first(job.answer.size() - 1);
   const auto new_tokens = static_cast<std::int64_t>(given.size());
-  FoundChunks found = moved_->Find(job.request, job.stored, new_tokens, nullptr);
+  FoundChunks found = moved_->Find(job.request, job.stored, new_tokens, nullptr, nullptr);
   if (found.chunks.empty()) return NotFound("its chunks are not in memory any more");
   // What is in front of them has been computed since, exactly.
   const auto lead = static_cast<std::size_t>(found.chunks.front().chunk.start);
   StoredPrefix stored = {.host = pool_->index().Find(std::span(job.request.prompt).first(lead))};
   PrefixMatch& prefix = stored.host;
   prefix.DropTail();
-  const MovedWork work = moved_->Prepare(job.request, stored, found);
+  const MovedWork work = moved_->Prepare(job.request, stored, found, 0);
   MovedPrompt& prompt = *work.prompt;
   KVS_ASSIGN_OR_RETURN(KvHandle kv,
                        pool_->Acquire(prefix, prefix.full_tokens() + prompt.PagesToBegin(new_tokens) * kPageTokens));

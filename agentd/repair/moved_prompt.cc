@@ -25,7 +25,8 @@ constexpr std::int64_t kSuffixRows = 64;
 constexpr int kCheckLayer = 1;
 // EPIC recomputes the first tokens of every chunk, at most so many (LegoLink-32 is the paper's largest).
 constexpr std::int64_t kEpicTokens = 16;
-constexpr double kBlendRatio = 0.15;  // CacheBlend's default
+constexpr double kBlendRatio = 0.15;      // CacheBlend's default
+constexpr double kMostBlendRatio = 0.80;  // while chunks are loaded: more, with the choosing, is hardly less than all
 // Of a prompt whose chunks are one thread, and of others (docs/design/repair.md, "Why one thread is repaired less").
 constexpr double kThreadRatio = 0.05;
 constexpr double kAutoRatio = 0.20;
@@ -83,7 +84,16 @@ std::int64_t MovedPrompt::MovedTokens() const {
 double MovedPrompt::Ratio() const {
   if (options_.recompute_ratio >= 0) return std::min(options_.recompute_ratio, 1.0);
   if (options_.mode == ReuseMode::kAuto) return OneThread() ? kThreadRatio : kAutoRatio;
-  return kBlendRatio;
+  return options_.mode == ReuseMode::kCacheBlend ? std::max(kBlendRatio, ShareWhileLoading()) : kBlendRatio;
+}
+
+// Of the moved tokens, so many that their rows, those of choosing them and the fresh ones are rows_while_loading.
+double MovedPrompt::ShareWhileLoading() const {
+  const auto moved = static_cast<double>(MovedTokens());
+  const auto fresh = static_cast<double>(prompt_tokens_ - prefix_.tokens) - moved;
+  const double choosing = static_cast<double>(CheckLayer() + 1) / model_->config().num_layers;  // of a row, for each
+  const double left = static_cast<double>(options_.rows_while_loading) - fresh - choosing * moved;
+  return left <= 0 ? 0 : std::min(kMostBlendRatio, left / ((1 - choosing) * moved));
 }
 
 int MovedPrompt::CheckLayer() const { return std::min(kCheckLayer, model_->config().num_layers - 1); }
@@ -279,6 +289,7 @@ Status MovedPrompt::Compute(std::span<const std::int64_t> positions, runtime::La
     }
     AddSegments(step, 0, &batch.segments);
     batch.hook = hook;
+    batch.gate = plain_ ? nullptr : gate_;
     batch.stop_after_layer = layers.stop_after;
     batch.resume_after_layer = layers.resume_after;
     if (layers.resume_after >= 0) {
@@ -298,6 +309,7 @@ Status MovedPrompt::Compute(std::span<const std::int64_t> positions, runtime::La
       logits = last_logits;
     }
     KVS_RETURN_IF_ERROR(model_->Forward(batch, pages_, logits));
+    if (batch.gate != nullptr && batch.gate->lost()) return DataLoss("stored KV could not be read");
   }
   return OkStatus();
 }
@@ -326,6 +338,11 @@ void MovedPrompt::Select(std::vector<std::int64_t> positions) {
   const auto selected = static_cast<std::int64_t>(selected_.positions.size());
   counts_.moved = MovedTokens() - selected;
   counts_.recomputed = selected;
+}
+
+void MovedPrompt::MoveChunk(std::size_t chunk, std::vector<PageIndex> pages) {
+  KVS_CHECK(pages.size() == chunks_[chunk].pages.size());
+  chunks_[chunk].pages = std::move(pages);
 }
 
 void MovedPrompt::Interruptible(std::int64_t rows, std::function<bool()> go_on) {
@@ -437,10 +454,10 @@ bool MovedPrompt::Doubtful(std::span<const float> logits) {
   return margin < (OneThread() ? options_.min_margin : options_.min_margin_elsewhere);
 }
 
-Status MovedPrompt::Recompute(float* logits) {
+Status MovedPrompt::Recompute(float* logits, std::string_view reason) {
   if (!counts_.exact) {
     counts_.exact = true;
-    counts_.reason = "quality_guard";
+    counts_.reason = reason;
     counts_.recomputed = MovedTokens();
     counts_.moved = 0;
   }

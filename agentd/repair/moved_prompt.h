@@ -26,6 +26,7 @@
 #include "kvshare/status.h"
 #include "kvshare/types.h"
 #include "runtime/forward_batch.h"
+#include "runtime/layer_gate.h"
 #include "runtime/layer_hook.h"
 #include "runtime/model.h"
 
@@ -53,6 +54,9 @@ struct RepairOptions {
   // Share of moved tokens to recompute (in every layer); < 0: the policy's own. What a policy spends on choosing them
   // comes on top. At 1 nothing is reused: the prompt is computed as if nothing were stored.
   double recompute_ratio = -1;
+  // kCacheBlend without a share of its own: rows that may be computed at no cost, because the chunks are still being
+  // loaded meanwhile. More than 15 % is computed where that allows it (CacheBlend's loading controller, §5.1).
+  std::int64_t rows_while_loading = 0;
   // kCacheBlend: of that share, what is kept at the check layer, at the next one and so on; never rising, the last
   // is 1. In a model with fewer layers after the check layer the first are left out. Empty: tokens are chosen once.
   std::vector<double> filter;
@@ -113,6 +117,12 @@ class MovedPrompt {
   // Before Recompute, where GivePages had fewer than PagesNeeded: the rest of them.
   void GiveMorePages(std::span<const kernels::PageIndex> private_pages);
 
+  // Until the next call, chunks' KV comes while Prefill runs: every step waits for what it sees of a layer, and where
+  // some of it is lost, Prefill returns DataLoss before anything is made of it. Null: all is there.
+  void Await(runtime::LayerGate* gate) { gate_ = gate; }
+  // The KV of this chunk lies on these pages now, at the same rows.
+  void MoveChunk(std::size_t chunk, std::vector<kernels::PageIndex> pages);
+
   // From now on what computes takes `rows` at a time and asks before each time: where `go_on` says no, it returns
   // Cancelled and this object is of no more use. Changes no result.
   void Interruptible(std::int64_t rows, std::function<bool()> go_on);
@@ -125,8 +135,9 @@ class MovedPrompt {
   // The smallest margin that Doubtful has seen while it could doubt; infinity before.
   double least_margin() const { return least_margin_; }
   // Computes everything so far (prompt and appended tokens) after the lead exactly, and the logits of the last row.
-  // From then on KV lies in one run: the prefix's full pages, then the private ones.
-  Status Recompute(float* logits);
+  // From then on KV lies in one run: the prefix's full pages, then the private ones. `reason`: a miss reason that
+  // counts unless it was exact before.
+  Status Recompute(float* logits, std::string_view reason = "quality_guard");
   // Computes `ids` after what is there and writes one row of logits per id. At most as many as GivePages promised.
   Status Append(std::span<const TokenId> ids, float* logits);
   // The same for one token whose row shares a step with other sequences' rows: adds the row, and what it sees, to
@@ -223,6 +234,7 @@ class MovedPrompt {
   Status PrefillPlain(std::string_view reason, float* logits);
   Result<kernels::RopeTable> Rope();
   double Ratio() const;
+  double ShareWhileLoading() const;
   int CheckLayer() const;
 
   runtime::Model* const model_;
@@ -238,6 +250,7 @@ class MovedPrompt {
 
   std::int64_t rows_per_step_;
   std::function<bool()> go_on_;  // may be empty
+  runtime::LayerGate* gate_ = nullptr;
   std::vector<kernels::PageIndex> lead_pages_;
   bool lead_computed_ = false;
   Run fresh_;

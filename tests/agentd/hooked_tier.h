@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <functional>
@@ -12,6 +13,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -27,6 +29,7 @@ struct TierHooks {
   std::function<void(std::vector<agentd::ColdLoaded>&)> on_loaded;
   std::optional<std::size_t> lost;  // a page whose last part is damaged, in every load
   std::optional<double> estimate_seconds;
+  std::chrono::milliseconds before_load{0};  // that a read takes longer
   std::atomic<bool> refuse_stores = false;
   std::atomic<int> loads = 0;  // calls of Load
   std::atomic<std::int64_t> loaded_pages = 0;
@@ -91,6 +94,7 @@ class HookedTier final : public agentd::ColdTier {
   bool CanStore() const override { return !hooks_->refuse_stores && tier_->CanStore(); }
   using ColdTier::Load;
   void Load(std::vector<agentd::ColdLoad> pages, agentd::LoadDone done, agentd::PartsReady on_parts) override {
+    std::this_thread::sleep_for(hooks_->before_load);
     hooks_->loaded_pages += static_cast<std::int64_t>(pages.size());
     {
       const std::lock_guard lock(hooks_->mutex);
@@ -101,7 +105,10 @@ class HookedTier final : public agentd::ColdTier {
     if (on_parts) {
       const int all = tier_->PartsFor(pages.front().destination.size());
       hooked_parts = [hooks = hooks_, on_parts = std::move(on_parts), all, pages](int ready) {
-        if (ready == all) hooks->HideLastPart(pages);
+        if (ready == all) {
+          if (all > 1) on_parts(all - 1);  // where it was passed over
+          hooks->HideLastPart(pages);
+        }
         if (ready < all || !hooks->lost.has_value()) on_parts(ready);
       };
     }

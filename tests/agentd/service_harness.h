@@ -41,6 +41,10 @@ class Recorder final : public agentd::GenerateSink {
     changed_.wait(lock, [this] { return ended_; });
     return outcome_;
   }
+  bool ended() {
+    const std::lock_guard lock(mutex_);
+    return ended_;
+  }
   void WaitForFirstChunk() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return ended_ || !outcome_.chunk_ids.empty(); });
