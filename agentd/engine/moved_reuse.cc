@@ -18,6 +18,10 @@ constexpr std::int64_t kEdgeTokens = 2;
 // Below this a chunk costs more to place than to compute.
 constexpr std::int64_t kMinChunkTokens = 32;
 
+// Mode auto: of a prompt's end so many tokens are computed where they were found in other company. What the answer
+// begins with is made of them, and with fewer nothing is left that could look at what else is to be repaired.
+constexpr std::int64_t kFreshEnd = 32;
+
 // What does not seem to pay is tried all the same now and then, so that the guard of a daemon that is never idle learns
 // what chunks are worth too (others have ShadowAuditor): for so much of the rows that would have been computed anyhow.
 constexpr double kTrialShare = 0.01;
@@ -162,6 +166,14 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     if (last + new_tokens - shift >= window) continue;
     chunk.in_company = InCompany(prompt.first(static_cast<std::size_t>(chunk.start)),
                                  there.first(static_cast<std::size_t>(chunk.base)), lead.value_or(chunk.start));
+    const std::int64_t computed = chunk.start + chunk.length - (last + 1 - kFreshEnd);
+    if (request.reuse == ReuseMode::kAuto && !chunk.in_company && computed > 0) {
+      const std::int64_t moved = chunk.length - computed;
+      const std::int64_t cut = moved < kMinChunkTokens ? chunk.length : computed;
+      found.strays.push_back({.chunk = {.start = chunk.start + chunk.length - cut, .length = cut}});
+      chunk.length -= cut;
+      if (chunk.length == 0) continue;
+    }
     const std::int64_t first_page = row / kPageTokens;
     const std::int64_t end_page = (row + chunk.length + kPageTokens - 1) / kPageTokens;
     chunk.pages.assign(pages->begin() + first_page, pages->begin() + end_page);

@@ -475,6 +475,34 @@ TEST_P(MovedServiceTest, WhatSawWhatComesLaterIsNotReused) {
   EXPECT_GE(declined, 90);
 }
 
+// Of a prompt that ends with what was seen in other company, the last 32 tokens are computed; in one thread none are.
+TEST_P(MovedServiceTest, TheEndOfAPromptIsComputedInOtherCompany) {
+  const auto service = NewTinyService(GetParam(), {}, 0, 8);
+  ASSERT_NE(service, nullptr);
+  const Ids text = RandomIds(rng_, 700);
+  Ask(*service, Request(Join({RandomIds(rng_, 30), text, RandomIds(rng_, 20)}), ReuseMode::kAuto, "planner", "s"));
+  struct Case {
+    int head, tail;       // tokens before and after the text
+    std::int64_t to_end;  // behind the last that is moved: an edge of two, what is fresh, and what is computed
+  };
+  for (const Case& c : {Case{100, 3, 32}, Case{100, 29, 32}, Case{100, 30, 32}, Case{100, 40, 42}, Case{30, 3, 5}}) {
+    SCOPED_TRACE(std::to_string(c.head) + " " + std::to_string(c.tail));
+    ExplainRequest explain;
+    explain.prompt = TokenPrompt{Join({RandomIds(rng_, c.head), text, RandomIds(rng_, c.tail)})};
+    explain.session = "s";
+    explain.reuse = ReuseMode::kAuto;
+    const Result<Explanation> explanation = service->Explain(explain);
+    KVS_ASSERT_OK(explanation);
+    std::int64_t end = 0, declined = 0;
+    for (const ExplainSpan& span : explanation->spans) {
+      if (span.kind == "moved") end = span.start + span.length;
+      if (span.miss_reason == "other_company") declined += span.length;
+    }
+    EXPECT_EQ(end, c.head + 700 + c.tail - c.to_end);
+    EXPECT_EQ(declined, c.to_end - 2 - c.tail);
+  }
+}
+
 // Agents that answer one after the other, each over the same note and the answers so far, with no time to heal: each
 // finds all of them, and its own first words as well the next time.
 TEST_P(MovedServiceTest, AChainOfAgentsFindsAnswersThatAreNotExact) {
