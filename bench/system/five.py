@@ -24,7 +24,6 @@ import json
 import math
 import os
 import random
-import signal
 import statistics
 import sys
 import tempfile
@@ -78,16 +77,6 @@ def ask(daemon, *args):
     return reply
 
 
-@contextlib.contextmanager
-def its_turn(daemon):
-    """Lets the daemon run, and only here."""
-    daemon.process.send_signal(signal.SIGCONT)
-    try:
-        yield
-    finally:
-        daemon.process.send_signal(signal.SIGSTOP)
-
-
 def ask_agent(daemon, folder, mode, number, agent, replies, answer):
     """The reply of one agent to task `number`, over the replies of those before it."""
     messages = [{"role": "system", "content": make_team.AGENTS[agent] + "\n\n" + make_team.HANDBOOK},
@@ -97,9 +86,7 @@ def ask_agent(daemon, folder, mode, number, agent, replies, answer):
     path = os.path.join(folder, "messages.json")
     with open(path, "w", encoding="utf-8") as f:
         json.dump(messages, f)
-    with its_turn(daemon):
-        # It finds that nobody has asked for long. A word of somebody else's, and it is as busy as between two agents.
-        kvctl("generate", "--endpoint", daemon.endpoint, "--prompt", "Hello", "--max-tokens", 1, "--reuse", "off")
+    with daemon.its_turn():
         return ask(daemon, "--messages", path, "--max-tokens", answer, "--reuse", mode, "--agent", agent, "--session",
                    "team")
 
@@ -107,7 +94,7 @@ def ask_agent(daemon, folder, mode, number, agent, replies, answer):
 def audits(daemon):
     """Approximate answers against exact ones, by depth; of those that are computed exactly within two minutes."""
     stats = None
-    with its_turn(daemon):
+    with daemon.its_turn():
         for _ in range(120):
             stats = kvctl("stat", "--endpoint", daemon.endpoint)["approximate"]
             if stats["healed"] >= stats["answers"]:
@@ -126,8 +113,7 @@ def run(names, args):
             _, _, budget = name.partition(":")
             flags = ("--anchor-memory", args.anchor_memory, *(("--blend-recompute", budget) if budget else ()))
             daemon = stack.enter_context(Daemon(args.model, folder, *flags))
-            stack.callback(daemon.process.send_signal, signal.SIGCONT)  # a stopped process does not end
-            daemon.process.send_signal(signal.SIGSTOP)
+            daemon.wait_for_its_turn()
             daemons[name] = (daemon, folder)
         for number in range(args.first, args.first + args.warm_up + args.tasks):
             for name in names:

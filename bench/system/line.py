@@ -12,9 +12,11 @@ Prints a table, and one JSON object with --format json. Standard library only.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -47,8 +49,23 @@ class Daemon:
         return self
 
     def __exit__(self, *_):
+        self.process.send_signal(signal.SIGCONT)  # a stopped process does not end
         self.process.terminate()
         self.process.wait()
+
+    def wait_for_its_turn(self):
+        """Where several take turns: it runs in `with daemon.its_turn()` alone."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    @contextlib.contextmanager
+    def its_turn(self):
+        self.process.send_signal(signal.SIGCONT)
+        # It finds that nobody has asked for long. A word of somebody else's, and it is as busy as between two requests.
+        kvctl("generate", "--endpoint", self.endpoint, "--prompt", "Hello", "--max-tokens", 1, "--reuse", "off")
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGSTOP)
 
 
 def exact_hit(daemon, folder, tokens, repeat):
