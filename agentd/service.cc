@@ -118,6 +118,7 @@ class ServiceImpl final : public Service {
                  .prefill_chunk_tokens = options.prefill_chunk_tokens,
                  .always_load = options.always_load,
                  .load_in_parts = options.load_in_parts,
+                 .seconds_per_token = options.seconds_per_token,
                  .moved = {.blend_recompute = options.blend_recompute,
                            .blend_gradual = options.blend_gradual,
                            .anchor_dir = cold_ == nullptr ? "" : options.cold_dir + "/anchors",

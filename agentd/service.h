@@ -38,8 +38,9 @@ struct ServiceOptions {
   std::int64_t cold_bytes = 8ll << 30;  // what may be used there, all in all
   bool always_load = false;             // load from disk what is there, also where computing would be faster
   bool load_in_parts = true;            // compute a model's first layers while the last are loaded; false to compare
-  std::int64_t max_leases = 4096;       // held at once by all clients
-  std::int64_t max_pins = 1024;         // likewise
+  std::optional<double> seconds_per_token;  // of computing, to weigh loads against; unset: as measured
+  std::int64_t max_leases = 4096;           // held at once by all clients
+  std::int64_t max_pins = 1024;             // likewise
   std::chrono::milliseconds max_lease_ttl = std::chrono::minutes(10);
 
   // Called once, on the engine's thread, when the device that computes has failed for good and every request has been

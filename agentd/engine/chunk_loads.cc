@@ -87,8 +87,7 @@ bool Engine::MayBlendMore(const EngineRequest& request) const {
 std::int64_t Engine::RowsWhileLoading(const EngineRequest& request) const {
   const std::optional<double> left = SecondsOfChunkLoads(request.id);
   if (!MayBlendMore(request) || !left.has_value() || costs_.seconds_per_token() == 0) return 0;
-  return static_cast<std::int64_t>(
-      std::min(*left / costs_.seconds_per_token(), static_cast<double>(request.prompt.size())));
+  return static_cast<std::int64_t>(*left / costs_.seconds_per_token());
 }
 
 // Whether a prompt may be computed while its chunks come: when that takes at least as long as what is still to be read,

@@ -10,7 +10,7 @@ constexpr double kWeightOfNewest = 0.2;
 }  // namespace
 
 void CostMeter::Measured(std::int64_t prefill_rows, std::int64_t rows, double seconds) {
-  if (prefill_rows < kMinRows) return;
+  if (given_ || prefill_rows < kMinRows) return;
   const double per_token = seconds / static_cast<double>(rows);
   seconds_per_token_ =
       seconds_per_token_ == 0 ? per_token : seconds_per_token_ + kWeightOfNewest * (per_token - seconds_per_token_);

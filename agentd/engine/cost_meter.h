@@ -2,12 +2,17 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 namespace kvshare::agentd {
 
 // One thread.
 class CostMeter {
  public:
+  // `seconds_per_token`: as it is said to be, whatever is measured; unset: not known yet.
+  explicit CostMeter(std::optional<double> seconds_per_token = std::nullopt)
+      : given_(seconds_per_token.has_value()), seconds_per_token_(seconds_per_token.value_or(0)) {}
+
   // A step of `rows` rows, `prefill_rows` of them of prompts, took this long.
   void Measured(std::int64_t prefill_rows, std::int64_t rows, double seconds);
 
@@ -21,8 +26,9 @@ class CostMeter {
   static constexpr int kTrialPeriod = 64;
 
  private:
-  double seconds_per_token_ = 0;  // moving average
-  int declined_ = 0;              // in a row
+  const bool given_;
+  double seconds_per_token_;  // moving average
+  int declined_ = 0;          // in a row
 };
 
 }  // namespace kvshare::agentd

@@ -47,6 +47,7 @@ Engine::Engine(runtime::Model* model, KvPool* pool, PageArena* arena, ColdTier* 
       planner_(pool, cold, stats),
       demoter_(cold, pool, arena, stats),
       leases_(pool, options.leases),
+      costs_(options.seconds_per_token),
       moved_(model, pool, arena->pages(), stats, options.moved,
              [this](std::function<void()> task) { Post(std::move(task)); }),
       healer_(model, pool, arena, HealerEvents()),

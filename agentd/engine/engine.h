@@ -46,6 +46,7 @@ struct EngineOptions {
   std::int64_t prefill_chunk_tokens = 0;  // >= 1
   bool always_load = false;
   bool load_in_parts = true;
+  std::optional<double> seconds_per_token;
   MovedReuseOptions moved;
   LeaseLimits leases;
   std::function<void(const Status&)> on_device_lost;  // once, on the engine's thread, when all have been told; or empty

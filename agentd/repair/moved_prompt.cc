@@ -25,8 +25,7 @@ constexpr std::int64_t kSuffixRows = 64;
 constexpr int kCheckLayer = 1;
 // EPIC recomputes the first tokens of every chunk, at most so many (LegoLink-32 is the paper's largest).
 constexpr std::int64_t kEpicTokens = 16;
-constexpr double kBlendRatio = 0.15;      // CacheBlend's default
-constexpr double kMostBlendRatio = 0.80;  // while chunks are loaded: more, with the choosing, is hardly less than all
+constexpr double kBlendRatio = 0.15;  // CacheBlend's default
 // Of a prompt whose chunks are one thread, and of others (docs/design/repair.md, "Why one thread is repaired less").
 constexpr double kThreadRatio = 0.05;
 constexpr double kAutoRatio = 0.20;
@@ -87,13 +86,15 @@ double MovedPrompt::Ratio() const {
   return options_.mode == ReuseMode::kCacheBlend ? std::max(kBlendRatio, ShareWhileLoading()) : kBlendRatio;
 }
 
-// Of the moved tokens, so many that their rows, those of choosing them and the fresh ones are rows_while_loading.
+// Of the moved tokens, so many that RowsToCompute, were they chosen at once, is rows_while_loading, or a row less than
+// computing all takes.
 double MovedPrompt::ShareWhileLoading() const {
   const auto moved = static_cast<double>(MovedTokens());
-  const auto fresh = static_cast<double>(prompt_tokens_ - prefix_.tokens) - moved;
-  const double choosing = static_cast<double>(CheckLayer() + 1) / model_->config().num_layers;  // of a row, for each
-  const double left = static_cast<double>(options_.rows_while_loading) - fresh - choosing * moved;
-  return left <= 0 ? 0 : std::min(kMostBlendRatio, left / ((1 - choosing) * moved));
+  const auto all = static_cast<double>(prompt_tokens_ - prefix_.tokens);
+  const double rows = std::min(static_cast<double>(options_.rows_while_loading), all - 1);
+  const double choosing = all * (CheckLayer() + 1) / model_->config().num_layers;
+  const double left = rows - choosing - (all - moved);
+  return left <= 0 || moved == 0 ? 0 : left / moved;
 }
 
 int MovedPrompt::CheckLayer() const { return std::min(kCheckLayer, model_->config().num_layers - 1); }

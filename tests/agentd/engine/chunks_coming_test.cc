@@ -31,8 +31,7 @@ constexpr ReuseMode kModes[] = {ReuseMode::kRotate, ReuseMode::kEpic, ReuseMode:
 // The last of the model's layers lie in the pages' last part, which the test holds back.
 class ChunksComingTest : public ::testing::Test {
  protected:
-  // As after a restart of a daemon whose planner has read the note, and nobody else. The engine takes computing for
-  // slow.
+  // As after a restart of a daemon whose planner has read the note, and nobody else.
   std::unique_ptr<agentd::Service> Open(std::optional<double> share) {
     dir_.emplace();
     {
@@ -40,11 +39,7 @@ class ChunksComingTest : public ::testing::Test {
       Ask(*before, Request(planner_, ReuseMode::kExact, "planner"));
       before->Drain();
     }
-    auto service = Start(share, dir_->File("cold"));
-    pace_->sleep = kPerToken * 40;
-    Ask(*service, IdsRequest(RandomIds(rng_, 40), 1, "other"));
-    pace_->sleep = std::chrono::milliseconds(0);
-    return service;
+    return Start(share, dir_->File("cold"));
   }
 
   // `cold` empty: without a disk.
@@ -60,6 +55,7 @@ class ChunksComingTest : public ::testing::Test {
     agentd::ServiceOptions options;
     options.kv_pool_bytes = static_cast<std::int64_t>((*model)->kv_layout().page_bytes()) * kPoolPages;
     options.always_load = true;
+    options.seconds_per_token = std::chrono::duration<double>(kPerToken).count();
     options.blend_recompute = share;
     hooks_ = std::make_shared<TierHooks>();
     std::unique_ptr<agentd::ColdTier> cold;
@@ -103,7 +99,7 @@ class ChunksComingTest : public ::testing::Test {
     KVS_EXPECT_OK(service.Generate(Request(critic_, ReuseMode::kCacheBlend, "critic"), recorder).status());
     hooks_->AwaitHiding();
     const auto beside = std::make_shared<Recorder>();
-    KVS_EXPECT_OK(service.Generate(IdsRequest(RandomIds(rng_, kShort), 2, "beside"), beside).status());
+    KVS_EXPECT_OK(service.Generate(IdsRequest(RandomIds(rng_, 10), 2, "beside"), beside).status());
     while (!beside->ended() && !pace_->gated) std::this_thread::yield();
     return recorder;
   }
@@ -119,11 +115,10 @@ class ChunksComingTest : public ::testing::Test {
     KVS_EXPECT_OK(service.CheckIntegrity());
   }
 
-  static constexpr std::chrono::milliseconds kPerToken{10};
-  // Less than the prompt's 270 tokens take, and more than the 145 that are computed with 15 % of its chunk.
+  static constexpr std::chrono::milliseconds kPerToken{15};  // what the engine takes computing for
+  // Less than the prompt's 270 tokens take, and more than the 171 that are computed with 15 % of its chunk.
   static constexpr std::chrono::milliseconds kSlowDisk = kPerToken * 200;
   static constexpr std::int64_t kPoolPages = 40;
-  static constexpr int kShort = 10;  // tokens: too few for the engine to take their time for computing's
 
   std::mt19937 rng_{5};
   const Ids note_ = RandomIds(rng_, 200);
@@ -194,8 +189,8 @@ TEST_F(ChunksComingTest, ASlowDiskLetsMoreBeComputed) {
   const auto service = Open(std::nullopt);
   hooks_->before_load = kSlowDisk;
   const GenerateReply reply = ReplyOf(*AskWhileLoading(*service, ReuseMode::kCacheBlend));
-  EXPECT_GT(reply.reuse.recomputed_tokens, 60);
-  EXPECT_LT(reply.reuse.recomputed_tokens, 196);
+  EXPECT_GT(reply.reuse.recomputed_tokens, 29) << "15 % of 196";
+  EXPECT_LE(reply.reuse.recomputed_tokens, 127) << "with the choosing, as much work as computing all";
   EXPECT_TRUE(reply.reuse.approximate);
   ExpectSound(*service);
 }
@@ -206,7 +201,7 @@ TEST_F(ChunksComingTest, NoMoreIsComputedThanWasAskedFor) {
   const auto critic = WaitWithIt(*service);
   EXPECT_FALSE(pace_->gated) << "15 % take less than the disk";
   hooks_->ReleaseLoads();
-  EXPECT_EQ(ReplyOf(*critic).reuse.recomputed_tokens, 29) << "of 196";
+  EXPECT_EQ(ReplyOf(*critic).reuse.recomputed_tokens, 29);
 }
 
 TEST_F(ChunksComingTest, NobodyWaitsForWhatIsComputedMeanwhile) {
@@ -214,7 +209,7 @@ TEST_F(ChunksComingTest, NobodyWaitsForWhatIsComputedMeanwhile) {
   hooks_->before_load = kSlowDisk;
   pace_->sleep = std::chrono::milliseconds(5);
   const auto other = std::make_shared<Recorder>();
-  KVS_ASSERT_OK(service->Generate(Request(RandomIds(rng_, kShort), ReuseMode::kExact, "other", 900), other));
+  KVS_ASSERT_OK(service->Generate(Request(RandomIds(rng_, 10), ReuseMode::kExact, "other", 900), other));
   other->WaitForFirstChunk();
   const auto critic = WaitWithIt(*service);
   EXPECT_FALSE(pace_->gated);

@@ -65,10 +65,11 @@ TEST_P(MovedPromptTest, WhatPoliciesComputeIsCounted) {
   std::vector<PageIndex> run;
   bed.Plain(Join({Random(10), chunk}), &run);
   const Ids prompt = Join({Random(140), chunk, Random(30)});  // far from 10: not one thread
-  const auto counts = [&](ReuseMode mode, double ratio) {
+  const auto counts = [&](ReuseMode mode, double ratio, std::int64_t rows_while_loading = 0) {
     RepairOptions options;
     options.mode = mode;
     options.recompute_ratio = ratio;
+    options.rows_while_loading = rows_while_loading;
     const auto moved = bed.Moved(prompt, {Bed::Chunk(run, 10, 200, 140)}, options);
     std::vector<float> logits = bed.Logits();
     EXPECT_TRUE(moved->Prefill(logits.data()).ok());
@@ -82,6 +83,12 @@ TEST_P(MovedPromptTest, WhatPoliciesComputeIsCounted) {
   EXPECT_EQ(blend.computed_pairs, 200 * 2 + 20 * kLayers);  // two layers to choose
   EXPECT_EQ(counts(ReuseMode::kDhd, 0.1).computed_pairs, blend.computed_pairs);
   EXPECT_EQ(counts(ReuseMode::kAuto, 0.1).computed_pairs, 20 * kLayers);
+  // The loading controller: 370 tokens in two of six layers and 170 in all are 293 rows.
+  EXPECT_EQ(counts(ReuseMode::kCacheBlend, -1, 293 + 29).recomputed, 30);  // 15 %
+  EXPECT_EQ(counts(ReuseMode::kCacheBlend, -1, 294 + 50).recomputed, 50);
+  EXPECT_EQ(counts(ReuseMode::kCacheBlend, -1, 1000).recomputed, 75) << "less work than computing all";
+  EXPECT_EQ(counts(ReuseMode::kCacheBlend, 0.1, 1000).recomputed, 20);
+  EXPECT_EQ(counts(ReuseMode::kDhd, -1, 1000).recomputed, 30);
   const RepairCounts all = counts(ReuseMode::kCacheBlend, 1.0);
   EXPECT_TRUE(all.exact);
   EXPECT_EQ(all.recomputed, 200);
