@@ -5,11 +5,11 @@
                            [--modes exact,auto]
 
 TRACE is KTR-1 with texts. A daemon with a cold directory is asked the first --learn requests in mode auto, and after
-each is left alone until it has nothing more to do: it heals answers and audits what it does not trust yet. Then a daemon
-for each of --modes, with what was learnt and nothing that was stored, is asked the sessions after those, about --measure
-requests, without pauses. They take turns, request by request, and whose turn it is not is stopped, because a machine
-that others use too has fast and slow minutes. Prints time to first token by what became of the requests in mode auto,
-beside the first of the other modes. --learn 0: what a daemon gains that knows nothing.
+each is left alone until it has nothing more to do: it heals answers and audits what it does not trust yet. Then a
+daemon for each of --modes, with what was learnt and nothing that was stored, is asked the sessions after those, about
+--measure requests, without pauses. They take turns, request by request, and whose turn it is not is stopped, because
+a machine that others use too has fast and slow minutes. Prints time to first token by what became of the requests in
+mode auto, beside the first of the other modes. --learn 0: what a daemon gains that knows nothing.
 
 Prints a table, or one JSON object with --format json. Standard library only.
 """

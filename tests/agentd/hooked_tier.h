@@ -29,7 +29,7 @@ struct TierHooks {
   std::function<void(std::vector<agentd::ColdLoaded>&)> on_loaded;
   std::optional<std::size_t> lost;  // a page whose last part is damaged, in every load
   std::optional<double> estimate_seconds;
-  std::chrono::milliseconds before_load{0};  // that a read takes longer
+  std::chrono::milliseconds before_load{0};  // that a read takes longer: a slow disk
   std::atomic<bool> refuse_stores = false;
   std::atomic<int> loads = 0;  // calls of Load
   std::atomic<std::int64_t> loaded_pages = 0;
@@ -94,7 +94,8 @@ class HookedTier final : public agentd::ColdTier {
   bool CanStore() const override { return !hooks_->refuse_stores && tier_->CanStore(); }
   using ColdTier::Load;
   void Load(std::vector<agentd::ColdLoad> pages, agentd::LoadDone done, agentd::PartsReady on_parts) override {
-    std::this_thread::sleep_for(hooks_->before_load);
+    const auto begun = std::chrono::steady_clock::now();
+    while (std::chrono::steady_clock::now() < begun + hooks_->before_load) std::this_thread::yield();
     hooks_->loaded_pages += static_cast<std::int64_t>(pages.size());
     {
       const std::lock_guard lock(hooks_->mutex);

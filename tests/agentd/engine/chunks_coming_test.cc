@@ -13,8 +13,8 @@
 #include "agentd/service.h"
 #include "gtest/gtest.h"
 #include "tests/agentd/hooked_tier.h"
-#include "tests/agentd/paced_model.h"
 #include "tests/agentd/service_harness.h"
+#include "tests/agentd/watched_model.h"
 #include "tests/testing/ids.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
@@ -51,7 +51,7 @@ class ChunksComingTest : public ::testing::Test {
     KVS_EXPECT_OK(WriteTinyModel(files.path(), tiny));
     Result<std::unique_ptr<runtime::Model>> model = runtime::LoadModel(files.path().string(), {.threads = 1});
     KVS_EXPECT_OK(model.status());
-    pace_ = std::make_shared<Pace>();
+    watch_ = std::make_shared<StepWatch>();
     agentd::ServiceOptions options;
     options.kv_pool_bytes = static_cast<std::int64_t>((*model)->kv_layout().page_bytes()) * kPoolPages;
     options.always_load = true;
@@ -61,7 +61,7 @@ class ChunksComingTest : public ::testing::Test {
     std::unique_ptr<agentd::ColdTier> cold;
     if (!cold_dir.empty()) cold = OpenHookedTier(**model, cold_dir, hooks_);
     Result<std::unique_ptr<agentd::Service>> service =
-        agentd::NewServiceOn(std::make_unique<PacedModel>(*std::move(model), pace_), std::move(cold), options);
+        agentd::NewServiceOn(std::make_unique<WatchedModel>(*std::move(model), watch_), std::move(cold), options);
     KVS_EXPECT_OK(service.status());
     return *std::move(service);
   }
@@ -87,7 +87,7 @@ class ChunksComingTest : public ::testing::Test {
     auto recorder = std::make_shared<Recorder>();
     KVS_EXPECT_OK(service.Generate(Request(critic_, mode, "critic", max_tokens), recorder).status());
     hooks_->AwaitHiding();
-    pace_->AwaitGatedStep();
+    watch_->AwaitGatedStep();
     hooks_->ReleaseLoads();
     return recorder;
   }
@@ -100,7 +100,7 @@ class ChunksComingTest : public ::testing::Test {
     hooks_->AwaitHiding();
     const auto beside = std::make_shared<Recorder>();
     KVS_EXPECT_OK(service.Generate(IdsRequest(RandomIds(rng_, 10), 2, "beside"), beside).status());
-    while (!beside->ended() && !pace_->gated) std::this_thread::yield();
+    while (!beside->ended() && !watch_->gated) std::this_thread::yield();
     return recorder;
   }
 
@@ -126,7 +126,7 @@ class ChunksComingTest : public ::testing::Test {
   const Ids critic_ = Join({RandomIds(rng_, 45), note_, RandomIds(rng_, 25)});
   std::optional<TempDir> dir_;
   std::shared_ptr<TierHooks> hooks_;
-  std::shared_ptr<Pace> pace_;
+  std::shared_ptr<StepWatch> watch_;
 };
 
 TEST_F(ChunksComingTest, ComputingOverThemMeanwhileChangesNoBit) {
@@ -170,10 +170,9 @@ TEST_F(ChunksComingTest, WhatWasComputedOverALostPageIsComputedExactly) {
 }
 
 TEST_F(ChunksComingTest, WhatHasComeStaysAsLongAsItIsUsed) {
-  constexpr int kTokens = 100;
+  constexpr int kTokens = 600;
   const GenerateReply want = FromMemory(ReuseMode::kRotate, kTokens);
   const auto service = Open(0.15);
-  pace_->sleep = std::chrono::milliseconds(5);
   const auto critic = AskWhileLoading(*service, ReuseMode::kRotate, kTokens);
   critic->WaitForFirstChunk();
   // Twice what the pool has room for, beside the critic.
@@ -199,7 +198,7 @@ TEST_F(ChunksComingTest, NoMoreIsComputedThanWasAskedFor) {
   const auto service = Open(0.15);
   hooks_->before_load = kSlowDisk;
   const auto critic = WaitWithIt(*service);
-  EXPECT_FALSE(pace_->gated) << "15 % take less than the disk";
+  EXPECT_FALSE(watch_->gated) << "15 % take less than the disk";
   hooks_->ReleaseLoads();
   EXPECT_EQ(ReplyOf(*critic).reuse.recomputed_tokens, 29);
 }
@@ -207,12 +206,11 @@ TEST_F(ChunksComingTest, NoMoreIsComputedThanWasAskedFor) {
 TEST_F(ChunksComingTest, NobodyWaitsForWhatIsComputedMeanwhile) {
   const auto service = Open(std::nullopt);
   hooks_->before_load = kSlowDisk;
-  pace_->sleep = std::chrono::milliseconds(5);
   const auto other = std::make_shared<Recorder>();
-  KVS_ASSERT_OK(service->Generate(Request(RandomIds(rng_, 10), ReuseMode::kExact, "other", 900), other));
+  KVS_ASSERT_OK(service->Generate(Request(RandomIds(rng_, 10), ReuseMode::kExact, "other", 1500), other));
   other->WaitForFirstChunk();
   const auto critic = WaitWithIt(*service);
-  EXPECT_FALSE(pace_->gated);
+  EXPECT_FALSE(watch_->gated);
   hooks_->ReleaseLoads();
   EXPECT_EQ(ReplyOf(*critic).reuse.recomputed_tokens, 29);
   EXPECT_EQ(service->GetStats().requests_running, 1) << "nobody was in its company";

@@ -1,11 +1,9 @@
-// PacedModel: a real model that takes as long for a step as a test says, and tells when a step runs that does not have
-// all of its KV yet.
+// WatchedModel: a real model that tells when a step begins that does not have all of its KV yet.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <memory>
-#include <string>
 #include <thread>
 #include <utility>
 
@@ -15,9 +13,8 @@
 namespace kvshare::testing {
 
 // What the test keeps of a model it gave away; outlives it.
-struct Pace {
-  std::atomic<std::chrono::milliseconds> sleep = std::chrono::milliseconds(0);  // before each step
-  std::atomic<bool> gated = false;                                              // a step has begun behind a gate
+struct StepWatch {
+  std::atomic<bool> gated = false;  // a step has begun behind a gate
 
   void AwaitGatedStep() const {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
@@ -26,10 +23,10 @@ struct Pace {
   }
 };
 
-class PacedModel final : public runtime::Model {
+class WatchedModel final : public runtime::Model {
  public:
-  PacedModel(std::unique_ptr<runtime::Model> model, std::shared_ptr<Pace> pace)
-      : model_(std::move(model)), pace_(std::move(pace)) {}
+  WatchedModel(std::unique_ptr<runtime::Model> model, std::shared_ptr<StepWatch> watch)
+      : model_(std::move(model)), watch_(std::move(watch)) {}
 
   const runtime::ModelConfig& config() const override { return model_->config(); }
   const runtime::Tokenizer* tokenizer() const override { return model_->tokenizer(); }
@@ -42,14 +39,13 @@ class PacedModel final : public runtime::Model {
   const Digest& space() const override { return model_->space(); }
 
   Status Forward(const runtime::ForwardBatch& batch, const kernels::KvPages& pages, float* logits) override {
-    std::this_thread::sleep_for(pace_->sleep.load());
-    if (batch.gate != nullptr) pace_->gated = true;
+    if (batch.gate != nullptr) watch_->gated = true;
     return model_->Forward(batch, pages, logits);
   }
 
  private:
   const std::unique_ptr<runtime::Model> model_;
-  const std::shared_ptr<Pace> pace_;
+  const std::shared_ptr<StepWatch> watch_;
 };
 
 }  // namespace kvshare::testing
