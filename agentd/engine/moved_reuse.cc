@@ -127,7 +127,8 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
          .in_memory = match.tokens(),
          .on_disk = whole.cold.pages.size()};
     if (match.tail != kNoPage) s.pages.push_back(match.tail);
-    const std::vector<PageIndex> coming = on_the_way && s.on_disk > 0 ? on_the_way(tokens, whole) : decltype(s.pages){};
+    std::vector<PageIndex> coming;
+    if (on_the_way && s.on_disk > 0) coming = on_the_way(tokens, whole);
     s.pages.insert(s.pages.end(), coming.begin(), coming.end());
     s.pages.insert(s.pages.end(), s.on_disk - coming.size(), kNoPage);
   }
@@ -155,7 +156,6 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
       chunk.length = std::min(chunk.length, run->second.tokens - row);  // what of the run is still stored
       pages = &run->second.pages;
       there = book_.tokens(session, r.run);
-      if (row + chunk.length > run->second.in_memory) out.tier = Tier::kCold;
     }
     if (pages == nullptr || chunk.length < kMinChunkTokens) {
       found.gone.emplace_back(r.start, r.length);
@@ -174,6 +174,7 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
       chunk.length -= cut;
       if (chunk.length == 0) continue;
     }
+    if (kept == nullptr && row + chunk.length > stored.at(r.run).in_memory) out.tier = Tier::kCold;
     const std::int64_t first_page = row / kPageTokens;
     const std::int64_t end_page = (row + chunk.length + kPageTokens - 1) / kPageTokens;
     chunk.pages.assign(pages->begin() + first_page, pages->begin() + end_page);
