@@ -1,11 +1,15 @@
 #include "agentd/engine/cost_meter.h"
 
+#include <algorithm>
+
 namespace kvshare::agentd {
 namespace {
 
 // A step of fewer prompt rows says little: it reads all weights for them.
 constexpr std::int64_t kMinRows = 16;
 constexpr double kWeightOfNewest = 0.2;
+// A slower one was held up by something else.
+constexpr double kMostMovedRow = 4;
 
 }  // namespace
 
@@ -14,6 +18,13 @@ void CostMeter::Measured(std::int64_t prefill_rows, std::int64_t rows, double se
   const double per_token = seconds / static_cast<double>(rows);
   seconds_per_token_ =
       seconds_per_token_ == 0 ? per_token : seconds_per_token_ + kWeightOfNewest * (per_token - seconds_per_token_);
+}
+
+void CostMeter::MeasuredMoved(std::int64_t rows, double seconds) {
+  if (given_ || seconds_per_token_ == 0 || rows < kMinRows) return;
+  const double plain_rows = seconds / seconds_per_token_;
+  const double row = std::min(plain_rows / static_cast<double>(rows), kMostMovedRow);
+  moved_row_ += kWeightOfNewest * (row - moved_row_);
 }
 
 bool CostMeter::ShouldLoad(std::int64_t tokens, double load_seconds) {

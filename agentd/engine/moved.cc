@@ -75,7 +75,7 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   MissKind why = MissKind::kNotOnDevice;
   if (moved.work.prompt->RunsOnBackend()) {
     const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
-    const MovedReuse::Decision decision = moved_.Decide(request, *moved.work.prompt, plain);
+    const MovedReuse::Decision decision = moved_.Decide(request, *moved.work.prompt, plain, costs_.moved_row());
     moved.trial_rows = decision.trial_rows;
     moved.distrusted = decision.distrusted;
     if (decision.use) {
@@ -134,6 +134,10 @@ void Engine::ComputeMoved() {
     MovedPrompt& prompt = *sequence.moved.prompt;
     GateChunkLoads(sequence);
     Status status = prompt.Prefill(logits_.data());
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - sequence.started).count();
+    if (status.ok() && sequence.request.reuse == ReuseMode::kAuto) {
+      costs_.MeasuredMoved(prompt.RowsToCompute(), seconds - gate_.waited_seconds());
+    }
     const std::optional<MissKind> lost = EndChunkLoads(sequence);
     const auto row = std::span(logits_).first(static_cast<std::size_t>(model_->config().vocab_size));
     // Whatever was wrong with reusing, computing may still work.

@@ -316,15 +316,17 @@ bool MovedReuse::Settle(MovedWork& work) const {
   return true;
 }
 
-MovedReuse::Decision MovedReuse::Decide(const EngineRequest& request, const MovedPrompt& prompt,
-                                        std::int64_t plain) const {
-  const auto moved = static_cast<double>(prompt.RowsToCompute());
+MovedReuse::Decision MovedReuse::Decide(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain,
+                                        double moved_row) const {
+  const auto computed = static_cast<double>(prompt.RowsToCompute());
   const auto all = static_cast<double>(plain);
-  if (request.reuse != ReuseMode::kAuto) return {.use = moved < all, .rows = moved};
+  if (request.reuse != ReuseMode::kAuto) return {.use = computed < all, .rows = computed};
+  const double moved = moved_row * computed;
   const double earned = kTrialShare * all;
   const double rows = moved + Trusted(prompt.OneThread()).DoubtRate() * all;
   if (rows < all) return {.use = true, .trial_rows = earned, .rows = rows};
-  const bool trial = moved < all && moved <= trial_rows_ + earned;
+  // What a row costs may have been measured in a bad moment, so that is tried too.
+  const bool trial = computed < all && moved <= trial_rows_ + earned;
   return {
       .use = trial, .distrusted = !trial && moved < all, .trial_rows = trial ? earned - moved : earned, .rows = rows};
 }

@@ -119,16 +119,18 @@ class MovedReuse {
   // not all of it is there.
   bool Settle(MovedWork& work) const;
 
-  // Whether `prompt` should be computed over its chunks: because it can be expected to compute fewer rows than `plain`,
+  // Whether `prompt` should be computed over its chunks: because it can be expected to take less than `plain` rows,
   // which doing without it takes (how often the guard would have such prompts computed after all is part of it), or as
-  // a trial. `trial_rows` is for Admitted. `distrusted`: it is not used, and would be if the guard doubted none.
+  // a trial. A policy that was asked for by name is used wherever it computes fewer rows; in mode auto each of them
+  // counts as `moved_row` (CostMeter's). `trial_rows` is for Admitted. `distrusted`: it is not used, and would be if
+  // the guard doubted none.
   struct Decision {
     bool use = false;
     bool distrusted = false;
     double trial_rows = 0;
-    double rows = 0;  // to be expected, if it is used
+    double rows = 0;  // of plain prefill: that take as long, to be expected, if it is used
   };
-  Decision Decide(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain) const;
+  Decision Decide(const EngineRequest& request, const MovedPrompt& prompt, std::int64_t plain, double moved_row) const;
   // A request was admitted as was decided: this much more may go to trials, or less.
   void Admitted(double trial_rows);
   // A request has ended that reused chunks, or the guard has just had it computed.

@@ -28,13 +28,15 @@ inline std::unique_ptr<runtime::Model> LoadTinyModel(kernels::DType dtype, std::
   return model.ok() ? std::move(*model) : nullptr;
 }
 
-// `pool_pages`: 0 for room without end.
+// `pool_pages`: 0 for room without end. Unless `options` say so, what computing costs is given: large, so that loading
+// pays, and so that no plan depends on how fast a test runs.
 inline std::unique_ptr<agentd::Service> NewTinyService(kernels::DType dtype, agentd::ServiceOptions options = {},
                                                        std::int64_t pool_pages = 0, int layers = 2,
                                                        std::int64_t max_positions = 1024) {
   std::unique_ptr<runtime::Model> model = LoadTinyModel(dtype, max_positions, 1, layers);
   if (model == nullptr) return nullptr;
   const auto page_bytes = static_cast<std::int64_t>(model->kv_layout().page_bytes());
+  if (!options.seconds_per_token.has_value()) options.seconds_per_token = 1;
   options.kv_pool_bytes = page_bytes * (pool_pages == 0 ? 4000 : pool_pages);
   Result<std::unique_ptr<agentd::Service>> service = agentd::NewService(std::move(model), options);
   EXPECT_TRUE(service.ok()) << service.status().message();

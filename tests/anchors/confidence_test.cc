@@ -146,7 +146,7 @@ TEST(GuardTest, LosesTrustAgain) {
 // margins are wide, fewer.
 TEST(ConfidenceTest, TheGuardMarginFindsTheQuantileOfAnyScale) {
   std::mt19937 rng(5);
-  for (const double scale : {3.0, 6.0, 30.0}) {
+  for (const double scale : {0.2, 1.0, 3.0, 6.0, 30.0}) {
     std::exponential_distribution<double> margin(1 / scale);
     GuardMargin guard;
     int doubted = 0;

@@ -103,6 +103,25 @@ TEST(CostMeterTest, LoadsUntilItKnowsAndNowAndThenAnyway) {
   EXPECT_NEAR(meter.seconds_per_token(), 0.1, 1e-6);
 }
 
+TEST(CostMeterTest, ARowOverMovedChunksIsMeasuredInPlainOnes) {
+  CostMeter meter;
+  meter.MeasuredMoved(100, 10);
+  EXPECT_EQ(meter.moved_row(), 1) << "what plain ones cost is not known";
+  meter.Measured(100, 100, 1);
+  meter.MeasuredMoved(8, 10);  // too few to say anything
+  EXPECT_EQ(meter.moved_row(), 1);
+  for (int i = 0; i < 100; ++i) meter.MeasuredMoved(100, 2.5);
+  EXPECT_NEAR(meter.moved_row(), 2.5, 1e-6);
+  meter.MeasuredMoved(100, 1000);  // something else held it up
+  EXPECT_LT(meter.moved_row(), 3);
+  for (int i = 0; i < 100; ++i) meter.MeasuredMoved(100, 0.8);
+  EXPECT_NEAR(meter.moved_row(), 0.8, 1e-6);
+
+  CostMeter given(0.01);
+  given.MeasuredMoved(100, 2.5);
+  EXPECT_EQ(given.moved_row(), 1);
+}
+
 // The order in which requests come to their end, by a name each.
 class OrderOfEnds {
  public:

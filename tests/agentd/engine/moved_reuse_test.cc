@@ -1,0 +1,107 @@
+// Whether a prompt is computed over what was found: by what its rows cost, and not by how many they are.
+#include "agentd/engine/moved_reuse.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/agentd/tiny_service.h"
+#include "tests/testing/ids.h"
+#include "tests/testing/status_matchers.h"
+
+namespace kvshare::agentd {
+namespace {
+
+using Ids = std::vector<TokenId>;
+using testing::Join;
+using testing::RandomIds;
+
+class MovedReuseTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    model_ = testing::LoadTinyModel(kernels::DType::kF32);
+    ASSERT_NE(model_, nullptr);
+    reuse_ =
+        std::make_unique<MovedReuse>(model_.get(), &pool_, kernels::KvPages{.layout = model_->kv_layout()}, &names_,
+                                     MovedReuseOptions{}, [](const std::function<void()>& task) { task(); });
+    const Ids note = RandomIds(rng_, 400);
+    const Ids planner = Join({RandomIds(rng_, 30), note, RandomIds(rng_, 20)});
+    Result<KvHandle> kv = pool_.Acquire({}, static_cast<std::int64_t>(planner.size()));
+    KVS_ASSERT_OK(kv);
+    pool_.Extend(*kv, static_cast<std::int64_t>(planner.size()));
+    pool_.Retire(std::move(*kv), planner, 0);
+    reuse_->Record(*session_, planner, 0);
+    request_.prompt = Join({RandomIds(rng_, 45), note, RandomIds(rng_, 25)});
+    request_.session = session_;
+    request_.reuse = ReuseMode::kAuto;
+  }
+
+  // The request's prompt over the note.
+  MovedWork Work() {
+    FoundChunks found = reuse_->Find(request_, 0, 1, nullptr, nullptr);
+    EXPECT_EQ(found.chunks.size(), 1u);
+    if (found.chunks.empty()) return {};
+    return reuse_->Prepare(request_, {}, found, 0);
+  }
+
+  std::mt19937 rng_{11};
+  const std::shared_ptr<const std::string> session_ = std::make_shared<const std::string>("s");
+  std::unique_ptr<runtime::Model> model_;
+  KvPool pool_{32, RootContext(Digest{}, Digest{})};
+  StatsBook names_;
+  std::unique_ptr<MovedReuse> reuse_;
+  EngineRequest request_;
+};
+
+TEST_F(MovedReuseTest, WhatRowsCostDecidesWhereThePolicyMayChoose) {
+  const MovedWork work = Work();
+  ASSERT_NE(work.prompt, nullptr);
+  ASSERT_TRUE(work.prompt->OneThread());
+  const auto plain = static_cast<std::int64_t>(request_.prompt.size());
+  const auto computed = static_cast<double>(work.prompt->RowsToCompute());
+  const double sent_back = kThreadPrior.doubts * static_cast<double>(plain);
+  const double even = (static_cast<double>(plain) - sent_back) / computed;
+  ASSERT_GT(even, 1);
+
+  const MovedReuse::Decision cheap = reuse_->Decide(request_, *work.prompt, plain, even * 0.99);
+  EXPECT_TRUE(cheap.use);
+  EXPECT_NEAR(cheap.rows, even * 0.99 * computed + sent_back, 1e-9);
+  const MovedReuse::Decision dear = reuse_->Decide(request_, *work.prompt, plain, even * 1.01);
+  EXPECT_FALSE(dear.use);
+  EXPECT_TRUE(dear.distrusted) << "it would pay if none were sent back";
+  const double dearer_than_all = static_cast<double>(plain) / computed * 1.01;
+  EXPECT_FALSE(reuse_->Decide(request_, *work.prompt, plain, dearer_than_all).use);
+  EXPECT_FALSE(reuse_->Decide(request_, *work.prompt, plain, dearer_than_all).distrusted);
+
+  // Who asks for a policy by name gets it wherever it computes less.
+  request_.reuse = ReuseMode::kRotate;
+  const MovedWork rotate = Work();
+  ASSERT_NE(rotate.prompt, nullptr);
+  EXPECT_TRUE(reuse_->Decide(request_, *rotate.prompt, plain, dearer_than_all).use);
+  EXPECT_FALSE(reuse_->Decide(request_, *rotate.prompt, rotate.prompt->RowsToCompute(), 1).use);
+}
+
+// A price from a bad moment would keep everybody from finding out that it is wrong. So what does not seem to pay is
+// tried when 1 % of the rows that were computed without is as much.
+TEST_F(MovedReuseTest, WhatSeemsTooDearIsTriedNowAndThen) {
+  const MovedWork work = Work();
+  ASSERT_NE(work.prompt, nullptr);
+  const auto plain = static_cast<std::int64_t>(request_.prompt.size());
+  const double price = 1.5 * static_cast<double>(plain) / static_cast<double>(work.prompt->RowsToCompute());
+  int trials = 0;
+  constexpr int kRequests = 1000;
+  for (int i = 0; i < kRequests; ++i) {
+    const MovedReuse::Decision decision = reuse_->Decide(request_, *work.prompt, plain, price);
+    trials += decision.use;
+    reuse_->Admitted(decision.trial_rows);
+  }
+  // Each costs 1.5 prompts and a request earns 0.01.
+  EXPECT_NEAR(trials, kRequests * 0.01 / 1.5, 1);
+}
+
+}  // namespace
+}  // namespace kvshare::agentd
