@@ -181,6 +181,7 @@ void Engine::PublishLoad() {
   load.kept_bytes = moved_.kept_pages() * page_bytes;
   load.guard_margin = moved_.margin(/*one_thread=*/true);
   load.guard_margin_elsewhere = moved_.margin(/*one_thread=*/false);
+  load.moved_row = costs_.moved_row();
   load.running = std::count_if(running_.begin(), running_.end(), [](const auto& s) { return !s->ended; });
   {
     const std::lock_guard lock(mutex_);

@@ -125,6 +125,7 @@ void StatsBook::SetLoad(const Load& load) {
   stats_.approximate.kept_bytes = load.kept_bytes;
   stats_.approximate.guard_margin = load.guard_margin;
   stats_.approximate.guard_margin_elsewhere = load.guard_margin_elsewhere;
+  stats_.approximate.moved_row = load.moved_row;
 }
 
 Stats StatsBook::Snapshot() const {

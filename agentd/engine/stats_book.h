@@ -31,6 +31,7 @@ struct Load {
   std::int64_t kept_bytes = 0;
   double guard_margin = 0;
   double guard_margin_elsewhere = 0;
+  double moved_row = 0;
 };
 
 // Thread-safe. The lock is held for the time of a few additions, never during a forward step, so readers do not wait

@@ -198,6 +198,8 @@ void Tiers(Writer& out, const Stats& stats) {
   out.Family("kvshare_guard_margin_nats", "gauge", "By which the likeliest token must be ahead in mode auto.");
   out.Sample(approximate.guard_margin, {{"chunks", "thread"}});
   out.Sample(approximate.guard_margin_elsewhere, {{"chunks", "elsewhere"}});
+  out.Gauge("kvshare_moved_row_cost", "Rows of plain prefill that take as long as one over moved chunks in mode auto.",
+            approximate.moved_row);
   out.Gauge("kvshare_kept_bytes", "KV of approximate requests that their sessions may use again.",
             static_cast<double>(approximate.kept_bytes));
   out.Gauge("kvshare_leases", "Leases that clients hold.", static_cast<double>(stats.client_leases));

@@ -64,6 +64,7 @@ Json StatsJson(const Stats& stats) {
                          {"kept_bytes", approximate.kept_bytes},
                          {"guard_margin", approximate.guard_margin},
                          {"guard_margin_elsewhere", approximate.guard_margin_elsewhere},
+                         {"moved_row", approximate.moved_row},
                          {"audits", AuditsJson(approximate.audits)},
                          {"later_audits", AuditsJson(approximate.later_audits)},
                          {"shadow_audits", AuditJson(approximate.shadow_audits)}};

@@ -94,11 +94,12 @@ Status ReadAudits(const AuditList* in, std::vector<AuditTotals>* out) {
 Result<Offset<wire::Approximate>> WriteApproximate(FlatBufferBuilder& builder, const ApproximateStats& a) {
   KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", a.guard_margin));
   KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", a.guard_margin_elsewhere));
+  KVS_RETURN_IF_ERROR(CheckFinite("the price of a row", a.moved_row));
   KVS_ASSIGN_OR_RETURN(const auto audits, WriteAudits(builder, a.audits));
   KVS_ASSIGN_OR_RETURN(const auto later, WriteAudits(builder, a.later_audits));
   KVS_ASSIGN_OR_RETURN(const auto shadow, WriteAudit(builder, a.shadow_audits));
   return wire::CreateApproximate(builder, a.answers, a.sent_back, a.healed, a.kept_bytes, a.guard_margin, audits, later,
-                                 a.guard_margin_elsewhere, shadow);
+                                 a.guard_margin_elsewhere, shadow, a.moved_row);
 }
 
 Status ReadApproximate(const wire::Approximate* in, ApproximateStats* out) {
@@ -108,9 +109,11 @@ Status ReadApproximate(const wire::Approximate* in, ApproximateStats* out) {
           .healed = in->healed(),
           .kept_bytes = in->kept_bytes(),
           .guard_margin = in->guard_margin(),
-          .guard_margin_elsewhere = in->guard_margin_elsewhere()};
+          .guard_margin_elsewhere = in->guard_margin_elsewhere(),
+          .moved_row = in->moved_row()};
   KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", out->guard_margin));
   KVS_RETURN_IF_ERROR(CheckFinite("the guard's margin", out->guard_margin_elsewhere));
+  KVS_RETURN_IF_ERROR(CheckFinite("the price of a row", out->moved_row));
   KVS_RETURN_IF_ERROR(ReadAudits(in->audits(), &out->audits));
   KVS_RETURN_IF_ERROR(ReadAudit(in->shadow_audits(), &out->shadow_audits));
   return ReadAudits(in->later_audits(), &out->later_audits);

@@ -162,7 +162,8 @@ Stats RandomStats(Rng& rng) {
                        .healed = RandomCount(rng),
                        .kept_bytes = RandomCount(rng),
                        .guard_margin = RandomNumber(rng),
-                       .guard_margin_elsewhere = RandomNumber(rng)};
+                       .guard_margin_elsewhere = RandomNumber(rng),
+                       .moved_row = RandomNumber(rng)};
   stats.approximate.shadow_audits = {
       .audits = RandomCount(rng), .failures = RandomCount(rng), .kl_sum = RandomNumber(rng)};
   for (auto* audits : {&stats.approximate.audits, &stats.approximate.later_audits}) {
@@ -448,8 +449,8 @@ struct Describer {
     Add(c.state);
     const ApproximateStats& a = s.approximate;
     out << a.answers << ' ' << a.sent_back << ' ' << a.healed << ' ' << a.kept_bytes << ' ' << a.guard_margin << ' '
-        << a.guard_margin_elsewhere << ' ' << a.shadow_audits.audits << ' ' << a.shadow_audits.failures << ' '
-        << a.shadow_audits.kl_sum << ' ';
+        << a.guard_margin_elsewhere << ' ' << a.moved_row << ' ' << a.shadow_audits.audits << ' '
+        << a.shadow_audits.failures << ' ' << a.shadow_audits.kl_sum << ' ';
     for (const auto* audits : {&a.audits, &a.later_audits}) {
       out << audits->size() << ' ';
       for (const AuditTotals& audit : *audits) {

@@ -63,6 +63,7 @@ Json ApproximateJson(const ApproximateStats& a) {
           {"kept_bytes", a.kept_bytes},
           {"guard_margin", a.guard_margin},
           {"guard_margin_elsewhere", a.guard_margin_elsewhere},
+          {"moved_row", a.moved_row},
           {"audits", AuditsJson(a.audits)},
           {"later_audits", AuditsJson(a.later_audits)},
           {"shadow_audits", AuditJson(a.shadow_audits)}};

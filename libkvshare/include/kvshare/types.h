@@ -240,6 +240,7 @@ struct ApproximateStats {
   std::int64_t kept_bytes = 0;        // KV of approximate requests that their sessions may use again
   double guard_margin = 0;            // nats that the likeliest token must be ahead by, mode auto, in one thread
   double guard_margin_elsewhere = 0;  // the same where other text stood before what is reused
+  double moved_row = 0;               // rows of plain prefill that take as long as one over moved chunks, mode auto
   std::vector<AuditTotals> audits;    // first tokens, by depth: over exact KV, over answers of such requests, and so
                                       // on; at most 8
   std::vector<AuditTotals> later_audits;  // the same of one token after the first, drawn from the whole answer

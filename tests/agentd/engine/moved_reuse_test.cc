@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/agentd/service_harness.h"
 #include "tests/agentd/tiny_service.h"
 #include "tests/testing/ids.h"
 #include "tests/testing/status_matchers.h"
@@ -29,12 +30,12 @@ class MovedReuseTest : public ::testing::Test {
         std::make_unique<MovedReuse>(model_.get(), &pool_, kernels::KvPages{.layout = model_->kv_layout()}, &names_,
                                      MovedReuseOptions{}, [](const std::function<void()>& task) { task(); });
     const Ids note = RandomIds(rng_, 400);
-    const Ids planner = Join({RandomIds(rng_, 30), note, RandomIds(rng_, 20)});
-    Result<KvHandle> kv = pool_.Acquire({}, static_cast<std::int64_t>(planner.size()));
+    planner_ = Join({RandomIds(rng_, 30), note, RandomIds(rng_, 20)});
+    Result<KvHandle> kv = pool_.Acquire({}, static_cast<std::int64_t>(planner_.size()));
     KVS_ASSERT_OK(kv);
-    pool_.Extend(*kv, static_cast<std::int64_t>(planner.size()));
-    pool_.Retire(std::move(*kv), planner, 0);
-    reuse_->Record(*session_, planner, 0);
+    pool_.Extend(*kv, static_cast<std::int64_t>(planner_.size()));
+    pool_.Retire(std::move(*kv), planner_, 0);
+    reuse_->Record(*session_, planner_, 0);
     request_.prompt = Join({RandomIds(rng_, 45), note, RandomIds(rng_, 25)});
     request_.session = session_;
     request_.reuse = ReuseMode::kAuto;
@@ -54,6 +55,7 @@ class MovedReuseTest : public ::testing::Test {
   KvPool pool_{32, RootContext(Digest{}, Digest{})};
   StatsBook names_;
   std::unique_ptr<MovedReuse> reuse_;
+  Ids planner_;
   EngineRequest request_;
 };
 
@@ -83,6 +85,30 @@ TEST_F(MovedReuseTest, WhatRowsCostDecidesWhereThePolicyMayChoose) {
   ASSERT_NE(rotate.prompt, nullptr);
   EXPECT_TRUE(reuse_->Decide(request_, *rotate.prompt, plain, dearer_than_all).use);
   EXPECT_FALSE(reuse_->Decide(request_, *rotate.prompt, rotate.prompt->RowsToCompute(), 1).use);
+}
+
+// The daemon measures it, with the first prompt that has moved chunks; where what computing costs is given, it is not
+// looked at.
+TEST_F(MovedReuseTest, WhatARowCostsIsMeasured) {
+  std::unique_ptr<runtime::Model> model = testing::LoadTinyModel(kernels::DType::kF32);
+  ASSERT_NE(model, nullptr);
+  const auto pool_bytes = static_cast<std::int64_t>(model->kv_layout().page_bytes()) * 100;
+  const auto measuring = NewService(std::move(model), {.kv_pool_bytes = pool_bytes});
+  KVS_ASSERT_OK(measuring);
+  const auto given = testing::NewTinyService(kernels::DType::kF32);
+  ASSERT_NE(given, nullptr);
+  for (Service* const service : {measuring->get(), given.get()}) {
+    const auto ask = [service](const Ids& prompt) {
+      GenerateRequest request = testing::IdsRequest(prompt, 8, "agent");
+      request.session = "s";
+      request.reuse = ReuseMode::kAuto;
+      request.ignore_eos = true;  // the last token comes after the price is told
+      testing::Ask(*service, request);
+      return service->GetStats().approximate.moved_row;
+    };
+    EXPECT_EQ(ask(planner_), 1) << "nothing is moved yet";
+    EXPECT_EQ(ask(request_.prompt) != 1, service == measuring->get());
+  }
 }
 
 // A price from a bad moment would keep everybody from finding out that it is wrong. So what does not seem to pay is
