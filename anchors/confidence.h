@@ -1,7 +1,6 @@
 // How sure an approximate answer is, and what that is worth: the guard's measure and its calibration.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -23,14 +22,15 @@ double ClopperPearsonUpper(std::int64_t failures, std::int64_t trials, double co
 
 // The margin that an answer must have to be trusted. How peaked distributions are differs from model to model and from
 // task to task, so no fixed number serves: this one moves until a given share of requests is sent back, the least sure
-// ones. It starts strict and loosens, by stochastic approximation of the quantile (Robbins and Monro 1951). A step is a
-// share of the margin: a fixed one is coarse where margins are small, and sends back more than it was told to.
+// ones. It starts strict and loosens, by stochastic approximation of the quantile (Robbins and Monro 1951). Where the
+// margin is small, a step is a share of it: a fixed one is coarse there, and sends back more than it was told to.
 class GuardMargin {
  public:
   double value() const { return value_; }
   void Answered(bool doubted) {
-    const double next = value_ * std::exp(kStep * (doubted ? kDoubtedShare - 1 : kDoubtedShare));
-    value_ = next < kLeast ? kLeast : next > kMost ? kMost : next;
+    const double step = kShare * value_ < kMostStep ? kShare * value_ : kMostStep;
+    value_ += step * (doubted ? kDoubtedShare - 1 : kDoubtedShare);
+    value_ = value_ < kLeast ? kLeast : value_ > kMost ? kMost : value_;
   }
 
   void Restore(double value) { value_ = value < kLeast ? kLeast : value > kMost ? kMost : value; }
@@ -40,7 +40,8 @@ class GuardMargin {
   static constexpr double kMost = 4.0;    // 55 : 1
 
  private:
-  static constexpr double kStep = 0.3;
+  static constexpr double kMostStep = 0.1;  // nats
+  static constexpr double kShare = 0.3;
   double value_ = 0.7;
 };
 
