@@ -52,7 +52,7 @@ struct KeptPages {
 void TakeStraysOut(FoundChunks* found) {
   std::vector<ChunkCompany> company;
   for (const FoundChunk& chunk : found->chunks) {
-    company.push_back({chunk.chunk.length, chunk.chunk.in_company, chunk.saw_later});
+    company.push_back({chunk.chunk.length, chunk.chunk.in_company, chunk.saw_other});
   }
   const std::vector<std::size_t> strays = Strays(company);
   for (auto i = strays.rbegin(); i != strays.rend(); ++i) {
@@ -132,7 +132,8 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     s.pages.insert(s.pages.end(), coming.begin(), coming.end());
     s.pages.insert(s.pages.end(), s.on_disk - coming.size(), kNoPage);
   }
-  std::optional<std::int64_t> lead;  // tokens before the first chunk in company
+  // Tokens before anything that is moved in company, at most the role.
+  std::int64_t lead = RoleTokens(prompt, model_->config().eos_ids);
   std::optional<FirstPlaces> places;
   std::map<const TokenId*, std::vector<std::int64_t>> latest_seen;  // by the prompt in which chunks were computed
   for (const Recurrence& r : recurrences) {
@@ -164,8 +165,9 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     // Rows that see the chunk are rotated back by its shift: all of those positions must exist.
     const std::int64_t shift = chunk.start - chunk.base;
     if (last + new_tokens - shift >= window) continue;
-    chunk.in_company = InCompany(prompt.first(static_cast<std::size_t>(chunk.start)),
-                                 there.first(static_cast<std::size_t>(chunk.base)), lead.value_or(chunk.start));
+    chunk.in_company =
+        InCompany(prompt.first(static_cast<std::size_t>(chunk.start)), lead,
+                  there.first(static_cast<std::size_t>(chunk.base)), RoleTokens(there, model_->config().eos_ids));
     const std::int64_t computed = chunk.start + chunk.length - (last + 1 - kFreshEnd);
     if (request.reuse == ReuseMode::kAuto && !chunk.in_company && computed > 0) {
       const std::int64_t moved = chunk.length - computed;
@@ -180,12 +182,12 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     chunk.pages.assign(pages->begin() + first_page, pages->begin() + end_page);
     chunk.first = static_cast<int>(row % kPageTokens);
     if (kept != nullptr) found.kept.push_back(kept->lease);
-    if (chunk.in_company && !lead.has_value()) lead = chunk.start;
+    if (chunk.in_company) lead = std::min(lead, chunk.start);
     if (request.reuse == ReuseMode::kAuto) {
       if (!places.has_value()) places.emplace(prompt);
       auto& latest = latest_seen[there.data()];
-      if (latest.empty()) latest = places->LatestSeen(there);
-      out.saw_later = latest[static_cast<std::size_t>(chunk.base)] >= chunk.start + chunk.length;
+      if (latest.empty()) latest = places->LatestSeen(there, RoleTokens(there, model_->config().eos_ids));
+      out.saw_other = latest[static_cast<std::size_t>(chunk.base)] >= chunk.start + chunk.length;
     }
     out.source = book_.source(session, r.run);
     if (messages.has_value()) {

@@ -33,7 +33,7 @@ namespace kvshare::agentd {
 struct FoundChunk {
   MovedChunk chunk;
   AgentId source = 0;      // whose prompt it stood in
-  bool saw_later = false;  // ChunkCompany's
+  bool saw_other = false;  // ChunkCompany's
   std::uint64_t run = 0;   // SessionBook's
   Tier tier = Tier::kHost;
 };

@@ -33,7 +33,13 @@ bool LeaveOut(std::span<const TokenId> here, std::int64_t* i, std::span<const To
 
 }  // namespace
 
-bool InCompany(std::span<const TokenId> here, std::span<const TokenId> there, std::int64_t lead) {
+std::int64_t RoleTokens(std::span<const TokenId> prompt, std::span<const TokenId> ends) {
+  const auto end = std::find_first_of(prompt.begin(), prompt.end(), ends.begin(), ends.end());
+  return end == prompt.end() ? 0 : end + 1 - prompt.begin();
+}
+
+bool InCompany(std::span<const TokenId> here, std::int64_t lead, std::span<const TokenId> there,
+               std::int64_t lead_there) {
   auto i = static_cast<std::int64_t>(here.size()), j = static_cast<std::int64_t>(there.size());
   while (i > lead) {
     if (Equal(here, i, there, j, 1)) {
@@ -45,20 +51,20 @@ bool InCompany(std::span<const TokenId> here, std::span<const TokenId> there, st
       return false;
     }
   }
-  return std::abs(i - j) <= kCompanyShift;
+  return std::abs(i - j) <= kCompanyShift && j <= lead_there + kCompanyGap;
 }
 
 std::vector<std::size_t> Strays(std::span<const ChunkCompany> chunks) {
   std::int64_t rest = 0, astray = 0;
   for (const ChunkCompany& chunk : chunks) {
-    if (chunk.saw_later) continue;
+    if (chunk.saw_other) continue;
     rest += chunk.tokens;
     if (!chunk.in_company) astray += chunk.tokens;
   }
   const bool few = 2 * astray <= rest;
   std::vector<std::size_t> strays;
   for (std::size_t i = 0; i < chunks.size(); ++i) {
-    if (chunks[i].saw_later || (few && !chunks[i].in_company)) strays.push_back(i);
+    if (chunks[i].saw_other || (few && !chunks[i].in_company)) strays.push_back(i);
   }
   return strays;
 }

@@ -15,19 +15,25 @@ namespace kvshare::agentd {
 inline constexpr std::int64_t kCompanyGap = 32;
 inline constexpr std::int64_t kCompanyShift = 32;
 
+// Tokens of a prompt's first message, up to and with the first of `ends`, the tokens that end one; 0 where there is
+// none. That message is the agent's role, which says who reads. What comes behind it is what is read, and may be what a
+// chunk refers to.
+std::int64_t RoleTokens(std::span<const TokenId> prompt, std::span<const TokenId> ends);
+
 // Whether a chunk would see in a prompt what it saw where it was computed. `here` and `there` are the tokens before it
-// in the two prompts. The first `lead` tokens of `here`, before anything that is moved, may be any, if they are about
-// as many there (kCompanyShift); of the rest as much as kCompanyGap may differ in one place. Time linear in `here`.
-bool InCompany(std::span<const TokenId> here, std::span<const TokenId> there, std::int64_t lead);
+// in the two prompts, of which the first `lead` and `lead_there`, the reader's role, may be any, if they are about as
+// many (kCompanyShift); of the rest as much as kCompanyGap may differ in one place. Time linear in `here`.
+bool InCompany(std::span<const TokenId> here, std::int64_t lead, std::span<const TokenId> there,
+               std::int64_t lead_there);
 
 struct ChunkCompany {
   std::int64_t tokens = 0;
   bool in_company = false;
-  bool saw_later = false;  // what only comes after it here (FirstPlaces)
+  bool saw_other = false;  // what does not stand before it here (FirstPlaces)
 };
 // Which of a prompt's chunks mode auto computes although they are stored, as ascending indices: those that saw what
-// comes later, and of the rest those that are not in company, where they are at most half of it. What is left then is
-// one thread.
+// does not stand before them, and of the rest those that are not in company, where they are at most half of it. What is
+// left then is one thread.
 std::vector<std::size_t> Strays(std::span<const ChunkCompany> chunks);
 
 // What is asked of answers in mode auto, by company, before any has been audited. That chunks of one thread are near

@@ -1,8 +1,9 @@
-// Whether stored KV has seen what only comes later in the prompt it is wanted for. Such KV knows what nothing before it
-// there says, whichever of its tokens are computed again.
+// Whether stored KV has seen what does not stand before it in the prompt it is wanted for, but only later or nowhere.
+// Such KV knows what nothing before it there says, whichever of its tokens are computed again.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -20,13 +21,17 @@ class FirstPlaces {
   explicit FirstPlaces(std::span<const TokenId> prompt);
 
   // For b in [0, there.size()]: the greatest first place in the prompt of a phrase that lies within there[0, b); -1
-  // where there is none. What was computed at position b of `there` and stands in the prompt up to token e has seen
-  // what comes later where this is e or more.
-  std::vector<std::int64_t> LatestSeen(std::span<const TokenId> there) const;
+  // where there is none, kNowhere where more than kUnknown tokens in one place of there[role, b) are in no phrase of
+  // the prompt. What was computed at position b of `there` and stands in the prompt up to token e has seen what does
+  // not stand before it where this is e or more.
+  std::vector<std::int64_t> LatestSeen(std::span<const TokenId> there, std::int64_t role) const;
 
   // Longer than what templates put between messages, shorter than most sentences.
   static constexpr std::int64_t kPhrase = 16;
   static constexpr std::int64_t kHeader = 8;
+  // What another reader may have had beside: a message's header, a name.
+  static constexpr std::int64_t kUnknown = 32;
+  static constexpr std::int64_t kNowhere = std::numeric_limits<std::int64_t>::max();
 
  private:
   const std::span<const TokenId> prompt_;

@@ -39,9 +39,10 @@ struct Case {
 
 // In whose company a chunk's stored KV was computed.
 enum class StoredIn {
-  kAlone,    // after the sink and nothing else: what any session may share
-  kThread,   // in the prompt of another agent of the session, which read the same messages under its own first words
-  kReversed  // likewise, which read them in the opposite order
+  kAlone,     // after the sink and nothing else: what any session may share
+  kThread,    // in the prompt of another agent of the session, which read the same messages under its own first words
+  kReversed,  // likewise, which read them in the opposite order
+  kBehind     // likewise, but with another conversation's first chunk in front; the case's own has no stored KV
 };
 
 struct Policy {

@@ -91,6 +91,8 @@ StoredIn MovedPrefill::Company() const {
   return policy_.stored_in.value_or(policy_.mode == ReuseMode::kAuto ? StoredIn::kThread : StoredIn::kAlone);
 }
 
+std::size_t MovedPrefill::FirstStored() const { return Company() == StoredIn::kBehind ? 1 : 0; }
+
 std::int64_t MovedPrefill::PagesAtMost(const Case& c) const {
   std::int64_t stored = 0;
   if (Company() == StoredIn::kAlone) {
@@ -116,11 +118,11 @@ Result<MovedPrefill::Stored> MovedPrefill::Find(std::size_t i, std::int64_t begi
     add_chunk(i);
   } else {
     tokens = BeginningFor(case_);
-    for (std::size_t n = 0; n < chunks.size(); ++n) {
+    for (std::size_t n = FirstStored(); n < chunks.size(); ++n) {
       const std::size_t c = Company() == StoredIn::kReversed ? chunks.size() - 1 - n : n;
       // What stands between two messages stands before each but the first.
       const std::size_t second = std::max<std::size_t>(c, 1);
-      if (n > 0) add(chunks[second - 1].end, chunks[second].begin);
+      if (n > FirstStored()) add(chunks[second - 1].end, chunks[second].begin);
       add_chunk(c);
     }
   }
@@ -134,10 +136,10 @@ Result<MovedPrefill::Stored> MovedPrefill::Find(std::size_t i, std::int64_t begi
 
 // What the chunk at prompt[begin, ...) was computed to see, against what it sees now.
 bool MovedPrefill::InCompany(const Stored& stored, std::int64_t begin) {
-  const bool in_company =
-      agentd::InCompany(std::span(case_.prompt).first(static_cast<std::size_t>(begin)),
-                        std::span(stored.tokens).first(static_cast<std::size_t>(stored.offset)), lead_.value_or(begin));
-  if (in_company && !lead_.has_value()) lead_ = begin;
+  const bool in_company = agentd::InCompany(std::span(case_.prompt).first(static_cast<std::size_t>(begin)), lead_,
+                                            std::span(stored.tokens).first(static_cast<std::size_t>(stored.offset)),
+                                            agentd::RoleTokens(stored.tokens, model_->config().eos_ids));
+  if (in_company) lead_ = std::min(lead_, begin);
   return in_company;
 }
 
@@ -145,7 +147,7 @@ bool MovedPrefill::InCompany(const Stored& stored, std::int64_t begin) {
 void MovedPrefill::SetStraysAside() {
   std::vector<agentd::ChunkCompany> company;
   for (std::size_t i = 0; i < moved_.size(); ++i) {
-    company.push_back({moved_[i].length, moved_[i].in_company, saw_later_[i]});
+    company.push_back({moved_[i].length, moved_[i].in_company, saw_other_[i]});
   }
   const std::vector<std::size_t> strays = agentd::Strays(company);
   for (auto i = strays.rbegin(); i != strays.rend(); ++i) {
@@ -171,21 +173,23 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
     stored_.clear();
     session_ = c.session;
   }
-  lead_.reset();
+  lead_ = agentd::RoleTokens(c.prompt, model_->config().eos_ids);
   if (prompt_ != nullptr && !prompt_->chunks().empty() && policy_.mode == ReuseMode::kAuto) {
     GuardOf().Answered(std::min(least_margin_, prompt_->least_margin()));
   }
   escalated_ = false;
   least_margin_ = std::numeric_limits<double>::infinity();
   case_ = c;
-  if (!c.chunks.empty()) {
-    beginnings_.try_emplace(c.agent, c.prompt.begin(), c.prompt.begin() + c.chunks.front().begin);
+  if (c.chunks.size() > FirstStored()) {
+    const auto end = c.prompt.begin() + c.chunks[FirstStored()].begin;
+    const auto known = beginnings_.try_emplace(c.agent, c.prompt.begin(), end);
+    if (Company() == StoredIn::kBehind) known.first->second.assign(c.prompt.begin(), end);
   }
   moved_.clear();
   chunk_of_.clear();
-  saw_later_.clear();
+  saw_other_.clear();
   const agentd::FirstPlaces places(case_.prompt);
-  for (std::size_t i = 0; i < c.chunks.size(); ++i) {
+  for (std::size_t i = FirstStored(); i < c.chunks.size(); ++i) {
     const Chunk& chunk = c.chunks[i];
     const std::int64_t begin = chunk.begin + kEdgeTokens;
     const std::int64_t end = std::min<std::int64_t>(chunk.end - kEdgeTokens, c.suffix_begin);
@@ -203,8 +207,9 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
     moved.pages.resize(static_cast<std::size_t>(PagesFor(moved.first + moved.length)));
     moved_.push_back(std::move(moved));
     chunk_of_.push_back(i);
-    const std::vector<std::int64_t> latest = places.LatestSeen(stored.tokens);
-    saw_later_.push_back(latest[static_cast<std::size_t>(stored.offset)] >= end);
+    const std::vector<std::int64_t> latest =
+        places.LatestSeen(stored.tokens, agentd::RoleTokens(stored.tokens, model_->config().eos_ids));
+    saw_other_.push_back(latest[static_cast<std::size_t>(stored.offset)] >= end);
   }
   strays_.assign(c.chunks.size(), {});
   if (policy_.mode == ReuseMode::kAuto) SetStraysAside();

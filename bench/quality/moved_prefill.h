@@ -46,6 +46,7 @@ class MovedPrefill final : public PrefillUnderTest {
   // KV of `ids` as a prompt of its own, from position 0.
   Result<std::vector<kernels::PageIndex>> Encode(std::span<const TokenId> ids);
   StoredIn Company() const;
+  std::size_t FirstStored() const;  // the first chunk with stored KV
   // What stood before the chunks where another agent read them.
   std::vector<TokenId> BeginningFor(const Case& c) const;
   // Pages that a case takes at most: what is stored of it, and what computes it.
@@ -66,7 +67,8 @@ class MovedPrefill final : public PrefillUnderTest {
   std::vector<kernels::PageIndex> free_;
   std::vector<kernels::PageIndex> used_;  // by the prompt
   std::string session_;
-  // What stands before the first chunk of an agent's prompts, by agent; of the agents seen so far.
+  // What stands before the first chunk with stored KV of an agent's prompts, by agent; of the agents seen so far. With
+  // kBehind that of its last one.
   std::map<std::string, std::vector<TokenId>> beginnings_;
   std::map<std::vector<TokenId>, std::vector<kernels::PageIndex>> stored_;  // by the tokens that were encoded
   anchors::AnchorPool anchors_;
@@ -76,9 +78,9 @@ class MovedPrefill final : public PrefillUnderTest {
   Case case_;
   std::vector<agentd::MovedChunk> moved_;  // of case_
   std::vector<std::size_t> chunk_of_;      // moved_[i] is case_.chunks[chunk_of_[i]]
-  std::vector<bool> saw_later_;            // of moved_: ChunkCompany's
+  std::vector<bool> saw_other_;            // of moved_: ChunkCompany's
   std::vector<ChunkCost> strays_;          // by chunk of case_: what is computed although it was stored
-  std::optional<std::int64_t> lead_;       // tokens before the first chunk in company
+  std::int64_t lead_ = 0;                  // tokens before anything in company, at most the role
   std::unique_ptr<agentd::MovedPrompt> prompt_;
   bool escalated_by_prefill_ = false;
   bool escalated_ = false;       // by any attempt

@@ -199,7 +199,7 @@ TEST_P(DeviceBitsTest, AnAgentReadsAnothersNoteAndRepairsIt) {
   for (const ReuseMode mode : {ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kKvcomm, ReuseMode::kAuto}) {
     SCOPED_TRACE(std::string(ReuseModeName(mode)));
     const Ids note = Random(104);
-    Ids writer = Random(70), reader = Random(35);
+    Ids writer = Random(30), reader = Random(20);  // documents of a size that passes for the role in front
     writer.insert(writer.end(), note.begin(), note.end());
     reader.insert(reader.end(), note.begin(), note.end());
     reader.push_back(1);

@@ -73,6 +73,7 @@ std::string DumpLines(const quality::Suite& suite, const quality::QualityRun& ru
                    {"text", result.text},
                    {"exact_text", result.exact_text},
                    {"kl", result.kl},
+                   {"floor_kl", run.floor.kl[i]},
                    {"error_estimate", result.error_estimate},
                    {"escalated", result.escalated},
                    {"chunks", std::move(chunks)}};
@@ -91,6 +92,7 @@ std::optional<quality::StoredIn> StoredInOf(const std::string& name) {
   if (name == "alone") return quality::StoredIn::kAlone;
   if (name == "thread") return quality::StoredIn::kThread;
   if (name == "reversed") return quality::StoredIn::kReversed;
+  if (name == "behind") return quality::StoredIn::kBehind;
   return std::nullopt;
 }
 

@@ -127,7 +127,7 @@ struct QualityOptions {
   std::vector<ReuseMode> policies;
   std::optional<double> budget;
   std::string blend_filter;  // once or gradual; empty: once
-  std::string stored_in;     // alone, thread or reversed; empty: each policy's own
+  std::string stored_in;     // alone, thread, reversed or behind; empty: each policy's own
   std::int64_t samples = 0;  // 0: 75 of the world, all of a file
   bool noise_floor = true;
   std::string html_file;

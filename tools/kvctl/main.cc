@@ -350,10 +350,12 @@ class CommandLine {
     AddBlendFilter(quality, &quality_.blend_filter,
                    "cacheblend chooses at one layer (once, the default) or from layer to layer");
     quality
-        ->add_option("--stored-in", quality_.stored_in,
-                     "where stored chunks were computed: alone, thread or reversed; default: alone, auto's in thread")
+        ->add_option(
+            "--stored-in", quality_.stored_in,
+            "where stored chunks were computed: alone, thread, reversed or behind another first message; default: "
+            "alone, auto's in thread")
         ->type_name("WHERE")
-        ->check(CLI::IsMember({"alone", "thread", "reversed"}));
+        ->check(CLI::IsMember({"alone", "thread", "reversed", "behind"}));
     quality->add_option("--samples", quality_.samples, "conversations of the world (75), or cases of the file (all)")
         ->type_name("N")
         ->check(CLI::Range(1, 100000));

@@ -123,7 +123,7 @@ class ChunksComingTest : public ::testing::Test {
   std::mt19937 rng_{5};
   const Ids note_ = RandomIds(rng_, 200);
   const Ids planner_ = Join({RandomIds(rng_, 30), note_, RandomIds(rng_, 20)});
-  const Ids critic_ = Join({RandomIds(rng_, 45), note_, RandomIds(rng_, 25)});
+  const Ids critic_ = Join({RandomIds(rng_, 31), note_, RandomIds(rng_, 25)});
   std::optional<TempDir> dir_;
   std::shared_ptr<TierHooks> hooks_;
   std::shared_ptr<StepWatch> watch_;
@@ -140,7 +140,7 @@ TEST_F(ChunksComingTest, ComputingOverThemMeanwhileChangesNoBit) {
     EXPECT_EQ(reply.reuse.recomputed_tokens, want.reuse.recomputed_tokens);
     EXPECT_EQ(reply.reuse.approximate, want.reuse.approximate);
     // What has come is stored like any load: the next finds it in memory.
-    const Ids next = Join({RandomIds(rng_, 45), note_, RandomIds(rng_, 25)});
+    const Ids next = Join({RandomIds(rng_, 31), note_, RandomIds(rng_, 25)});
     EXPECT_GE(Ask(*service, Request(next, ReuseMode::kRotate, "next")).reuse.moved_tokens, 190);
     EXPECT_EQ(hooks_->loads, 1);
     ExpectSound(*service);

@@ -90,7 +90,7 @@ class ColdChunksTest : public ::testing::Test {
   std::mt19937 rng_{5};
   const Ids note_ = RandomIds(200);
   const Ids planner_ = Join({RandomIds(30), note_, RandomIds(20)});
-  const Ids lead_ = RandomIds(45);
+  const Ids lead_ = RandomIds(31);
   const Ids critic_ = Join({lead_, note_, RandomIds(25)});
   const TempDir dir_;
   const std::shared_ptr<TierHooks> hooks_ = std::make_shared<TierHooks>();
@@ -128,7 +128,7 @@ TEST_F(ColdChunksTest, ThePromptsOwnPrefixComesToo) {
   const auto service = Open(hooks_);
   ASSERT_NE(service, nullptr);
   const GenerateReply reply = Ask(*service, Request(critic_, ReuseMode::kRotate, "critic", "s"));
-  EXPECT_EQ(reply.reuse.prefix_tokens, 45);
+  EXPECT_EQ(reply.reuse.prefix_tokens, 31);
   EXPECT_GE(reply.reuse.moved_tokens, 190);
   ExpectSound(*service);
 }
@@ -227,7 +227,7 @@ TEST_F(ColdChunksTest, AChunkInMemoryIsUsedThoughThePrefixIsNotWorthItsLoad) {
   const GenerateReply reply = Ask(*service, Request(critic_, ReuseMode::kRotate, "critic", "s"));
   EXPECT_EQ(hooks_->loads, 0);
   EXPECT_EQ(reply.reuse.prefix_tokens, 0);
-  EXPECT_EQ(MissTokens(reply.reuse, "load_slower_than_recompute"), 45);
+  EXPECT_EQ(MissTokens(reply.reuse, "load_slower_than_recompute"), 31);
   EXPECT_EQ(reply.reuse.moved_tokens, want.reuse.moved_tokens);
   EXPECT_EQ(reply.ids, want.ids);
   ExpectSound(*service);

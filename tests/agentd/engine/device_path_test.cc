@@ -239,7 +239,7 @@ TEST_P(DevicePathTest, ModesThatWouldLookAtRowsComputeAndSayWhy) {
     const std::string session(ReuseModeName(mode));
     const TokenId first = static_cast<TokenId>(mode);  // each mode's prompts are its own
     const Ids note = Counting(200, first);
-    Ids planner = Counting(70, first + 20), critic = Counting(40, first + 30);
+    Ids planner = Counting(20, first + 20), critic = Counting(30, first + 30);
     planner.insert(planner.end(), note.begin(), note.end());
     critic.insert(critic.end(), note.begin(), note.end());
     critic.push_back(1);

@@ -13,6 +13,7 @@
 #include "tests/agentd/tiny_service.h"
 #include "tests/testing/ids.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/testing/tiny_model.h"
 
 namespace kvshare::agentd {
 namespace {
@@ -29,16 +30,22 @@ class MovedReuseTest : public ::testing::Test {
     reuse_ =
         std::make_unique<MovedReuse>(model_.get(), &pool_, kernels::KvPages{.layout = model_->kv_layout()}, &names_,
                                      MovedReuseOptions{}, [](const std::function<void()>& task) { task(); });
-    const Ids note = RandomIds(rng_, 400);
-    planner_ = Join({RandomIds(rng_, 30), note, RandomIds(rng_, 20)});
-    Result<KvHandle> kv = pool_.Acquire({}, static_cast<std::int64_t>(planner_.size()));
-    KVS_ASSERT_OK(kv);
-    pool_.Extend(*kv, static_cast<std::int64_t>(planner_.size()));
-    pool_.Retire(std::move(*kv), planner_, 0);
-    reuse_->Record(*session_, planner_, 0);
-    request_.prompt = Join({RandomIds(rng_, 45), note, RandomIds(rng_, 25)});
+    planner_ = Join({Role(30), note_, RandomIds(rng_, 20)});
+    Store(planner_);
+    request_.prompt = Join({Role(45), note_, RandomIds(rng_, 25)});
     request_.session = session_;
     request_.reuse = ReuseMode::kAuto;
+  }
+
+  // First words of so many tokens.
+  Ids Role(int tokens) { return Join({RandomIds(rng_, tokens - 1), {testing::kTinyImEnd}}); }
+
+  void Store(const Ids& prompt) {
+    Result<KvHandle> kv = pool_.Acquire({}, static_cast<std::int64_t>(prompt.size()));
+    KVS_ASSERT_OK(kv);
+    pool_.Extend(*kv, static_cast<std::int64_t>(prompt.size()));
+    pool_.Retire(std::move(*kv), prompt, 0);
+    reuse_->Record(*session_, prompt, 0);
   }
 
   // The request's prompt over the note.
@@ -50,6 +57,7 @@ class MovedReuseTest : public ::testing::Test {
   }
 
   std::mt19937 rng_{11};
+  const Ids note_ = RandomIds(rng_, 400);
   const std::shared_ptr<const std::string> session_ = std::make_shared<const std::string>("s");
   std::unique_ptr<runtime::Model> model_;
   KvPool pool_{32, RootContext(Digest{}, Digest{})};
@@ -58,6 +66,25 @@ class MovedReuseTest : public ::testing::Test {
   Ids planner_;
   EngineRequest request_;
 };
+
+// A document in front is not the reader's first words, however long it is: what was computed behind another one is not
+// taken for one thread.
+TEST_F(MovedReuseTest, AnotherDocumentInFrontIsOtherCompany) {
+  const Ids document = RandomIds(rng_, 150), note = RandomIds(rng_, 300), plain = RandomIds(rng_, 300);
+  Store(Join({Role(40), document, note, RandomIds(rng_, 20)}));
+  Store(Join({Role(200), plain, RandomIds(rng_, 20)}));
+  const auto in_company = [&](int role, const Ids& in_front, const Ids& read) {
+    request_.prompt = Join({Role(role), in_front, read, RandomIds(rng_, 60)});
+    const FoundChunks found = reuse_->Find(request_, 0, 1, nullptr, nullptr);
+    EXPECT_GE(found.chunks.size() + found.strays.size(), 1u);
+    return !found.chunks.empty() && found.chunks.back().chunk.in_company;
+  };
+  EXPECT_TRUE(in_company(50, document, note));
+  EXPECT_FALSE(in_company(50, RandomIds(rng_, 150), note));
+  EXPECT_FALSE(in_company(190, {}, note)) << "a role as long as role and document were";
+  EXPECT_TRUE(in_company(190, {}, plain));
+  EXPECT_FALSE(in_company(40, RandomIds(rng_, 150), plain)) << "role and document as long as a role was";
+}
 
 TEST_F(MovedReuseTest, WhatRowsCostDecidesWhereThePolicyMayChoose) {
   const MovedWork work = Work();

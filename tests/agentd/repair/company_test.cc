@@ -17,6 +17,11 @@ class InCompanyTest : public ::testing::Test {
  protected:
   Ids Random(int count) { return testing::RandomIds(rng_, count, 9999); }
 
+  // Where nothing is known of the other prompt's role.
+  static bool InCompany(const Ids& here, const Ids& there, std::int64_t lead) {
+    return agentd::InCompany(here, lead, there, static_cast<std::int64_t>(there.size()));
+  }
+
   std::mt19937 rng_{3};
   const Ids note_ = Random(150), answer_ = Random(80);
 };
@@ -45,6 +50,15 @@ TEST_F(InCompanyTest, WhatStandsBetweenMustBeTheSameButForALittle) {
   EXPECT_FALSE(with(Random(60), Random(60))) << "something changed";
 }
 
+TEST_F(InCompanyTest, WhatFollowsTheOtherRoleIsNotARole) {
+  // There is a role of 60 tokens and a document of 90; here a role as long as both.
+  const Ids here = Join({Random(150), note_}), there = Join({Random(60), Random(90), note_});
+  EXPECT_TRUE(agentd::InCompany(here, 150, there, 150));
+  EXPECT_FALSE(agentd::InCompany(here, 150, there, 60));
+  EXPECT_TRUE(agentd::InCompany(here, 150, there, 118)) << "a header's worth may be left";
+  EXPECT_FALSE(agentd::InCompany(here, 150, there, 117));
+}
+
 TEST_F(InCompanyTest, OrderMatters) {
   const Ids head = Random(50);
   EXPECT_TRUE(InCompany(Join({head, note_, answer_}), Join({head, note_, answer_}), 50));
@@ -71,6 +85,15 @@ TEST_F(InCompanyTest, RepeatingTextIsNotTakenForMore) {
   const Ids head = Random(40);
   EXPECT_TRUE(InCompany(Join({head, loop}), Join({head, loop}), 40));
   EXPECT_FALSE(InCompany(Join({head, loop}), Join({head, loop, loop}), 40));
+}
+
+TEST(RoleTokens, AreTheFirstMessage) {
+  const Ids ends = {7, 8};
+  EXPECT_EQ(RoleTokens(Ids{1, 2, 8, 3, 7, 4}, ends), 3);
+  EXPECT_EQ(RoleTokens(Ids{7, 2}, ends), 1);
+  EXPECT_EQ(RoleTokens(Ids{1, 2, 3}, ends), 0) << "nothing says where first words would end";
+  EXPECT_EQ(RoleTokens(Ids{1, 2, 3}, {}), 0);
+  EXPECT_EQ(RoleTokens({}, ends), 0);
 }
 
 TEST(Strays, AreComputedWhereTheyAreTheLesserPart) {

@@ -24,7 +24,7 @@ class OrderTest : public ::testing::Test {
 TEST_F(OrderTest, WhatStoodBeforeAndComesLaterWasSeen) {
   const Ids here = Join({role_, a_, b_, Random(10)});
   const Ids there = Join({other_role_, b_, a_});
-  const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there);
+  const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there, 40);
   ASSERT_EQ(latest.size(), there.size() + 1);
   EXPECT_EQ(latest[40], -1);             // b saw another's first words alone
   EXPECT_EQ(latest[55], -1);             // less than a phrase
@@ -37,7 +37,7 @@ TEST_F(OrderTest, WhatStoodBeforeAndComesLaterWasSeen) {
 TEST_F(OrderTest, TheSameOrderHasSeenNothingLater) {
   const Ids here = Join({role_, a_, Random(5), b_});
   const Ids there = Join({other_role_, a_, Random(8), b_});
-  const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there);
+  const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there, 40);
   EXPECT_EQ(latest[40], -1);
   EXPECT_LT(latest[98], 95);  // b saw a, which comes before it here too
 }
@@ -45,13 +45,27 @@ TEST_F(OrderTest, TheSameOrderHasSeenNothingLater) {
 TEST_F(OrderTest, WhatComesBeforeAndAgainCountsAsBefore) {
   const Ids here = Join({b_, a_, b_});
   const Ids there = Join({b_, a_});
-  EXPECT_LT(FirstPlaces(here).LatestSeen(there)[60], 60);
+  EXPECT_LT(FirstPlaces(here).LatestSeen(there, 0)[60], 60);
+}
+
+TEST_F(OrderTest, WhatStandsNowhereWasSeenBeyondTheRole) {
+  const auto latest = [&](int role, const Ids& in_front) {
+    const Ids there = Join({Random(role), in_front, a_, b_});
+    return FirstPlaces(Join({role_, a_, b_, Random(10)})).LatestSeen(there, role).back();
+  };
+  const std::int64_t all = 40 + 50 + 60 - 16;  // the last phrase of b
+  EXPECT_EQ(latest(300, {}), all);
+  EXPECT_EQ(latest(300, Random(32)), all) << "a header";
+  EXPECT_EQ(latest(300, Random(33)), FirstPlaces::kNowhere);
+  EXPECT_EQ(latest(10, Random(33)), FirstPlaces::kNowhere);
+  EXPECT_EQ(latest(0, Join({a_, Random(33)})), FirstPlaces::kNowhere) << "behind what is known";
+  EXPECT_EQ(latest(0, Join({a_, Random(20), a_, Random(20)})), all) << "little in each place";
 }
 
 TEST_F(OrderTest, ShortPromptsHaveNoPhrases) {
-  EXPECT_EQ(FirstPlaces({}).LatestSeen({}), std::vector<std::int64_t>{-1});
+  EXPECT_EQ(FirstPlaces({}).LatestSeen({}, 0), std::vector<std::int64_t>{-1});
   const Ids few = Random(FirstPlaces::kPhrase - 1);
-  EXPECT_EQ(FirstPlaces(few).LatestSeen(few), std::vector<std::int64_t>(few.size() + 1, -1));
+  EXPECT_EQ(FirstPlaces(few).LatestSeen(few, 0), std::vector<std::int64_t>(few.size() + 1, -1));
 }
 
 // Every answer was computed behind the header that ends a prompt. Where the text before that header was the same then,
@@ -60,7 +74,7 @@ TEST_F(OrderTest, TheHeaderOfTheNextAnswerIsNoMessage) {
   const Ids header = Random(FirstPlaces::kHeader), refrain = Random(20);
   const Ids there = Join({role_, a_, refrain, header, b_});
   const Ids here = Join({role_, a_, refrain, b_, refrain, header});
-  EXPECT_EQ(FirstPlaces(here).LatestSeen(there)[40 + 50 + 20 + 8], 40 + 50 + 20 - 16);
+  EXPECT_EQ(FirstPlaces(here).LatestSeen(there, 40)[40 + 50 + 20 + 8], 40 + 50 + 20 - 16);
 }
 
 // Against the definition, over texts that repeat themselves.
@@ -75,15 +89,18 @@ TEST_F(OrderTest, IsTheGreatestFirstPlace) {
       const Ids& other = parts[rng_() % parts.size()];
       there.insert(there.end(), other.begin(), other.end());
     }
-    const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there);
-    std::int64_t expected = -1;
+    const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there, 0);
+    std::int64_t expected = -1, unknown = 0;  // places, one after the other, where no phrase of the prompt ends
     for (std::size_t b = 0; b <= there.size(); ++b) {
+      unknown += b > 0;
       if (b >= 16) {
         const auto end = here.end() - FirstPlaces::kHeader;
         const auto at = std::search(here.begin(), end, there.begin() + static_cast<std::ptrdiff_t>(b - 16),
                                     there.begin() + static_cast<std::ptrdiff_t>(b));
         if (at != end) expected = std::max<std::int64_t>(expected, at - here.begin());
+        if (at != end) unknown = 0;
       }
+      if (unknown >= 32 + 16) expected = FirstPlaces::kNowhere;
       ASSERT_EQ(latest[b], expected) << b;
     }
   }
