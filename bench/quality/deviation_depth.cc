@@ -15,10 +15,10 @@
 #include <cstdlib>
 #include <iostream>
 #include <numeric>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "bench/quality/prompt_rows.h"
 #include "bench/quality/statistics.h"
 #include "bench/quality/suite.h"
 #include "runtime/model.h"
@@ -26,54 +26,20 @@
 namespace kvshare::quality {
 namespace {
 
-using kernels::kPageTokens;
-
 constexpr std::int64_t kEdge = 2, kLeast = 32, kFirst = 16;
 constexpr double kShare = 0.15;
 constexpr std::size_t kCheckLayer = 1;  // CacheBlend's
-
-// Values by layer, row and dimension.
-using Values = std::vector<std::vector<std::vector<float>>>;
-
-class ValueHook final : public runtime::LayerHook {
- public:
-  explicit ValueHook(int layers) : values(static_cast<std::size_t>(layers)) {}
-  std::optional<std::vector<std::int64_t>> OnLayer(int layer, const runtime::LayerRows& rows) override {
-    for (std::int64_t r = 0; r < rows.v.rows; ++r) {
-      const float* const v = rows.v.row<float>(r);
-      values[static_cast<std::size_t>(layer)].emplace_back(v, v + rows.v.cols);
-    }
-    return std::nullopt;
-  }
-  Values values;
-};
+constexpr int kValues = 1;              // the part of a block that V is
 
 [[noreturn]] void Die(const Status& status) {
   std::cerr << "deviation_depth: " << status.message() << '\n';
   std::exit(1);
 }
 
-Values ValuesOf(runtime::Model& model, std::span<const TokenId> ids) {
-  const kernels::KvLayout layout = model.kv_layout();
-  const std::size_t count = (ids.size() + kPageTokens - 1) / kPageTokens;
-  const auto memory = model.backend().Allocate(layout.page_bytes() * count);
-  if (!memory.ok()) Die(memory.status());
-  std::vector<kernels::PageIndex> table(count);
-  std::iota(table.begin(), table.end(), 0);
-  runtime::ForwardBatch batch;
-  for (std::size_t t = 0; t < ids.size(); ++t) {
-    batch.ids.push_back(ids[t]);
-    batch.positions.push_back(static_cast<std::int64_t>(t));
-    batch.slots.push_back({table[t / kPageTokens], static_cast<int>(t % kPageTokens)});
-  }
-  const auto rows = static_cast<std::int64_t>(ids.size());
-  batch.segments.push_back({.pages = table, .length = rows, .row_begin = 0, .row_end = rows});
-  ValueHook hook(layout.num_layers);
-  batch.hook = &hook;
-  const kernels::KvPages pages = {
-      .base = (*memory)->data(), .num_pages = static_cast<kernels::PageIndex>(count), .layout = layout};
-  if (const Status status = model.Forward(batch, pages, nullptr); !status.ok()) Die(status);
-  return std::move(hook.values);
+anchors::KvBlock Rows(runtime::Model& model, std::span<const TokenId> ids) {
+  auto rows = PromptRows(model, ids);
+  if (!rows.ok()) Die(rows.status());
+  return std::move(*rows);
 }
 
 std::vector<std::size_t> Largest(const std::vector<double>& values) {
@@ -111,7 +77,7 @@ int Main(int argc, char** argv) {
   for (const JudgedCase& judged : suite->judged) {
     const Case& c = judged.c;
     if (!judged.crosses) continue;
-    const Values fresh = ValuesOf(**model, c.prompt);
+    const anchors::KvBlock fresh = Rows(**model, c.prompt);
     std::vector<std::vector<double>> squares(layers);
     std::vector<std::size_t> first;
     std::size_t moved = 0;
@@ -121,18 +87,14 @@ int Main(int argc, char** argv) {
       if (end - begin < kLeast) continue;
       std::vector<TokenId> alone = {c.prompt.front()};
       alone.insert(alone.end(), c.prompt.begin() + chunk.begin, c.prompt.begin() + chunk.end);
-      const Values stored = ValuesOf(**model, alone);
+      const anchors::KvBlock stored = Rows(**model, alone);
       for (std::int64_t t = begin; t < end; ++t) {
         if (t - begin < kFirst) first.push_back(moved);
         ++moved;
         for (std::size_t layer = 0; layer < layers; ++layer) {
-          const auto& a = fresh[layer][static_cast<std::size_t>(t)];
-          const auto& b = stored[layer][static_cast<std::size_t>(1 + t - chunk.begin)];
-          double distance = 0;
-          for (std::size_t i = 0; i < a.size(); ++i) {
-            distance += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
-            sums[layer].norm += static_cast<double>(a[i]) * a[i];
-          }
+          const int at = static_cast<int>(layer);
+          const double distance = SquaredDistance(fresh, t, stored, 1 + t - chunk.begin, at, kValues);
+          for (const float v : fresh.row(at, kValues, t)) sums[layer].norm += static_cast<double>(v) * v;
           squares[layer].push_back(distance);
           sums[layer].squares += distance;
         }

@@ -73,15 +73,15 @@ std::string Table(const QualityReport& report) {
   std::string html =
       "<div class=\"card\"><table><tr><th>policy</th><th>charged budget</th><th>KL mean</th><th>p95</th><th>max</th>"
       "<th>noise floors</th><th>top-1</th><th>same reply</th><th>prefill</th></tr>\n";
-  const double floor = Mean(report.floor.kl);
   for (std::size_t i = 0; i < report.policies.size(); ++i) {
     const PolicySummary& p = report.policies[i];
     const Spread kl = SpreadOf(p.all.kl);
     const double same = p.all.n == 0 ? 0 : static_cast<double>(p.all.identical) / static_cast<double>(p.all.n);
     html += "<tr><td>" + Key(i) + Name(p) + "</td><td>" + Number("%.3f", p.charged_budget) + "</td><td>" +
             Number("%.2e", kl.mean) + "</td><td>" + Number("%.2e", kl.p95) + "</td><td>" + Number("%.2e", kl.max) +
-            "</td><td>" + (floor > 0 ? Fixed(kl.mean / floor) : "") + "</td><td>" + Number("%.4f", p.top1) +
-            "</td><td>" + Number("%.3f", same) + "</td><td>" + Fixed(p.prefill_ms) + " ms</td></tr>\n";
+            "</td><td>" + (p.all.floors.empty() ? "" : Number("%.3g", QuotientOfSums(p.all.floors))) + "</td><td>" +
+            Number("%.4f", p.top1) + "</td><td>" + Number("%.3f", same) + "</td><td>" + Fixed(p.prefill_ms) +
+            " ms</td></tr>\n";
   }
   return html + "</table></div>\n";
 }
@@ -108,7 +108,7 @@ std::string Frontier(const QualityReport& report) {
     svg += Label(at_x(widest * i / 10), kBottom + 16, "middle", Number("%.2f", widest * i / 10));
   }
   svg += Label((kLeft + kRight) / 2, kHeight - 4, "middle", "charged budget: share of reusable KV that was computed");
-  const double floor = Mean(report.floor.kl);
+  const double floor = Mean(report.floor.Tokens());
   if (floor > 0) {
     svg += "<line x1=\"60\" x2=\"880\" y1=\"" + Fixed(at_y(floor)) + "\" y2=\"" + Fixed(at_y(floor)) +
            "\" stroke=\"var(--soft)\" stroke-dasharray=\"4 4\"/>\n" +
@@ -179,7 +179,8 @@ std::string KlTable(const QualityReport& report, const char* what, Groups groups
       const auto found = (p.*groups).find(name);
       html += found == (p.*groups).end()
                   ? "<td></td>"
-                  : "<td>" + Number("%.2e", Mean(found->second.kl)) + " (" + std::to_string(found->second.n) + ")</td>";
+                  : "<td>" + Number("%.2e", Mean(found->second.kl)) + " (" + std::to_string(found->second.n) +
+                        ")<br><small>" + FloorsText(found->second) + "</small></td>";
     }
     html += "</tr>\n";
   }
@@ -195,9 +196,9 @@ std::string ReportHtml(const QualityReport& report) {
           std::to_string(report.questions) + " questions, " + std::to_string(report.reply_tokens) +
           " tokens compared with exact prefill (" + Fixed(report.exact_prefill_ms) +
           " ms with the prefix it shares between questions).</p>\n";
-  if (!report.floor.kl.empty()) {
+  if (report.floor.Cases() > 0) {
     html += "<p>Noise floor, exact prefill against itself in " + Escape(report.floor.against) + ": KL " +
-            Number("%.2e", Mean(report.floor.kl)) + " per token.</p>\n";
+            Number("%.2e", Mean(report.floor.Tokens())) + " per token.</p>\n";
   }
   html += "<h2>Policies</h2>" + Table(report);
   html += "<h2>Quality against what is computed</h2><div class=\"card\">" + Frontier(report) + "</div>\n";
@@ -205,7 +206,8 @@ std::string ReportHtml(const QualityReport& report) {
       "<h2>Accuracy by kind</h2><div class=\"card\"><p>Bars: the policy; tick: exact prefill on the same questions; "
       "in brackets the 95 % interval of the difference.</p>" +
       Accuracy(report) + "</div>\n";
-  html += "<h2>KL per token (questions)</h2>" + KlTable(report, "kind", &PolicySummary::tasks);
+  html += "<h2>KL per token (questions), and in noise floors of the same questions with its 95 % interval</h2>" +
+          KlTable(report, "kind", &PolicySummary::tasks);
   html += KlTable(report, "the answer's chunk is the prompt's", &PolicySummary::slots);
   html += KlTable(report, "question of the conversation", &PolicySummary::turns);
   html += KlTable(report, "the answer's chunk was", &PolicySummary::reuse);

@@ -4,6 +4,7 @@
 #include <cctype>
 #include <chrono>
 #include <cmath>
+#include <map>
 #include <utility>
 
 #include "bench/quality/exact_prefill.h"
@@ -168,11 +169,11 @@ class Floor {
   }
 
   Status Measure(CaseJudge* judge, const JudgedCase& judged, const ExactResult& exact, std::size_t index) {
-    if (other_ == nullptr || index >= kFloorCases) return OkStatus();
+    run_.kl.emplace_back();
+    if (other_ == nullptr || ++of_kind_[judged.kind] > kFloorCases) return OkStatus();
     KVS_ASSIGN_OR_RETURN(const PrefillOutcome outcome, other_->Prefill(judged.c));
     KVS_ASSIGN_OR_RETURN(const std::vector<float> logits, judge->Forced(other_.get(), outcome.logits, exact.reply));
-    judge->Distances(exact, logits, &run_.kl, &run_.agree);
-    ++run_.cases;
+    judge->Distances(exact, logits, &run_.kl.back(), &run_.agree);
     if (index >= kPieceCases) return OkStatus();
     KVS_ASSIGN_OR_RETURN(const PrefillOutcome pieces, pieces_->Prefill(judged.c));
     const std::span<const float> first = std::span(exact.logits).first(judge->vocab());
@@ -185,10 +186,21 @@ class Floor {
  private:
   std::unique_ptr<ExactPrefill> other_;
   std::unique_ptr<ExactPrefill> pieces_;
+  std::map<std::string, std::size_t> of_kind_;  // cases measured
   FloorRun run_;
 };
 
 }  // namespace
+
+std::vector<double> FloorRun::Tokens() const {
+  std::vector<double> tokens;
+  for (const std::vector<double>& of_case : kl) tokens.insert(tokens.end(), of_case.begin(), of_case.end());
+  return tokens;
+}
+
+std::int64_t FloorRun::Cases() const {
+  return std::count_if(kl.begin(), kl.end(), [](const auto& of_case) { return !of_case.empty(); });
+}
 
 bool IsRight(const std::string& reply, const std::string& answer, bool contained) {
   const std::string said = Normalised(reply);

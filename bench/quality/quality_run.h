@@ -43,11 +43,13 @@ struct PolicyRun {
 };
 
 struct FloorRun {
-  std::string against;     // the dtype of the other exact prefill
-  std::vector<double> kl;  // per token
-  std::int64_t agree = 0;  // of kl.size() tokens
-  std::int64_t cases = 0;
-  double other_pieces_kl_max = 0;  // the same model, prompts in pieces of 7 rows: 0 by the numerics contract
+  std::string against;                  // the dtype of the other exact prefill
+  std::vector<std::vector<double>> kl;  // [judged][reply], empty where it was not measured
+  std::int64_t agree = 0;               // of all those tokens
+  double other_pieces_kl_max = 0;       // the same model, prompts in pieces of 7 rows: 0 by the numerics contract
+
+  std::vector<double> Tokens() const;  // kl of all cases, one after the other
+  std::int64_t Cases() const;          // those that were measured
 };
 
 struct QualityRun {
@@ -65,7 +67,8 @@ struct QualityOptions {
   std::function<bool(std::int64_t, std::int64_t)> progress;
 };
 
-// Cases of the suite that the noise floor is measured on.
+// Cases of each kind that the noise floor is measured on. How much rounding moves an answer depends on the question, so
+// a kind's KL is held against the floor of the same cases.
 inline constexpr std::size_t kFloorCases = 64;
 
 // Requires a model with a tokenizer. Unimplemented for a policy that cannot be judged, before anything is computed.

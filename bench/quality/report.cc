@@ -38,7 +38,7 @@ void AddChoices(const Suite& suite, const std::vector<CaseResult>& cases, Policy
   }
 }
 
-PolicySummary SummarisePolicy(const Suite& suite, const PolicyRun& run, int layers) {
+PolicySummary SummarisePolicy(const Suite& suite, const PolicyRun& run, const FloorRun& floor, int layers) {
   PolicySummary s{.policy = run.policy};
   std::int64_t cached = 0;
   std::int64_t pairs = 0;
@@ -52,6 +52,7 @@ PolicySummary SummarisePolicy(const Suite& suite, const PolicyRun& run, int laye
   for (std::size_t i = 0; i < run.cases.size(); ++i) {
     const JudgedCase& judged = suite.judged[i];
     const CaseResult& result = run.cases[i];
+    const std::vector<double>& floor_kl = floor.kl[i];
     std::int64_t case_cached = 0;
     std::int64_t case_pairs = 0;
     for (const ChunkCost& cost : result.chunks) {
@@ -65,13 +66,13 @@ PolicySummary SummarisePolicy(const Suite& suite, const PolicyRun& run, int laye
     same += result.same;
     first.push_back(result.kl.front());
     ms.push_back(result.prefill_ms);
-    s.all.Add(judged, result);
-    s.tasks[judged.kind].Add(judged, result);
-    s.slots[judged.slot < 0 ? "unknown" : std::to_string(judged.slot)].Add(judged, result);
-    s.turns[std::to_string(judged.turn)].Add(judged, result);
-    s.reuse[ReuseOf(judged, result, layers)].Add(judged, result);
-    s.spread[judged.crosses ? "several_chunks" : "one_chunk"].Add(judged, result);
-    s.reader[judged.known_reader ? "known" : "unknown"].Add(judged, result);
+    s.all.Add(judged, result, floor_kl);
+    s.tasks[judged.kind].Add(judged, result, floor_kl);
+    s.slots[judged.slot < 0 ? "unknown" : std::to_string(judged.slot)].Add(judged, result, floor_kl);
+    s.turns[std::to_string(judged.turn)].Add(judged, result, floor_kl);
+    s.reuse[ReuseOf(judged, result, layers)].Add(judged, result, floor_kl);
+    s.spread[judged.crosses ? "several_chunks" : "one_chunk"].Add(judged, result, floor_kl);
+    s.reader[judged.known_reader ? "known" : "unknown"].Add(judged, result, floor_kl);
     const double kl = Mean(result.kl);
     s.guard.escalated_chunks += static_cast<std::int64_t>(result.escalated);
     if (case_pairs < case_cached * layers) {
@@ -100,6 +101,14 @@ Json SpreadJson(const std::vector<double>& kl) {
   return {{"mean", spread.mean}, {"p95", spread.p95}, {"max", spread.max}};
 }
 
+// The KL as a multiple of the noise floor of the same cases.
+void AddFloors(const Group& group, Json* kl) {
+  if (group.floors.empty()) return;
+  const Interval ci = BootstrapQuotient(group.floors, kConfidence, kBootstrapSeed);
+  (*kl)["floors"] = QuotientOfSums(group.floors);
+  (*kl)["floors_ci"] = {ci.low, ci.high};
+}
+
 Json GroupJson(const Group& group) {
   Json json = {{"n", group.n}};
   if (group.answered > 0) {
@@ -112,6 +121,7 @@ Json GroupJson(const Group& group) {
   }
   json["identical"] = Ratio(group.identical, group.n);
   json["kl"] = SpreadJson(group.kl);
+  AddFloors(group, &json["kl"]);
   return json;
 }
 
@@ -121,13 +131,13 @@ Json GroupsJson(const std::map<std::string, Group>& groups) {
   return json;
 }
 
-Json PolicyJson(const PolicySummary& s, double floor_kl) {
+Json PolicyJson(const PolicySummary& s) {
   Json json = {{"charged_budget", s.charged_budget}, {"shared_budget", s.shared_budget}};
   if (s.policy.budget) json["wished_budget"] = *s.policy.budget;
   if (s.policy.mode == ReuseMode::kCacheBlend) json["blend_filter"] = s.policy.gradual ? "gradual" : "once";
   json["kl"] = SpreadJson(s.all.kl);
   json["kl"]["first_token"] = s.kl_first;
-  if (floor_kl > 0) json["kl"]["floors"] = Mean(s.all.kl) / floor_kl;
+  AddFloors(s.all, &json["kl"]);
   json["top1"] = s.top1;
   json["divergence_index"] = s.divergence_index;
   json["identical"] = Ratio(s.all.identical, s.all.n);
@@ -169,10 +179,17 @@ std::string Line(const char* format, Args... args) {
 
 }  // namespace
 
-void Group::Add(const JudgedCase& judged, const CaseResult& result) {
+std::string FloorsText(const Group& group) {
+  if (group.floors.empty()) return "";
+  const Interval ci = BootstrapQuotient(group.floors, kConfidence, kBootstrapSeed);
+  return Line("%.3g [%.3g, %.3g]", QuotientOfSums(group.floors), ci.low, ci.high);
+}
+
+void Group::Add(const JudgedCase& judged, const CaseResult& result, const std::vector<double>& floor_kl) {
   ++n;
   identical += result.identical ? 1 : 0;
   kl.insert(kl.end(), result.kl.begin(), result.kl.end());
+  if (!floor_kl.empty()) floors.push_back({Sum(result.kl), Sum(floor_kl)});
   if (!judged.answer) return;
   ++answered;
   right += result.right ? 1 : 0;
@@ -191,13 +208,14 @@ QualityReport Summarise(const Suite& suite, const QualityRun& run, int num_layer
   report.layers = num_layers;
   report.exact_prefill_ms = Mean(run.exact_prefill_ms);
   report.floor = run.floor;
-  for (const PolicyRun& policy : run.policies) report.policies.push_back(SummarisePolicy(suite, policy, num_layers));
+  for (const PolicyRun& policy : run.policies)
+    report.policies.push_back(SummarisePolicy(suite, policy, run.floor, num_layers));
   return report;
 }
 
 std::string ReportJson(const QualityReport& report) {
-  const double floor_kl = Mean(report.floor.kl);
-  Json floor = SpreadJson(report.floor.kl);
+  const std::vector<double> floor_kl = report.floor.Tokens();
+  const Json floor = SpreadJson(floor_kl);
   Json json = {{"model", report.model},
                {"dtype", report.dtype},
                {"source", report.source},
@@ -209,15 +227,15 @@ std::string ReportJson(const QualityReport& report) {
                 {{"kl_mean", floor["mean"]},
                  {"kl_p95", floor["p95"]},
                  {"kl_max", floor["max"]},
-                 {"top1", Ratio(report.floor.agree, static_cast<std::int64_t>(report.floor.kl.size()))},
+                 {"top1", Ratio(report.floor.agree, static_cast<std::int64_t>(floor_kl.size()))},
                  {"against", report.floor.against},
-                 {"cases", report.floor.cases},
+                 {"cases", report.floor.Cases()},
                  {"other_pieces_kl_max", report.floor.other_pieces_kl_max}}},
                {"exact_prefill_ms", report.exact_prefill_ms},
                {"seconds", report.seconds},
                {"policies", Json::object()}};
   for (const PolicySummary& policy : report.policies) {
-    json["policies"][std::string(ReuseModeName(policy.policy.mode))] = PolicyJson(policy, floor_kl);
+    json["policies"][std::string(ReuseModeName(policy.policy.mode))] = PolicyJson(policy);
   }
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
@@ -226,8 +244,8 @@ std::string ReportText(const QualityReport& report) {
   std::string out = report.model + " (" + report.dtype + "), " + report.source + ": " + std::to_string(report.samples) +
                     " samples, " + std::to_string(report.questions) + " questions, " +
                     std::to_string(report.reply_tokens) + " tokens compared\n";
-  const Spread floor = SpreadOf(report.floor.kl);
-  if (!report.floor.kl.empty()) {
+  if (report.floor.Cases() > 0) {
+    const Spread floor = SpreadOf(report.floor.Tokens());
     out += Line("noise floor (exact against itself in %s): KL mean %.2e, p95 %.2e, max %.2e\n\n",
                 report.floor.against.c_str(), floor.mean, floor.p95, floor.max);
   }
@@ -239,14 +257,16 @@ std::string ReportText(const QualityReport& report) {
         Line("%-12s %8.3f %10.2e %10.2e %10.2e %8.4f %8.2f %11.1f\n", std::string(ReuseModeName(p.policy.mode)).c_str(),
              p.charged_budget, kl.mean, kl.p95, kl.max, p.top1, p.divergence_index, p.prefill_ms);
   }
-  out += Line("\n%-12s %-10s %5s %9s %9s   %s\n", "policy", "kind", "n", "accuracy", "exact", "difference, 95 %");
+  out += Line("\n%-12s %-10s %5s %9s %9s   %-18s %10s   %s\n", "policy", "kind", "n", "accuracy", "exact",
+              "difference, 95 %", "KL mean", "noise floors of the same cases, 95 %");
   for (const PolicySummary& p : report.policies) {
     for (const auto& [kind, group] : p.tasks) {
       if (group.answered == 0) continue;
       const Interval ci = BootstrapMean(group.differences, kConfidence, kBootstrapSeed);
-      out += Line("%-12s %-10s %5lld %9.3f %9.3f   [%+.3f, %+.3f]\n", std::string(ReuseModeName(p.policy.mode)).c_str(),
-                  kind.substr(0, 40).c_str(), static_cast<long long>(group.answered), group.Share(group.right),
-                  group.Share(group.exact_right), ci.low, ci.high);
+      out += Line("%-12s %-10s %5lld %9.3f %9.3f   [%+.3f, %+.3f]   %10.2e   %s\n",
+                  std::string(ReuseModeName(p.policy.mode)).c_str(), kind.substr(0, 40).c_str(),
+                  static_cast<long long>(group.answered), group.Share(group.right), group.Share(group.exact_right),
+                  ci.low, ci.high, Mean(group.kl), FloorsText(group).c_str());
     }
   }
   return out;

@@ -24,10 +24,15 @@ struct Group {
   std::int64_t identical = 0;
   std::vector<double> kl;           // per token
   std::vector<double> differences;  // per answered case: policy right - exact right
+  std::vector<Quotient> floors;     // per case with a noise floor: sums over its tokens of the KL, and of the floor's
 
-  void Add(const JudgedCase& judged, const CaseResult& result);
+  // `floor_kl`: the noise floor's at the same tokens, empty where it was not measured.
+  void Add(const JudgedCase& judged, const CaseResult& result, const std::vector<double>& floor_kl);
   double Share(std::int64_t of) const { return answered == 0 ? 0 : static_cast<double>(of) / double(answered); }
 };
+
+// "2.9 [1.8, 4.4]": the KL in noise floors of the same cases, with its interval; empty where none was measured.
+std::string FloorsText(const Group& group);
 
 struct PolicySummary {
   Policy policy;

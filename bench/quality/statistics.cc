@@ -48,6 +48,20 @@ std::vector<double> Ranks(std::span<const double> values) {
   return ranks;
 }
 
+// The percentile interval of `statistic` of as many of `n` items, drawn with replacement.
+template <typename Statistic>
+Interval Bootstrap(std::size_t n, double confidence, std::uint64_t seed, const Statistic& statistic) {
+  Random random(seed);
+  std::vector<std::size_t> drawn(n);
+  std::vector<double> values(kBootstrapRounds);
+  for (double& value : values) {
+    for (std::size_t& item : drawn) item = random.Below(n);
+    value = statistic(drawn);
+  }
+  const double tail = 100 * (1 - confidence) / 2;
+  return {.low = Percentile(values, tail), .high = Percentile(values, 100 - tail)};
+}
+
 }  // namespace
 
 double KlDivergence(std::span<const float> exact, std::span<const float> other) {
@@ -67,9 +81,10 @@ std::int64_t Argmax(std::span<const float> logits) {
   return std::max_element(logits.begin(), logits.end()) - logits.begin();
 }
 
+double Sum(std::span<const double> values) { return std::accumulate(values.begin(), values.end(), 0.0); }
+
 double Mean(std::span<const double> values) {
-  if (values.empty()) return 0;
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  return values.empty() ? 0 : Sum(values) / static_cast<double>(values.size());
 }
 
 double Percentile(std::vector<double> values, double p) {
@@ -88,15 +103,31 @@ Spread SpreadOf(const std::vector<double>& values) {
 
 Interval BootstrapMean(std::span<const double> differences, double confidence, std::uint64_t seed) {
   if (differences.empty()) return {};
-  Random random(seed);
-  std::vector<double> means(kBootstrapRounds);
-  for (double& mean : means) {
+  return Bootstrap(differences.size(), confidence, seed, [differences](std::span<const std::size_t> drawn) {
     double sum = 0;
-    for (std::size_t i = 0; i < differences.size(); ++i) sum += differences[random.Below(differences.size())];
-    mean = sum / static_cast<double>(differences.size());
-  }
-  const double tail = 100 * (1 - confidence) / 2;
-  return {.low = Percentile(means, tail), .high = Percentile(means, 100 - tail)};
+    for (std::size_t i : drawn) sum += differences[i];
+    return sum / static_cast<double>(drawn.size());
+  });
+}
+
+double Quotient::Value() const {
+  if (below != 0) return above / below;
+  return above == 0 ? 0 : INFINITY;
+}
+
+double QuotientOfSums(std::span<const Quotient> items) {
+  Quotient sum;
+  for (const Quotient& item : items) sum.Add(item);
+  return sum.Value();
+}
+
+Interval BootstrapQuotient(std::span<const Quotient> items, double confidence, std::uint64_t seed) {
+  if (items.empty()) return {};
+  return Bootstrap(items.size(), confidence, seed, [items](std::span<const std::size_t> drawn) {
+    Quotient sum;
+    for (std::size_t i : drawn) sum.Add(items[i]);
+    return sum.Value();
+  });
 }
 
 double UpperBound(std::int64_t hits, std::int64_t n, double confidence) {

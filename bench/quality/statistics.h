@@ -16,6 +16,7 @@ double KlDivergence(std::span<const float> exact, std::span<const float> other);
 // Index of the largest logit; of equal ones the first.
 std::int64_t Argmax(std::span<const float> logits);
 
+double Sum(std::span<const double> values);
 double Mean(std::span<const double> values);  // 0 for none
 // Linear interpolation between closest ranks, as numpy's percentile does; p in [0, 100]; 0 for no values.
 double Percentile(std::vector<double> values, double p);
@@ -36,6 +37,20 @@ inline constexpr int kBootstrapRounds = 10000;
 // Percentile bootstrap of the mean of `differences` (paired: one per item, e.g. policy right - exact right): 10,000
 // resamples with replacement, seeded by `seed` alone. {0, 0} for no values.
 Interval BootstrapMean(std::span<const double> differences, double confidence, std::uint64_t seed);
+
+// The terms of one item of a quotient of sums.
+struct Quotient {
+  double above = 0;
+  double below = 0;
+
+  void Add(const Quotient& other) { *this = {above + other.above, below + other.below}; }
+  double Value() const;  // infinite for something over nothing, 0 for nothing over nothing
+};
+double QuotientOfSums(std::span<const Quotient> items);
+
+// Percentile bootstrap of the quotient of sums, as BootstrapMean. Items are drawn whole, so that both sums are of the
+// same ones.
+Interval BootstrapQuotient(std::span<const Quotient> items, double confidence, std::uint64_t seed);
 
 // Clopper and Pearson's one-sided upper bound of a proportion of which `hits` of `n` were seen: the p at which as few
 // hits have probability 1 - confidence. 1 for n == 0.

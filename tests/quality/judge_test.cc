@@ -10,6 +10,7 @@
 #include "bench/quality/quality_run.h"
 #include "bench/quality/report.h"
 #include "bench/quality/suite.h"
+#include "libkvshare/core/status_macros.h"
 #include "tests/testing/fixtures.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
@@ -49,8 +50,8 @@ TEST(JudgeTest, OffAndExactDifferInNothing) {
     EXPECT_EQ(policy.guard.accepted, 0);
     EXPECT_EQ(policy.choices.as_exact, policy.choices.n);
   }
-  EXPECT_GT(report.floor.kl.size(), 0u);
-  EXPECT_GT(Mean(report.floor.kl), 0);
+  ASSERT_EQ(run->floor.kl.size(), suite->judged.size());
+  EXPECT_GT(Mean(report.floor.Tokens()), 0);
   EXPECT_EQ(report.floor.other_pieces_kl_max, 0);
   // The contract's fields.
   const json parsed = json::parse(ReportJson(report), nullptr, false);
@@ -70,6 +71,51 @@ TEST(JudgeTest, OffAndExactDifferInNothing) {
   EXPECT_NE(html.find("</html>"), std::string::npos);
   EXPECT_EQ(html.find("http"), std::string::npos);  // self-contained
   EXPECT_NE(ReportText(report).find("one_hop"), std::string::npos);
+}
+
+// The other dtype as a policy is as far from exact as the noise floor is, by each kind's own cases.
+TEST(JudgeTest, AKindIsHeldAgainstTheFloorOfItsOwnCases) {
+  KVS_FIXTURE_OR_SKIP(path, testing::RefModelPath());
+  const auto model = Load(path, kernels::DType::kBf16);
+  const auto other = Load(path, kernels::DType::kF32);
+  ASSERT_TRUE(model && other);
+  auto suite = WorldSuite(*model, {.seed = 5, .samples = 15});
+  KVS_ASSERT_OK(suite);
+  ASSERT_GT(suite->judged.size(), kFloorCases + 2);
+  for (JudgedCase& judged : suite->judged) judged.kind = "often";
+  suite->judged.back().kind = "once";
+  const auto run =
+      JudgeWith(model.get(), *suite, {.policies = {{ReuseMode::kExact, {}}}, .floor_model = other.get()},
+                [&](const Policy&, const PrefillLimits& limits) -> Result<std::unique_ptr<PrefillUnderTest>> {
+                  KVS_ASSIGN_OR_RETURN(auto prefill, ExactPrefill::New(other.get(), limits, {}));
+                  return std::unique_ptr<PrefillUnderTest>(std::move(prefill));
+                });
+  KVS_ASSERT_OK(run);
+  EXPECT_EQ(run->floor.Cases(), static_cast<std::int64_t>(kFloorCases) + 1);
+  const QualityReport report = Summarise(*suite, *run, model->config().num_layers);
+  for (const auto& [kind, group] : report.policies[0].tasks) {
+    EXPECT_EQ(group.floors.size(), kind == "once" ? 1 : kFloorCases);
+    EXPECT_EQ(FloorsText(group), "1 [1, 1]") << kind;
+    EXPECT_GT(Mean(group.kl), 0) << kind;
+  }
+  const json parsed = json::parse(ReportJson(report));
+  EXPECT_EQ(parsed["policies"]["exact"]["tasks"]["once"]["kl"]["floors"], 1.0);
+  EXPECT_EQ(parsed["policies"]["exact"]["kl"]["floors_ci"], json::array({1.0, 1.0}));
+}
+
+TEST(JudgeTest, WhatStandsBehindAnotherMessageIsFarFromExact) {
+  KVS_FIXTURE_OR_SKIP(path, testing::RefModelPath());
+  const auto model = Load(path, kernels::DType::kBf16);
+  ASSERT_TRUE(model);
+  const auto suite = WorldSuite(*model, {.seed = 5, .samples = 8});
+  KVS_ASSERT_OK(suite);
+  const auto run = Judge(model.get(), *suite,
+                         {.policies = {{.mode = ReuseMode::kRotate, .stored_in = StoredIn::kThread},
+                                       {.mode = ReuseMode::kRotate, .stored_in = StoredIn::kBehind}}});
+  KVS_ASSERT_OK(run);
+  const QualityReport report = Summarise(*suite, *run, model->config().num_layers);
+  EXPECT_GT(Mean(report.policies[1].all.kl), 10 * Mean(report.policies[0].all.kl));
+  for (const CaseResult& result : run->policies[1].cases) EXPECT_EQ(result.chunks.front().cached_tokens, 0);
 }
 
 TEST(JudgeTest, EveryKindIsAskedOften) {
@@ -271,7 +317,7 @@ TEST_F(ComparisonTest, ALongSessionIsJudgedLikeAShortOne) {
   const auto short_session = FileSuite(*model_, line('i') + line('j'), 0);
   KVS_ASSERT_OK(long_session);
   KVS_ASSERT_OK(short_session);
-  for (const StoredIn where : {StoredIn::kAlone, StoredIn::kThread, StoredIn::kReversed}) {
+  for (const StoredIn where : {StoredIn::kAlone, StoredIn::kThread, StoredIn::kReversed, StoredIn::kBehind}) {
     const QualityOptions options{.policies = {{.mode = ReuseMode::kRotate, .stored_in = where},
                                               {.mode = ReuseMode::kCacheBlend, .budget = 1.0, .stored_in = where}}};
     const auto run = Judge(model_.get(), *long_session, options);

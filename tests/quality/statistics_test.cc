@@ -86,6 +86,21 @@ TEST(StatisticsTest, BootstrapIsCloseToTheNormalIntervalAndRepeats) {
   EXPECT_EQ(BootstrapMean({}, 0.95, 3).high, 0);
 }
 
+TEST(StatisticsTest, QuotientOfSumsIsNotTheMeanOfQuotients) {
+  const std::vector<Quotient> items = {{.above = 1, .below = 1}, {.above = 5, .below = 3}};
+  EXPECT_DOUBLE_EQ(QuotientOfSums(items), 1.5);
+  EXPECT_EQ(QuotientOfSums({}), 0);
+  EXPECT_EQ(QuotientOfSums(std::vector<Quotient>{{.above = 2, .below = 0}}), INFINITY);
+  // Two draws: both terms are the same item's, so quotients are 1, 6/4 and 5/3, never 1/3 or 5.
+  const Interval wide = BootstrapQuotient(items, 0.9, 7);
+  EXPECT_DOUBLE_EQ(wide.low, 1);
+  EXPECT_DOUBLE_EQ(wide.high, 5.0 / 3);
+  const Interval narrow = BootstrapQuotient(items, 0.4, 7);
+  EXPECT_DOUBLE_EQ(narrow.low, 1.5);
+  EXPECT_DOUBLE_EQ(narrow.high, 1.5);
+  EXPECT_EQ(BootstrapQuotient({}, 0.95, 3).high, 0);
+}
+
 TEST(StatisticsTest, UpperBoundIsClopperPearsons) {
   // No hits: (1 - p)^n = 0.05. 149 audits without a failure hold 2 % at 95 %; 148 do not.
   EXPECT_NEAR(UpperBound(0, 149, 0.95), 1 - std::pow(0.05, 1.0 / 149), 1e-9);
