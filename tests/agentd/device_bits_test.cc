@@ -19,6 +19,7 @@
 #include "tests/kernels/cuda/backends.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
+#include "tests/testing/tiny_model.h"
 
 namespace kvshare::testing {
 namespace {
@@ -199,7 +200,8 @@ TEST_P(DeviceBitsTest, AnAgentReadsAnothersNoteAndRepairsIt) {
   for (const ReuseMode mode : {ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kKvcomm, ReuseMode::kAuto}) {
     SCOPED_TRACE(std::string(ReuseModeName(mode)));
     const Ids note = Random(104);
-    Ids writer = Random(30), reader = Random(20);  // documents of a size that passes for the role in front
+    Ids writer = Random(70), reader = Random(35);
+    writer.back() = testing::kTinyImEnd;  // a role, so that the note has not seen another document
     writer.insert(writer.end(), note.begin(), note.end());
     reader.insert(reader.end(), note.begin(), note.end());
     reader.push_back(1);

@@ -73,17 +73,19 @@ TEST_F(MovedReuseTest, AnotherDocumentInFrontIsOtherCompany) {
   const Ids document = RandomIds(rng_, 150), note = RandomIds(rng_, 300), plain = RandomIds(rng_, 300);
   Store(Join({Role(40), document, note, RandomIds(rng_, 20)}));
   Store(Join({Role(200), plain, RandomIds(rng_, 20)}));
-  const auto in_company = [&](int role, const Ids& in_front, const Ids& read) {
+  enum Use { kInCompany, kElsewhere, kComputed };
+  const auto use = [&](int role, const Ids& in_front, const Ids& read) {
     request_.prompt = Join({Role(role), in_front, read, RandomIds(rng_, 60)});
     const FoundChunks found = reuse_->Find(request_, 0, 1, nullptr, nullptr);
     EXPECT_GE(found.chunks.size() + found.strays.size(), 1u);
-    return !found.chunks.empty() && found.chunks.back().chunk.in_company;
+    if (found.chunks.empty()) return kComputed;
+    return found.chunks.back().chunk.in_company ? kInCompany : kElsewhere;
   };
-  EXPECT_TRUE(in_company(50, document, note));
-  EXPECT_FALSE(in_company(50, RandomIds(rng_, 150), note));
-  EXPECT_FALSE(in_company(190, {}, note)) << "a role as long as role and document were";
-  EXPECT_TRUE(in_company(190, {}, plain));
-  EXPECT_FALSE(in_company(40, RandomIds(rng_, 150), plain)) << "role and document as long as a role was";
+  EXPECT_EQ(use(50, document, note), kInCompany);
+  EXPECT_EQ(use(50, RandomIds(rng_, 150), note), kComputed) << "it has read what stands nowhere here";
+  EXPECT_EQ(use(190, {}, note), kComputed) << "a role as long as role and document were";
+  EXPECT_EQ(use(190, {}, plain), kInCompany);
+  EXPECT_EQ(use(40, RandomIds(rng_, 150), plain), kElsewhere) << "role and document as long as a role was";
 }
 
 TEST_F(MovedReuseTest, WhatRowsCostDecidesWhereThePolicyMayChoose) {
