@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "agentd/repair/messages.h"
-#include "agentd/repair/order.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/hash.h"
 
@@ -17,10 +16,6 @@ namespace {
 constexpr std::int64_t kEdgeTokens = 2;
 // Below this a chunk costs more to place than to compute.
 constexpr std::int64_t kMinChunkTokens = 32;
-
-// Mode auto: of a prompt's end so many tokens are computed where they were found in other company. What the answer
-// begins with is made of them, and with fewer nothing is left that could look at what else is to be repaired.
-constexpr std::int64_t kFreshEnd = 32;
 
 // What does not seem to pay is tried all the same now and then, so that the guard of a daemon that is never idle learns
 // what chunks are worth too (others have ShadowAuditor): for so much of the rows that would have been computed anyhow.
@@ -132,10 +127,7 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     s.pages.insert(s.pages.end(), coming.begin(), coming.end());
     s.pages.insert(s.pages.end(), s.on_disk - coming.size(), kNoPage);
   }
-  // Tokens before anything that is moved in company, at most the role.
-  std::int64_t lead = RoleTokens(prompt, model_->config().eos_ids);
-  std::optional<FirstPlaces> places;
-  std::map<const TokenId*, std::vector<std::int64_t>> latest_seen;  // by the prompt in which chunks were computed
+  PromptCompany company(prompt, model_->config().eos_ids);
   for (const Recurrence& r : recurrences) {
     if (found.chunks.size() == kMaxChunks) break;
     FoundChunk out;
@@ -165,15 +157,11 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     // Rows that see the chunk are rotated back by its shift: all of those positions must exist.
     const std::int64_t shift = chunk.start - chunk.base;
     if (last + new_tokens - shift >= window) continue;
-    chunk.in_company =
-        InCompany(prompt.first(static_cast<std::size_t>(chunk.start)), lead,
-                  there.first(static_cast<std::size_t>(chunk.base)), RoleTokens(there, model_->config().eos_ids));
-    const std::int64_t computed = chunk.start + chunk.length - (last + 1 - kFreshEnd);
-    if (request.reuse == ReuseMode::kAuto && !chunk.in_company && computed > 0) {
-      const std::int64_t moved = chunk.length - computed;
-      const std::int64_t cut = moved < kMinChunkTokens ? chunk.length : computed;
-      found.strays.push_back({.chunk = {.start = chunk.start + chunk.length - cut, .length = cut}});
-      chunk.length -= cut;
+    chunk.in_company = company.InCompany(chunk.start, there, chunk.base);
+    if (request.reuse == ReuseMode::kAuto && !chunk.in_company) {
+      const std::int64_t tail = company.Tail(chunk.start, chunk.start + chunk.length, kMinChunkTokens);
+      chunk.length -= tail;
+      if (tail > 0) found.strays.push_back({.chunk = {.start = chunk.start + chunk.length, .length = tail}});
       if (chunk.length == 0) continue;
     }
     if (kept == nullptr && row + chunk.length > stored.at(r.run).in_memory) out.tier = Tier::kCold;
@@ -182,12 +170,8 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     chunk.pages.assign(pages->begin() + first_page, pages->begin() + end_page);
     chunk.first = static_cast<int>(row % kPageTokens);
     if (kept != nullptr) found.kept.push_back(kept->lease);
-    if (chunk.in_company) lead = std::min(lead, chunk.start);
     if (request.reuse == ReuseMode::kAuto) {
-      if (!places.has_value()) places.emplace(prompt);
-      auto& latest = latest_seen[there.data()];
-      if (latest.empty()) latest = places->LatestSeen(there, RoleTokens(there, model_->config().eos_ids));
-      out.saw_other = latest[static_cast<std::size_t>(chunk.base)] >= chunk.start + chunk.length;
+      out.saw_other = company.SawOther(chunk.start, chunk.start + chunk.length, there, chunk.base);
     }
     out.source = book_.source(session, r.run);
     if (messages.has_value()) {

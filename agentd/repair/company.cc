@@ -54,6 +54,32 @@ bool InCompany(std::span<const TokenId> here, std::int64_t lead, std::span<const
   return std::abs(i - j) <= kCompanyShift && j <= lead_there + kCompanyGap;
 }
 
+PromptCompany::PromptCompany(std::span<const TokenId> prompt, std::span<const TokenId> ends)
+    : prompt_(prompt), ends_(ends), lead_(RoleTokens(prompt, ends)) {}
+
+bool PromptCompany::InCompany(std::int64_t start, std::span<const TokenId> there, std::int64_t base) {
+  const bool in_company = agentd::InCompany(prompt_.first(static_cast<std::size_t>(start)), lead_,
+                                            there.first(static_cast<std::size_t>(base)), RoleTokens(there, ends_));
+  if (in_company) lead_ = std::min(lead_, start);
+  return in_company;
+}
+
+bool PromptCompany::SawOther(std::int64_t start, std::int64_t end, std::span<const TokenId> there, std::int64_t base) {
+  if (!places_.has_value()) places_.emplace(prompt_);
+  auto seen = seen_.find(there.data());
+  if (seen == seen_.end()) {
+    seen = seen_.emplace(there.data(), places_->SeenIn(there, RoleTokens(there, ends_))).first;
+  }
+  return places_->SawOther(seen->second, there, base, start, end);
+}
+
+std::int64_t PromptCompany::Tail(std::int64_t start, std::int64_t end, std::int64_t least) const {
+  const auto size = static_cast<std::int64_t>(prompt_.size());
+  if (size - end >= kFreshEnd) return 0;
+  const std::int64_t fresh_from = size - 2 * kFreshEnd;
+  return fresh_from - start < least ? end - start : end - fresh_from;
+}
+
 std::vector<std::size_t> Strays(std::span<const ChunkCompany> chunks) {
   std::int64_t rest = 0, astray = 0;
   for (const ChunkCompany& chunk : chunks) {

@@ -3,9 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "agentd/repair/order.h"
 #include "anchors/confidence.h"
 #include "kvshare/types.h"
 
@@ -25,6 +28,31 @@ std::int64_t RoleTokens(std::span<const TokenId> prompt, std::span<const TokenId
 // many (kCompanyShift); of the rest as much as kCompanyGap may differ in one place. Time linear in `here`.
 bool InCompany(std::span<const TokenId> here, std::int64_t lead, std::span<const TokenId> there,
                std::int64_t lead_there);
+
+// A prompt whose chunks are asked about one after the other, as they stand in it. The spans must outlive it.
+class PromptCompany {
+ public:
+  PromptCompany(std::span<const TokenId> prompt, std::span<const TokenId> ends);
+
+  // Whether the chunk at `start` is in company: it was computed at `base` of `there`. What the reader's first words are
+  // ends at the latest where the first one is.
+  bool InCompany(std::int64_t start, std::span<const TokenId> there, std::int64_t base);
+  // Whether the one at [start, end) saw there what does not stand before it here (FirstPlaces).
+  bool SawOther(std::int64_t start, std::int64_t end, std::span<const TokenId> there, std::int64_t base);
+  // Of the one at [start, end), if it is not in company: how many tokens at its end are computed, so that the prompt's
+  // end is (kFreshEnd). All where fewer than `least` would be left.
+  std::int64_t Tail(std::int64_t start, std::int64_t end, std::int64_t least) const;
+
+ private:
+  const std::span<const TokenId> prompt_, ends_;
+  std::int64_t lead_;
+  std::optional<FirstPlaces> places_;
+  std::map<const TokenId*, FirstPlaces::Seen> seen_;  // by the prompt in which chunks were computed
+};
+
+// Mode auto: where fewer tokens than this follow what was found in other company, the prompt's last 2 * kFreshEnd are
+// computed. What the answer begins with is made of them, and fewer could not look at what else is to be repaired.
+inline constexpr std::int64_t kFreshEnd = 16;
 
 struct ChunkCompany {
   std::int64_t tokens = 0;

@@ -15,35 +15,49 @@ std::uint64_t FingerprintOf(std::span<const TokenId> phrase) {
 
 }  // namespace
 
-FirstPlaces::FirstPlaces(std::span<const TokenId> prompt)
-    : prompt_(prompt.first(prompt.size() - std::min(prompt.size(), static_cast<std::size_t>(kHeader)))) {
+FirstPlaces::FirstPlaces(std::span<const TokenId> prompt) : prompt_(prompt) {
   constexpr auto kLength = static_cast<std::size_t>(kPhrase);
-  first_.reserve(prompt_.size());
-  for (std::size_t i = 0; i + kLength <= prompt_.size(); ++i) {
-    first_.try_emplace(FingerprintOf(prompt_.subspan(i, kLength)), static_cast<std::int64_t>(i));
+  const auto phrases = prompt.first(prompt.size() - std::min(prompt.size(), static_cast<std::size_t>(kHeader)));
+  first_.reserve(phrases.size());
+  for (std::size_t i = 0; i + kLength <= phrases.size(); ++i) {
+    first_.try_emplace(FingerprintOf(phrases.subspan(i, kLength)), static_cast<std::int64_t>(i));
   }
 }
 
-std::vector<std::int64_t> FirstPlaces::LatestSeen(std::span<const TokenId> there, std::int64_t role) const {
+FirstPlaces::Seen FirstPlaces::SeenIn(std::span<const TokenId> there, std::int64_t role) const {
   constexpr auto kLength = static_cast<std::size_t>(kPhrase);
-  std::vector<std::int64_t> latest(there.size() + 1, -1);
-  std::int64_t known = role;  // what is before is the role, in a phrase of the prompt, or too little to count
+  Seen seen{.latest = std::vector<std::int64_t>(there.size() + 1, -1),
+            .known = std::vector<std::int64_t>(there.size() + 1, role)};
   for (std::size_t b = kLength; b <= there.size(); ++b) {
     const auto end = static_cast<std::int64_t>(b);
     const auto phrase = there.subspan(b - kLength, kLength);
-    latest[b] = latest[b - 1];
+    seen.latest[b] = seen.latest[b - 1];
+    seen.known[b] = seen.known[b - 1];
     const auto found = first_.find(FingerprintOf(phrase));
     if (found != first_.end()) {
       const auto here = prompt_.subspan(static_cast<std::size_t>(found->second), kLength);
       if (std::equal(phrase.begin(), phrase.end(), here.begin())) {
-        latest[b] = std::max(latest[b], found->second);
-        known = std::max(known, end);
+        seen.latest[b] = std::max(seen.latest[b], found->second);
+        seen.known[b] = std::max(seen.known[b], end);
       }
     }
     // The last tokens may yet be in a phrase that goes on.
-    if (end - known >= kUnknown + kPhrase) latest[b] = kNowhere;
+    if (end - seen.known[b] >= kUnknown + kPhrase) seen.latest[b] = kNowhere;
   }
-  return latest;
+  return seen;
+}
+
+bool FirstPlaces::SawOther(const Seen& seen, std::span<const TokenId> there, std::int64_t base, std::int64_t start,
+                           std::int64_t end) const {
+  const auto b = static_cast<std::size_t>(base);
+  if (seen.latest[b] >= end) return true;
+  // What the two share right before it is a phrase with its first tokens, which here stands where it does.
+  const std::int64_t known = seen.known[b];
+  std::int64_t unknown = base;
+  for (std::int64_t here = start; unknown > known && here > 0; --unknown, --here) {
+    if (there[static_cast<std::size_t>(unknown - 1)] != prompt_[static_cast<std::size_t>(here - 1)]) break;
+  }
+  return unknown - known > kUnknown;
 }
 
 }  // namespace kvshare::agentd

@@ -20,11 +20,20 @@ class FirstPlaces {
  public:
   explicit FirstPlaces(std::span<const TokenId> prompt);
 
-  // For b in [0, there.size()]: the greatest first place in the prompt of a phrase that lies within there[0, b); -1
-  // where there is none, kNowhere where more than kUnknown tokens in one place of there[role, b) are in no phrase of
-  // the prompt. What was computed at position b of `there` and stands in the prompt up to token e has seen what does
-  // not stand before it where this is e or more.
-  std::vector<std::int64_t> LatestSeen(std::span<const TokenId> there, std::int64_t role) const;
+  // What was read before each position b of another prompt, b in [0, its size].
+  struct Seen {
+    // The greatest first place in this prompt of a phrase that lies before b; -1 where there is none, kNowhere where
+    // more than kUnknown tokens in one place beyond the role are in no phrase of this prompt, whatever follows b.
+    std::vector<std::int64_t> latest;
+    // The end of the last phrase before b that stands in this prompt, or of the role.
+    std::vector<std::int64_t> known;
+  };
+  Seen SeenIn(std::span<const TokenId> there, std::int64_t role) const;
+
+  // Whether what was computed at position `base` of `there` and stands in this prompt at [start, end) has seen what
+  // does not stand before it here. `seen` is SeenIn(there).
+  bool SawOther(const Seen& seen, std::span<const TokenId> there, std::int64_t base, std::int64_t start,
+                std::int64_t end) const;
 
   // Longer than what templates put between messages, shorter than most sentences.
   static constexpr std::int64_t kPhrase = 16;

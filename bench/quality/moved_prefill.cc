@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "agentd/repair/company.h"
-#include "agentd/repair/order.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 
@@ -134,13 +133,9 @@ Result<MovedPrefill::Stored> MovedPrefill::Find(std::size_t i, std::int64_t begi
   return Stored{found->first, found->second, offset};
 }
 
-// What the chunk at prompt[begin, ...) was computed to see, against what it sees now.
-bool MovedPrefill::InCompany(const Stored& stored, std::int64_t begin) {
-  const bool in_company = agentd::InCompany(std::span(case_.prompt).first(static_cast<std::size_t>(begin)), lead_,
-                                            std::span(stored.tokens).first(static_cast<std::size_t>(stored.offset)),
-                                            agentd::RoleTokens(stored.tokens, model_->config().eos_ids));
-  if (in_company) lead_ = std::min(lead_, begin);
-  return in_company;
+void MovedPrefill::AddStray(std::size_t i, std::int64_t tokens) {
+  strays_[i].cached_tokens += tokens;
+  strays_[i].computed_pairs += tokens * model_->config().num_layers;
 }
 
 // As the daemon does.
@@ -151,8 +146,7 @@ void MovedPrefill::SetStraysAside() {
   }
   const std::vector<std::size_t> strays = agentd::Strays(company);
   for (auto i = strays.rbegin(); i != strays.rend(); ++i) {
-    strays_[chunk_of_[*i]] = {.cached_tokens = moved_[*i].length,
-                              .computed_pairs = moved_[*i].length * model_->config().num_layers};
+    AddStray(chunk_of_[*i], moved_[*i].length);
     moved_.erase(moved_.begin() + static_cast<std::ptrdiff_t>(*i));
     chunk_of_.erase(chunk_of_.begin() + static_cast<std::ptrdiff_t>(*i));
   }
@@ -173,7 +167,6 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
     stored_.clear();
     session_ = c.session;
   }
-  lead_ = agentd::RoleTokens(c.prompt, model_->config().eos_ids);
   if (prompt_ != nullptr && !prompt_->chunks().empty() && policy_.mode == ReuseMode::kAuto) {
     GuardOf().Answered(std::min(least_margin_, prompt_->least_margin()));
   }
@@ -188,7 +181,8 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
   moved_.clear();
   chunk_of_.clear();
   saw_other_.clear();
-  const agentd::FirstPlaces places(case_.prompt);
+  strays_.assign(c.chunks.size(), {});
+  agentd::PromptCompany company(case_.prompt, model_->config().eos_ids);
   for (std::size_t i = FirstStored(); i < c.chunks.size(); ++i) {
     const Chunk& chunk = c.chunks[i];
     const std::int64_t begin = chunk.begin + kEdgeTokens;
@@ -201,17 +195,20 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
                              .pages = {stored.pages.begin() + first_page, stored.pages.end()},
                              .first = static_cast<int>(stored.offset % kPageTokens),
                              .base = stored.offset,
-                             .in_company = InCompany(stored, begin),
+                             .in_company = company.InCompany(begin, stored.tokens, stored.offset),
                              .placeholder = chunk.slot,
                              .content = chunk.id};
+    if (policy_.mode == ReuseMode::kAuto && !moved.in_company) {
+      const std::int64_t tail = company.Tail(begin, end, kMinChunkTokens);
+      AddStray(i, tail);
+      moved.length -= tail;
+      if (moved.length == 0) continue;
+    }
     moved.pages.resize(static_cast<std::size_t>(PagesFor(moved.first + moved.length)));
+    saw_other_.push_back(company.SawOther(begin, begin + moved.length, stored.tokens, stored.offset));
     moved_.push_back(std::move(moved));
     chunk_of_.push_back(i);
-    const std::vector<std::int64_t> latest =
-        places.LatestSeen(stored.tokens, agentd::RoleTokens(stored.tokens, model_->config().eos_ids));
-    saw_other_.push_back(latest[static_cast<std::size_t>(stored.offset)] >= end);
   }
-  strays_.assign(c.chunks.size(), {});
   if (policy_.mode == ReuseMode::kAuto) SetStraysAside();
   peak_.assign(c.chunks.size(), {});
   PrefillOutcome outcome;
@@ -284,7 +281,8 @@ void MovedPrefill::Rewind() {
 std::vector<ChunkCost> MovedPrefill::CostsOf(const agentd::RepairCounts& counts) const {
   std::vector<ChunkCost> costs = strays_;
   for (std::size_t i = 0; i < moved_.size(); ++i) {
-    costs[chunk_of_[i]] = {.cached_tokens = moved_[i].length, .computed_pairs = counts.chunk_pairs[i]};
+    costs[chunk_of_[i]].cached_tokens += moved_[i].length;
+    costs[chunk_of_[i]].computed_pairs += counts.chunk_pairs[i];
   }
   return costs;
 }

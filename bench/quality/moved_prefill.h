@@ -33,7 +33,7 @@ class MovedPrefill final : public PrefillUnderTest {
 
  private:
   struct Stored {
-    std::vector<TokenId> tokens;  // from position 0
+    std::span<const TokenId> tokens;  // from position 0, in stored_
     std::vector<kernels::PageIndex> pages;
     std::int64_t offset = 0;  // of the chunk's first token in the run; its position there too
   };
@@ -53,7 +53,8 @@ class MovedPrefill final : public PrefillUnderTest {
   std::int64_t PagesAtMost(const Case& c) const;
   // The run that holds case_.chunks[i], computed if it is not there yet, and where the prompt's token `begin` is in it.
   Result<Stored> Find(std::size_t i, std::int64_t begin);
-  bool InCompany(const Stored& stored, std::int64_t begin);
+  // Notes that so many tokens of case_.chunks[i] are computed.
+  void AddStray(std::size_t i, std::int64_t tokens);
   void SetStraysAside();
   Result<std::vector<float>> Compute();
   Status SendBack(std::span<float> logits);
@@ -80,7 +81,6 @@ class MovedPrefill final : public PrefillUnderTest {
   std::vector<std::size_t> chunk_of_;      // moved_[i] is case_.chunks[chunk_of_[i]]
   std::vector<bool> saw_other_;            // of moved_: ChunkCompany's
   std::vector<ChunkCost> strays_;          // by chunk of case_: what is computed although it was stored
-  std::int64_t lead_ = 0;                  // tokens before anything in company, at most the role
   std::unique_ptr<agentd::MovedPrompt> prompt_;
   bool escalated_by_prefill_ = false;
   bool escalated_ = false;       // by any attempt

@@ -96,6 +96,31 @@ TEST(RoleTokens, AreTheFirstMessage) {
   EXPECT_EQ(RoleTokens({}, ends), 0);
 }
 
+TEST(PromptCompany, NothingInCompanyIsFirstWordsToWhatFollows) {
+  std::mt19937 rng{5};
+  const Ids ends = {7}, note = testing::RandomIds(rng, 60), rest = testing::RandomIds(rng, 60);
+  // A raw prompt, so that its first words are a header's worth at most, and one whose first message ends in the note.
+  const auto first_words = [&](int tokens) { return Ids(static_cast<std::size_t>(tokens), 9); };
+  const Ids here = Join({first_words(20), note, rest, {7}});
+  PromptCompany company(here, ends);
+  const Ids with_note = Join({first_words(30), note, rest, {7}}), without = Join({first_words(90), rest, {7}});
+  EXPECT_TRUE(company.InCompany(80, without, 90)) << "all that stands before may be the role";
+  EXPECT_TRUE(company.InCompany(20, with_note, 30));
+  EXPECT_FALSE(company.InCompany(80, without, 90)) << "the note stands here, and is in company";
+  EXPECT_TRUE(company.InCompany(80, with_note, 90));
+}
+
+TEST(PromptCompany, ThePromptsEndIsCut) {
+  const Ids here(200, 1);
+  const PromptCompany company(here, {});
+  EXPECT_EQ(company.Tail(50, 184, 32), 0) << "enough follows it";
+  EXPECT_EQ(company.Tail(50, 185, 32), 17);
+  EXPECT_EQ(company.Tail(50, 199, 32), 31);
+  EXPECT_EQ(company.Tail(136, 199, 32), 31);
+  EXPECT_EQ(company.Tail(137, 199, 32), 62) << "too little would be left";
+  EXPECT_EQ(company.Tail(180, 199, 32), 19);
+}
+
 TEST(Strays, AreComputedWhereTheyAreTheLesserPart) {
   using Indices = std::vector<std::size_t>;
   EXPECT_EQ(Strays({}), Indices{});

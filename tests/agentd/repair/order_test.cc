@@ -24,7 +24,7 @@ class OrderTest : public ::testing::Test {
 TEST_F(OrderTest, WhatStoodBeforeAndComesLaterWasSeen) {
   const Ids here = Join({role_, a_, b_, Random(10)});
   const Ids there = Join({other_role_, b_, a_});
-  const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there, 40);
+  const std::vector<std::int64_t> latest = FirstPlaces(here).SeenIn(there, 40).latest;
   ASSERT_EQ(latest.size(), there.size() + 1);
   EXPECT_EQ(latest[40], -1);             // b saw another's first words alone
   EXPECT_EQ(latest[55], -1);             // less than a phrase
@@ -37,7 +37,7 @@ TEST_F(OrderTest, WhatStoodBeforeAndComesLaterWasSeen) {
 TEST_F(OrderTest, TheSameOrderHasSeenNothingLater) {
   const Ids here = Join({role_, a_, Random(5), b_});
   const Ids there = Join({other_role_, a_, Random(8), b_});
-  const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there, 40);
+  const std::vector<std::int64_t> latest = FirstPlaces(here).SeenIn(there, 40).latest;
   EXPECT_EQ(latest[40], -1);
   EXPECT_LT(latest[98], 95);  // b saw a, which comes before it here too
 }
@@ -45,13 +45,13 @@ TEST_F(OrderTest, TheSameOrderHasSeenNothingLater) {
 TEST_F(OrderTest, WhatComesBeforeAndAgainCountsAsBefore) {
   const Ids here = Join({b_, a_, b_});
   const Ids there = Join({b_, a_});
-  EXPECT_LT(FirstPlaces(here).LatestSeen(there, 0)[60], 60);
+  EXPECT_LT(FirstPlaces(here).SeenIn(there, 0).latest[60], 60);
 }
 
 TEST_F(OrderTest, WhatStandsNowhereWasSeenBeyondTheRole) {
   const auto latest = [&](int role, const Ids& in_front) {
     const Ids there = Join({Random(role), in_front, a_, b_});
-    return FirstPlaces(Join({role_, a_, b_, Random(10)})).LatestSeen(there, role).back();
+    return FirstPlaces(Join({role_, a_, b_, Random(10)})).SeenIn(there, role).latest.back();
   };
   const std::int64_t all = 40 + 50 + 60 - 16;  // the last phrase of b
   EXPECT_EQ(latest(300, {}), all);
@@ -62,10 +62,38 @@ TEST_F(OrderTest, WhatStandsNowhereWasSeenBeyondTheRole) {
   EXPECT_EQ(latest(0, Join({a_, Random(20), a_, Random(20)})), all) << "little in each place";
 }
 
+// Right before the chunk a phrase may go on into it: there what both prompts share next to it decides.
+TEST_F(OrderTest, WhatStandsNowhereWasSeenRightBeforeToo) {
+  const Ids header = Random(5);
+  const auto saw = [&](const Ids& before, const Ids& header_there) {
+    const Ids there = Join({Random(12), a_, before, header_there, b_}),
+              here = Join({role_, a_, header, b_, Random(20)});
+    const FirstPlaces places(here);
+    const std::int64_t start = 40 + 50 + 5, base = static_cast<std::int64_t>(there.size()) - 60;
+    return places.SawOther(places.SeenIn(there, 12), there, base, start, start + 60);
+  };
+  EXPECT_FALSE(saw({}, header));
+  EXPECT_FALSE(saw({}, Random(32))) << "another header";
+  EXPECT_TRUE(saw({}, Random(33)));
+  EXPECT_FALSE(saw(Random(32), header));
+  EXPECT_TRUE(saw(Random(33), header)) << "too short for a phrase beyond what may differ";
+  EXPECT_TRUE(saw(Random(47), header));
+  EXPECT_TRUE(saw(Random(300), header));
+}
+
+TEST_F(OrderTest, ThePromptsBeginningEndsWhatIsShared) {
+  const Ids here = Join({a_, Random(20)});
+  const FirstPlaces places(here);
+  for (const int before : {0, 32, 33}) {
+    const Ids there = Join({Random(before), a_});
+    EXPECT_EQ(places.SawOther(places.SeenIn(there, 0), there, before, 0, 50), before > 32) << before;
+  }
+}
+
 TEST_F(OrderTest, ShortPromptsHaveNoPhrases) {
-  EXPECT_EQ(FirstPlaces({}).LatestSeen({}, 0), std::vector<std::int64_t>{-1});
+  EXPECT_EQ(FirstPlaces({}).SeenIn({}, 0).latest, std::vector<std::int64_t>{-1});
   const Ids few = Random(FirstPlaces::kPhrase - 1);
-  EXPECT_EQ(FirstPlaces(few).LatestSeen(few, 0), std::vector<std::int64_t>(few.size() + 1, -1));
+  EXPECT_EQ(FirstPlaces(few).SeenIn(few, 0).latest, std::vector<std::int64_t>(few.size() + 1, -1));
 }
 
 // Every answer was computed behind the header that ends a prompt. Where the text before that header was the same then,
@@ -74,7 +102,7 @@ TEST_F(OrderTest, TheHeaderOfTheNextAnswerIsNoMessage) {
   const Ids header = Random(FirstPlaces::kHeader), refrain = Random(20);
   const Ids there = Join({role_, a_, refrain, header, b_});
   const Ids here = Join({role_, a_, refrain, b_, refrain, header});
-  EXPECT_EQ(FirstPlaces(here).LatestSeen(there, 40)[40 + 50 + 20 + 8], 40 + 50 + 20 - 16);
+  EXPECT_EQ(FirstPlaces(here).SeenIn(there, 40).latest[40 + 50 + 20 + 8], 40 + 50 + 20 - 16);
 }
 
 // Against the definition, over texts that repeat themselves.
@@ -89,7 +117,7 @@ TEST_F(OrderTest, IsTheGreatestFirstPlace) {
       const Ids& other = parts[rng_() % parts.size()];
       there.insert(there.end(), other.begin(), other.end());
     }
-    const std::vector<std::int64_t> latest = FirstPlaces(here).LatestSeen(there, 0);
+    const FirstPlaces::Seen seen = FirstPlaces(here).SeenIn(there, 0);
     std::int64_t expected = -1, unknown = 0;  // places, one after the other, where no phrase of the prompt ends
     for (std::size_t b = 0; b <= there.size(); ++b) {
       unknown += b > 0;
@@ -101,7 +129,8 @@ TEST_F(OrderTest, IsTheGreatestFirstPlace) {
         if (at != end) unknown = 0;
       }
       if (unknown >= 32 + 16) expected = FirstPlaces::kNowhere;
-      ASSERT_EQ(latest[b], expected) << b;
+      ASSERT_EQ(seen.latest[b], expected) << b;
+      ASSERT_EQ(seen.known[b], static_cast<std::int64_t>(b) - unknown) << b;
     }
   }
 }
