@@ -232,7 +232,7 @@ class ServiceImpl final : public Service {
   Result<Match> Lookup(const LookupRequest& request) override {
     KVS_RETURN_IF_ERROR(CheckNames(request.agent, request.session));
     KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, ResolvePrompt(request.prompt));
-    return engine_.Lookup(prompt);
+    return engine_.Lookup(prompt, request.session.empty() ? nullptr : &request.session);
   }
 
   Result<LeaseInfo> Acquire(const AcquireRequest& request) override {

@@ -25,7 +25,7 @@ Status CheckKey(const std::string& key) {
 
 }  // namespace
 
-Match Engine::Lookup(std::span<const TokenId> prompt) {
+Match Engine::Lookup(std::span<const TokenId> prompt, const std::string* session) {
   Match match;
   match.prompt_tokens = static_cast<std::int64_t>(prompt.size());
   OnEngineThread([&] {
@@ -33,6 +33,16 @@ Match Engine::Lookup(std::span<const TokenId> prompt) {
     match.host_tokens = stored.host.tokens();
     match.cold_tokens = stored.cold.tokens();
     match.prefix_tokens = stored.tokens();
+    if (session == nullptr) return;
+    EngineRequest request;
+    request.prompt.assign(prompt.begin(), prompt.end());
+    request.session = std::make_shared<const std::string>(*session);
+    request.reuse = ReuseMode::kRotate;  // which asks for nothing but that they are there
+    RecallSession(*session);
+    const Planner* const disk = cold_ == nullptr ? nullptr : &planner_;
+    for (const FoundChunk& found : moved_.Find(request, stored.tokens(), 1, disk, nullptr).chunks) {
+      match.chunk_tokens += found.chunk.length;
+    }
   });
   return match;
 }

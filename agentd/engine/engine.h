@@ -76,7 +76,8 @@ class Engine {
   Result<Explanation> ExplainRequest(std::uint64_t request_id);
 
   // Stored KV by name, as Service has it (by_name.cc).
-  Match Lookup(std::span<const TokenId> prompt);
+  // `session` may be null: then no chunks are looked for.
+  Match Lookup(std::span<const TokenId> prompt, const std::string* session);
   Result<LeaseInfo> Acquire(std::span<const TokenId> prompt, std::chrono::milliseconds ttl);
   Status Release(std::uint64_t lease);
   Result<PinInfo> Pin(std::span<const TokenId> prompt, std::chrono::milliseconds ttl);

@@ -152,7 +152,7 @@ struct Match {
   std::int64_t prefix_tokens = 0;  // an exact prefix, at most prompt_tokens - 1: the last token is always computed
   std::int64_t host_tokens = 0;    // of the prefix, ready in memory
   std::int64_t cold_tokens = 0;    // of the prefix, to be loaded
-  std::int64_t chunk_tokens = 0;   // beyond the prefix, stored as chunks that stood elsewhere
+  std::int64_t chunk_tokens = 0;   // beyond the prefix, of chunks that the request's session has stored elsewhere
 };
 
 // The shape of KV in memory (docs/formats/kv-page.md).

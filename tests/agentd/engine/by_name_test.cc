@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -11,6 +12,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/agentd/service_harness.h"
+#include "tests/agentd/tiny_service.h"
+#include "tests/testing/ids.h"
 #include "tests/testing/temp_dir.h"
 
 namespace kvshare::testing {
@@ -69,6 +72,34 @@ TEST(LookupTest, SaysWhatIsStored) {
   EXPECT_EQ(match->host_tokens, 199);
   EXPECT_EQ(match->cold_tokens, 0);
   EXPECT_EQ(tape.service->Lookup(LookupOf({})).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST(LookupTest, SaysWhatTheSessionHasElsewhere) {
+  const auto service = NewTinyService(kernels::DType::kF32);
+  ASSERT_NE(service, nullptr);
+  std::mt19937 rng(7);
+  const Ids note = RandomIds(rng, 150), planner = Join({RandomIds(rng, 30), note, RandomIds(rng, 9)}),
+            critic = Join({RandomIds(rng, 45), note, RandomIds(rng, 9)});
+  const auto chunk_tokens = [&](const std::string& session) {
+    LookupRequest lookup = LookupOf(critic);
+    lookup.session = session;
+    const Result<Match> match = service->Lookup(lookup);
+    EXPECT_TRUE(match.ok());
+    return match.ok() ? match->chunk_tokens : -1;
+  };
+  EXPECT_EQ(chunk_tokens("s"), 0);
+  const auto ask = [&](const Ids& prompt) {
+    GenerateRequest request = IdsRequest(prompt, 1);
+    request.session = "s";
+    request.reuse = ReuseMode::kRotate;
+    return Ask(*service, request).reuse;
+  };
+  ask(planner);
+  const std::int64_t found = chunk_tokens("s");
+  EXPECT_EQ(found, 150 - 4) << "the note, and not its edges";
+  EXPECT_EQ(chunk_tokens("t"), 0) << "nothing crosses a session";
+  EXPECT_EQ(chunk_tokens(""), 0);
+  EXPECT_EQ(ask(critic).moved_tokens, found);
 }
 
 TEST(StoreOnlyTest, APromptIsComputedStoredAndNotAnswered) {
