@@ -27,7 +27,7 @@ struct ServiceOptions {
   std::int64_t max_running = 64;    // sequences decoded side by side
   std::int64_t max_waiting = 1024;  // beyond it ResourceExhausted at once
   std::int64_t prefill_chunk_tokens = 512;
-  std::string eviction_policy;  // of the memory pool; empty: the default (docs/design/pool.md names them)
+  std::string eviction_policy;  // of the memory pool; empty: the default (docs/design/eviction.md names them)
 
   // In modes that repair moved chunks: share of their tokens to compute anew, 0..1; unset: the mode's own.
   std::optional<double> blend_recompute;

@@ -1,6 +1,6 @@
 // Backend: the one interface to device compute. It knows tensors and paged KV; no models, no caches.
 //
-// Numerics contract (DESIGN.md §4), which every backend and every version of every kernel keeps:
+// Numerics contract (docs/ARCHITECTURE.md), which every backend and every version of every kernel keeps:
 //   - 16-bit or fp32 storage, fp32 accumulation.
 //   - Batch-invariant: each output row is a function of that row's inputs and absolute positions alone. It does
 //     not depend on how many rows stand beside it, where the batch was cut, how many threads run, or on which

@@ -1,4 +1,4 @@
-// Paged KV: how keys and values lie in memory (DESIGN.md §3, KV format version 1).
+// Paged KV: how keys and values lie in memory (docs/formats, KV format version 1).
 //
 // One page holds 64 tokens of every layer, contiguous, so that a page is one copy and one blob:
 //

@@ -1,6 +1,6 @@
 // ForwardBatch: one step of work for the model. Rows are tokens: prefill chunks and decode rows of any number of
-// sequences, side by side. Because every row's result depends on its own tokens and positions alone (DESIGN.md §4),
-// what shares a batch is a question of speed only.
+// sequences, side by side. Because every row's result depends on its own tokens and positions alone
+// (docs/ARCHITECTURE.md), what shares a batch is a question of speed only.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The forward pass against its double-precision oracle, and the contract of DESIGN.md §4: a row's bits do not depend on
+// The forward pass against its double-precision oracle, and the numerics contract: a row's bits do not depend on
 // how a prompt was cut, who shared its batches, on which pages it lies, or how many threads ran.
 #include <gtest/gtest.h>
 
