@@ -19,8 +19,8 @@
 namespace kvshare::quality {
 
 // `model` must outlive it. A chunk is encoded once, on first sight and uncharged, as the daemon does when it is idle;
-// its first and last two tokens are computed with the prompt, and chunks of fewer than 32 tokens are not stored
-//. What is stored is forgotten when the session changes; anchors stay.
+// its first and last two tokens are computed with the prompt, and chunks of fewer than 32 tokens are not
+// stored. What is stored is forgotten when the session changes; anchors stay.
 class MovedPrefill final : public PrefillUnderTest {
  public:
   static Result<std::unique_ptr<MovedPrefill>> New(runtime::Model* model, const PrefillLimits& limits,

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "bench/quality/exact_prefill.h"
 #include "bench/quality/quality_run.h"
@@ -12,6 +13,7 @@
 #include "bench/quality/suite.h"
 #include "libkvshare/core/status_macros.h"
 #include "tests/testing/fixtures.h"
+#include "tests/testing/ids.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/testing/tiny_model.h"
@@ -302,6 +304,21 @@ TEST_F(ComparisonTest, ProgressCanEndTheRun) {
   const auto run = Judge(model_.get(), *suite,
                          {.policies = {{ReuseMode::kExact, {}}}, .progress = [](auto, auto) { return false; }});
   KVS_EXPECT_FAILS(run, StatusCode::kCancelled, "interrupted");
+}
+
+// As in the daemon, of a prompt that ends with what was found in other company the last 32 tokens are computed. They
+// were at hand, so they are charged.
+TEST_F(ComparisonTest, APromptsEndThatIsComputedIsCharged) {
+  std::mt19937 rng(3);
+  Case c{.id = "c", .session = "s", .agent = "a", .prompt = testing::RandomIds(rng, 260)};
+  c.suffix_begin = 257;
+  c.chunks = {{.begin = 50, .end = 257, .id = "note", .slot = "0"}};
+  const auto auto_alone = NewPrefill(model_.get(), {.mode = ReuseMode::kAuto, .stored_in = StoredIn::kAlone}, {300});
+  KVS_ASSERT_OK(auto_alone);
+  const auto outcome = (*auto_alone)->Prefill(c);
+  KVS_ASSERT_OK(outcome);
+  EXPECT_EQ(outcome->chunks[0].cached_tokens, 207 - 4);
+  EXPECT_GE(outcome->chunks[0].computed_pairs, (32 - 3 - 2) * model_->config().num_layers);
 }
 
 // Its stored chunks are more than the memory of one case; judging the last case as if it were the only one changes

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "tests/testing/ids.h"
@@ -82,10 +83,10 @@ TEST_F(OrderTest, WhatStandsNowhereWasSeenRightBeforeToo) {
 }
 
 TEST_F(OrderTest, ThePromptsBeginningEndsWhatIsShared) {
-  const Ids here = Join({a_, Random(20)});
-  const FirstPlaces places(here);
   for (const int before : {0, 32, 33}) {
-    const Ids there = Join({Random(before), a_});
+    // In memory the same tokens stand before the prompt, too.
+    const Ids there = Join({Random(before), a_}), memory = Join({there, Random(20)});
+    const FirstPlaces places(std::span<const TokenId>(memory).subspan(static_cast<std::size_t>(before)));
     EXPECT_EQ(places.SawOther(places.SeenIn(there, 0), there, before, 0, 50), before > 32) << before;
   }
 }
