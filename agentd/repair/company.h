@@ -34,8 +34,8 @@ class PromptCompany {
  public:
   PromptCompany(std::span<const TokenId> prompt, std::span<const TokenId> ends);
 
-  // Whether the chunk at `start` is in company: it was computed at `base` of `there`. What the reader's first words are
-  // ends at the latest where the first one is.
+  // Whether the chunk at `start`, computed at `base` of `there`, is in company. The reader's first words end, at the
+  // latest, where the first chunk in company begins.
   bool InCompany(std::int64_t start, std::span<const TokenId> there, std::int64_t base);
   // Whether the one at [start, end) saw there what does not stand before it here (FirstPlaces).
   bool SawOther(std::int64_t start, std::int64_t end, std::span<const TokenId> there, std::int64_t base);
