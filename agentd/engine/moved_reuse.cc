@@ -62,6 +62,7 @@ void TakeStraysOut(FoundChunks* found) {
 MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPages& pages, StatsBook* names,
                        const MovedReuseOptions& options, AnchorShelf::Post post)
     : model_(model),
+      role_marks_(RoleMarksOf(*model)),
       pool_(pool),
       pages_(pages),
       names_(names),
@@ -127,7 +128,7 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
     s.pages.insert(s.pages.end(), coming.begin(), coming.end());
     s.pages.insert(s.pages.end(), s.on_disk - coming.size(), kNoPage);
   }
-  PromptCompany company(prompt, model_->config().eos_ids);
+  PromptCompany company(prompt, role_marks_);
   for (const Recurrence& r : recurrences) {
     if (found.chunks.size() == kMaxChunks) break;
     FoundChunk out;

@@ -166,6 +166,7 @@ class MovedReuse {
   static std::unique_ptr<AnchorStore> StoreFor(const runtime::Model& model, const MovedReuseOptions& options);
 
   runtime::Model* const model_;
+  const RoleMarks role_marks_;
   KvPool* const pool_;
   const kernels::KvPages pages_;
   StatsBook* const names_;

@@ -33,11 +33,6 @@ bool LeaveOut(std::span<const TokenId> here, std::int64_t* i, std::span<const To
 
 }  // namespace
 
-std::int64_t RoleTokens(std::span<const TokenId> prompt, std::span<const TokenId> ends) {
-  const auto end = std::find_first_of(prompt.begin(), prompt.end(), ends.begin(), ends.end());
-  return end == prompt.end() ? 0 : end + 1 - prompt.begin();
-}
-
 bool InCompany(std::span<const TokenId> here, std::int64_t lead, std::span<const TokenId> there,
                std::int64_t lead_there) {
   auto i = static_cast<std::int64_t>(here.size()), j = static_cast<std::int64_t>(there.size());
@@ -54,12 +49,12 @@ bool InCompany(std::span<const TokenId> here, std::int64_t lead, std::span<const
   return std::abs(i - j) <= kCompanyShift && j <= lead_there + kCompanyGap;
 }
 
-PromptCompany::PromptCompany(std::span<const TokenId> prompt, std::span<const TokenId> ends)
-    : prompt_(prompt), ends_(ends), lead_(RoleTokens(prompt, ends)) {}
+PromptCompany::PromptCompany(std::span<const TokenId> prompt, const RoleMarks& marks)
+    : prompt_(prompt), marks_(marks), lead_(RoleTokens(prompt, marks)) {}
 
 bool PromptCompany::InCompany(std::int64_t start, std::span<const TokenId> there, std::int64_t base) {
   const bool in_company = agentd::InCompany(prompt_.first(static_cast<std::size_t>(start)), lead_,
-                                            there.first(static_cast<std::size_t>(base)), RoleTokens(there, ends_));
+                                            there.first(static_cast<std::size_t>(base)), RoleTokens(there, marks_));
   if (in_company) lead_ = std::min(lead_, start);
   return in_company;
 }
@@ -68,7 +63,7 @@ bool PromptCompany::SawOther(std::int64_t start, std::int64_t end, std::span<con
   if (!places_.has_value()) places_.emplace(prompt_);
   auto seen = seen_.find(there.data());
   if (seen == seen_.end()) {
-    seen = seen_.emplace(there.data(), places_->SeenIn(there, RoleTokens(there, ends_))).first;
+    seen = seen_.emplace(there.data(), places_->SeenIn(there, RoleTokens(there, marks_))).first;
   }
   return places_->SawOther(seen->second, there, base, start, end);
 }

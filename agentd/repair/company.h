@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "agentd/repair/order.h"
+#include "agentd/repair/role.h"
 #include "anchors/confidence.h"
 #include "kvshare/types.h"
 
@@ -18,21 +19,16 @@ namespace kvshare::agentd {
 inline constexpr std::int64_t kCompanyGap = 32;
 inline constexpr std::int64_t kCompanyShift = 32;
 
-// Tokens of a prompt's first message, up to and with the first of `ends`, the tokens that end one; 0 where there is
-// none. That message is the agent's role, which says who reads. What comes behind it is what is read, and may be what a
-// chunk refers to.
-std::int64_t RoleTokens(std::span<const TokenId> prompt, std::span<const TokenId> ends);
-
 // Whether a chunk would see in a prompt what it saw where it was computed. `here` and `there` are the tokens before it
 // in the two prompts, of which the first `lead` and `lead_there`, the reader's role, may be any, if they are about as
 // many (kCompanyShift); of the rest as much as kCompanyGap may differ in one place. Time linear in `here`.
 bool InCompany(std::span<const TokenId> here, std::int64_t lead, std::span<const TokenId> there,
                std::int64_t lead_there);
 
-// A prompt whose chunks are asked about one after the other, as they stand in it. The spans must outlive it.
+// A prompt whose chunks are asked about one after the other, as they stand in it. What it is made of must outlive it.
 class PromptCompany {
  public:
-  PromptCompany(std::span<const TokenId> prompt, std::span<const TokenId> ends);
+  PromptCompany(std::span<const TokenId> prompt, const RoleMarks& marks);
 
   // Whether the chunk at `start`, computed at `base` of `there`, is in company. The reader's first words end, at the
   // latest, where the first chunk in company begins.
@@ -44,7 +40,8 @@ class PromptCompany {
   std::int64_t Tail(std::int64_t start, std::int64_t end, std::int64_t least) const;
 
  private:
-  const std::span<const TokenId> prompt_, ends_;
+  const std::span<const TokenId> prompt_;
+  const RoleMarks& marks_;
   std::int64_t lead_;
   std::optional<FirstPlaces> places_;
   std::map<const TokenId*, FirstPlaces::Seen> seen_;  // by the prompt in which chunks were computed

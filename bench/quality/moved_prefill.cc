@@ -33,7 +33,12 @@ TokenId SinkOf(const runtime::Model& model, const Case& c) {
 
 MovedPrefill::MovedPrefill(runtime::Model* model, std::unique_ptr<kernels::Buffer> memory, PageIndex num_pages,
                            std::int64_t max_tokens, const Policy& policy)
-    : model_(model), memory_(std::move(memory)), policy_(policy), max_tokens_(max_tokens), free_(num_pages) {
+    : model_(model),
+      role_marks_(agentd::RoleMarksOf(*model)),
+      memory_(std::move(memory)),
+      policy_(policy),
+      max_tokens_(max_tokens),
+      free_(num_pages) {
   std::iota(free_.rbegin(), free_.rend(), PageIndex{0});
 }
 
@@ -182,7 +187,7 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
   chunk_of_.clear();
   saw_other_.clear();
   strays_.assign(c.chunks.size(), {});
-  agentd::PromptCompany company(case_.prompt, model_->config().eos_ids);
+  agentd::PromptCompany company(case_.prompt, role_marks_);
   for (std::size_t i = FirstStored(); i < c.chunks.size(); ++i) {
     const Chunk& chunk = c.chunks[i];
     const std::int64_t begin = chunk.begin + kEdgeTokens;

@@ -62,6 +62,7 @@ class MovedPrefill final : public PrefillUnderTest {
   std::vector<ChunkCost> CostsOf(const agentd::RepairCounts& counts) const;
 
   runtime::Model* const model_;
+  const agentd::RoleMarks role_marks_;
   const std::unique_ptr<kernels::Buffer> memory_;
   const Policy policy_;
   const std::int64_t max_tokens_;

@@ -200,8 +200,8 @@ TEST_P(DeviceBitsTest, AnAgentReadsAnothersNoteAndRepairsIt) {
   for (const ReuseMode mode : {ReuseMode::kCacheBlend, ReuseMode::kDhd, ReuseMode::kKvcomm, ReuseMode::kAuto}) {
     SCOPED_TRACE(std::string(ReuseModeName(mode)));
     const Ids note = Random(104);
-    Ids writer = Random(70), reader = Random(35);
-    writer.back() = testing::kTinyImEnd;  // a role, so that the note has not seen another document
+    // Long first words are a role, or the note would have seen another document.
+    Ids writer = testing::TinyRole(random_, 70), reader = Random(35);
     writer.insert(writer.end(), note.begin(), note.end());
     reader.insert(reader.end(), note.begin(), note.end());
     reader.push_back(1);

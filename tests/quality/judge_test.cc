@@ -121,6 +121,22 @@ TEST(JudgeTest, WhatStandsBehindAnotherMessageIsFarFromExact) {
   for (const CaseResult& result : run->policies[1].cases) EXPECT_EQ(result.chunks.front().cached_tokens, 0);
 }
 
+// Mode auto moves what another reader read, whose role differs, and computes what stands behind another message.
+TEST(JudgeTest, AutoTellsThemApart) {
+  KVS_FIXTURE_OR_SKIP(path, testing::RefModelPath());
+  const auto model = Load(path, kernels::DType::kBf16);
+  ASSERT_TRUE(model);
+  const auto suite = WorldSuite(*model, {.seed = 5, .samples = 8});
+  KVS_ASSERT_OK(suite);
+  const auto run = Judge(model.get(), *suite,
+                         {.policies = {{.mode = ReuseMode::kAuto, .stored_in = StoredIn::kThread},
+                                       {.mode = ReuseMode::kAuto, .stored_in = StoredIn::kBehind}}});
+  KVS_ASSERT_OK(run);
+  const QualityReport report = Summarise(*suite, *run, model->config().num_layers);
+  EXPECT_LT(report.policies[0].charged_budget, 0.5);
+  EXPECT_GT(report.policies[1].charged_budget, 0.9);
+}
+
 TEST(JudgeTest, EveryKindIsAskedOften) {
   KVS_FIXTURE_OR_SKIP(path, testing::RefModelPath());
   const auto model = Load(path, kernels::DType::kBf16);

@@ -9,6 +9,7 @@
 
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
+#include "tests/testing/ids.h"
 
 namespace kvshare::testing {
 namespace {
@@ -82,6 +83,10 @@ std::string Replaced(std::string text, const std::string& from, const std::strin
 }
 
 }  // namespace
+
+std::vector<TokenId> TinyRole(std::mt19937& rng, int tokens) {
+  return Join({{kTinyImStart, 's'}, RandomIds(rng, tokens - 3), {kTinyImEnd}});
+}
 
 std::map<std::string, TinyTensor> TinyWeights(const TinyModelOptions& o) {
   Random random(o.seed);

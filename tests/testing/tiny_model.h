@@ -6,10 +6,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "kvshare/status.h"
+#include "kvshare/types.h"
 
 namespace kvshare::testing {
 
@@ -34,6 +36,9 @@ inline constexpr int kTinyVocab = 288;
 inline constexpr int kTinyEndOfText = 285;  // <|endoftext|>, also bos
 inline constexpr int kTinyImStart = 286;    // <|im_start|>
 inline constexpr int kTinyImEnd = 287;      // <|im_end|>, ends a turn
+
+// First words of so many tokens, 3 or more: a system message, as the tiny template begins and ends it.
+std::vector<TokenId> TinyRole(std::mt19937& rng, int tokens);
 
 struct TinyTensor {
   std::vector<std::int64_t> shape;

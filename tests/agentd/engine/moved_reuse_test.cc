@@ -38,7 +38,7 @@ class MovedReuseTest : public ::testing::Test {
   }
 
   // First words of so many tokens.
-  Ids Role(int tokens) { return Join({RandomIds(rng_, tokens - 1), {testing::kTinyImEnd}}); }
+  Ids Role(int tokens) { return testing::TinyRole(rng_, tokens); }
 
   void Store(const Ids& prompt) {
     Result<KvHandle> kv = pool_.Acquire({}, static_cast<std::int64_t>(prompt.size()));
@@ -86,6 +86,26 @@ TEST_F(MovedReuseTest, AnotherDocumentInFrontIsOtherCompany) {
   EXPECT_EQ(use(190, {}, note), kComputed) << "a role as long as role and document were";
   EXPECT_EQ(use(190, {}, plain), kInCompany);
   EXPECT_EQ(use(40, RandomIds(rng_, 150), plain), kElsewhere) << "role and document as long as a role was";
+}
+
+// Nor is a message that ends as a role does but is a user's.
+TEST_F(MovedReuseTest, AUsersMessageInFrontIsNoRole) {
+  const Ids note = RandomIds(rng_, 300);
+  const auto message = [&](TokenId first) {
+    return Join({{testing::kTinyImStart, first}, RandomIds(rng_, 150), {testing::kTinyImEnd}});
+  };
+  const auto found_behind = [&](TokenId first) {
+    request_.prompt = Join({message(first), note, RandomIds(rng_, 60)});
+    FoundChunks found = reuse_->Find(request_, 0, 1, nullptr, nullptr);
+    EXPECT_EQ(found.chunks.size() + found.strays.size(), 1u);
+    return found;
+  };
+  Store(Join({message('u'), note, RandomIds(rng_, 20)}));
+  EXPECT_EQ(found_behind('u').strays.size(), 1u) << "it has read a document that stands nowhere here";
+  Store(Join({message('s'), note, RandomIds(rng_, 20)}));
+  const FoundChunks found = found_behind('s');
+  ASSERT_EQ(found.chunks.size(), 1u);
+  EXPECT_TRUE(found.chunks[0].chunk.in_company);
 }
 
 TEST_F(MovedReuseTest, WhatRowsCostDecidesWhereThePolicyMayChoose) {

@@ -66,12 +66,7 @@ std::int64_t TokensOfKind(const Explanation& explanation, const std::string& kin
 
 class MovedServiceTest : public ::testing::TestWithParam<kernels::DType> {
  protected:
-  // First words of so many tokens: a message.
-  Ids Role(int tokens) {
-    Ids role = RandomIds(rng_, tokens);
-    role.back() = kTinyImEnd;
-    return role;
-  }
+  Ids Role(int tokens) { return testing::TinyRole(rng_, tokens); }
 
   std::mt19937 rng_{Seed()};
   const Ids note_ = RandomIds(rng_, 200);
@@ -491,7 +486,8 @@ TEST_P(MovedServiceTest, TheEndOfAPromptIsComputedInOtherCompany) {
   const auto service = NewTinyService(GetParam(), {}, 0, 8);
   ASSERT_NE(service, nullptr);
   const Ids text = RandomIds(rng_, 700);
-  Ask(*service, Request(Join({RandomIds(rng_, 30), text, RandomIds(rng_, 20)}), ReuseMode::kAuto, "planner", "s"));
+  // What follows differs from its first token on.
+  Ask(*service, Request(Join({RandomIds(rng_, 30), text, {1}, RandomIds(rng_, 20)}), ReuseMode::kAuto, "planner", "s"));
   struct Case {
     int head, tail;       // tokens before and after the text
     std::int64_t to_end;  // behind the last that is moved: an edge of two, what is fresh, and what is computed
@@ -499,7 +495,7 @@ TEST_P(MovedServiceTest, TheEndOfAPromptIsComputedInOtherCompany) {
   for (const Case& c : {Case{100, 3, 32}, Case{100, 13, 32}, Case{100, 14, 16}, Case{100, 40, 42}, Case{30, 3, 5}}) {
     SCOPED_TRACE(std::to_string(c.head) + " " + std::to_string(c.tail));
     ExplainRequest explain;
-    explain.prompt = TokenPrompt{Join({RandomIds(rng_, c.head), text, RandomIds(rng_, c.tail)})};
+    explain.prompt = TokenPrompt{Join({RandomIds(rng_, c.head), text, {2}, RandomIds(rng_, c.tail - 1)})};
     explain.session = "s";
     explain.reuse = ReuseMode::kAuto;
     const Result<Explanation> explanation = service->Explain(explain);

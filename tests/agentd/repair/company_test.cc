@@ -87,22 +87,14 @@ TEST_F(InCompanyTest, RepeatingTextIsNotTakenForMore) {
   EXPECT_FALSE(InCompany(Join({head, loop}), Join({head, loop, loop}), 40));
 }
 
-TEST(RoleTokens, AreTheFirstMessage) {
-  const Ids ends = {7, 8};
-  EXPECT_EQ(RoleTokens(Ids{1, 2, 8, 3, 7, 4}, ends), 3);
-  EXPECT_EQ(RoleTokens(Ids{7, 2}, ends), 1);
-  EXPECT_EQ(RoleTokens(Ids{1, 2, 3}, ends), 0) << "nothing says where first words would end";
-  EXPECT_EQ(RoleTokens(Ids{1, 2, 3}, {}), 0);
-  EXPECT_EQ(RoleTokens({}, ends), 0);
-}
-
 TEST(PromptCompany, NothingInCompanyIsFirstWordsToWhatFollows) {
   std::mt19937 rng{5};
-  const Ids ends = {7}, note = testing::RandomIds(rng, 60), rest = testing::RandomIds(rng, 60);
+  const RoleMarks marks = {.ends = {7}};
+  const Ids note = testing::RandomIds(rng, 60), rest = testing::RandomIds(rng, 60);
   // A raw prompt, so that its first words are a header's worth at most, and one whose first message ends in the note.
   const auto first_words = [&](int tokens) { return Ids(static_cast<std::size_t>(tokens), 9); };
   const Ids here = Join({first_words(20), note, rest, {7}});
-  PromptCompany company(here, ends);
+  PromptCompany company(here, marks);
   const Ids with_note = Join({first_words(30), note, rest, {7}}), without = Join({first_words(90), rest, {7}});
   EXPECT_TRUE(company.InCompany(80, without, 90)) << "all that stands before may be the role";
   EXPECT_TRUE(company.InCompany(20, with_note, 30));
@@ -112,7 +104,8 @@ TEST(PromptCompany, NothingInCompanyIsFirstWordsToWhatFollows) {
 
 TEST(PromptCompany, ThePromptsEndIsCut) {
   const Ids here(200, 1);
-  const PromptCompany company(here, {});
+  const RoleMarks none;
+  const PromptCompany company(here, none);
   EXPECT_EQ(company.Tail(50, 184, 32), 0) << "enough follows it";
   EXPECT_EQ(company.Tail(50, 185, 32), 17);
   EXPECT_EQ(company.Tail(50, 199, 32), 31);
