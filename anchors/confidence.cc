@@ -139,6 +139,7 @@ double AuditBook::LeastUnrefuted(double failure_rate, std::span<const Audit> sor
 
 double Guard::DoubtRate() const {
   const double asked = margin();
+  if (asked == kNever) return 1;
   const auto missed = std::count_if(least_.begin(), least_.end(), [asked](double least) { return least < asked; });
   return (kPriorWeight * prior_.doubts + static_cast<double>(missed)) /
          (kPriorWeight + static_cast<double>(least_.size()));
@@ -182,7 +183,7 @@ void Guard::Audited(double margin, double kl) {
 // Audits of what the quantile sends back anyway say nothing of what is trusted.
 void Guard::Learn() {
   const double asked = book_.Threshold(quantile_.value(), prior_.margin);
-  audited_ = std::min(asked, GuardMargin::kMost);
+  audited_ = std::min(asked, kNever);
 }
 
 }  // namespace kvshare::anchors

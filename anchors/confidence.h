@@ -120,6 +120,8 @@ class Guard {
   void Restore(const State& state);
 
   double margin() const { return audited_ < quantile_.value() ? quantile_.value() : audited_; }  // nats
+  // Asked where audits bear out no margin: more than any answer has.
+  static constexpr double kNever = 1e6;
   // Share of answers whose least sure watched token is not that sure.
   double DoubtRate() const;
 
@@ -139,7 +141,7 @@ class Guard {
   Prior prior_;
   GuardMargin quantile_;
   AuditBook book_;
-  double audited_;             // what the book asks; at most GuardMargin::kMost
+  double audited_;             // what the book asks; at most kNever
   std::vector<double> least_;  // of the last answers
   std::size_t next_ = 0;
 };

@@ -89,7 +89,7 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
       moved.saved = plain + stored.cold.tokens() - static_cast<std::int64_t>(std::ceil(decision.rows));
       return moved;
     }
-    why = MissKind::kMoveSlower;
+    why = decision.distrusted ? MissKind::kNotTrusted : MissKind::kMoveSlower;
   }
   moved.work = {};
   moved.loads.clear();

@@ -93,6 +93,7 @@ std::string_view MissKindName(MissKind kind) {
     case MissKind::kColdDamaged: return "cold_damaged";
     case MissKind::kColdUnreadable: return "cold_unreadable";
     case MissKind::kMoveSlower: return "move_slower_than_recompute";
+    case MissKind::kNotTrusted: return "not_trusted";
     case MissKind::kOtherCompany: return "other_company";
     case MissKind::kQualityGuard: return "quality_guard";
     case MissKind::kNoAnchor: return "no_anchor";

@@ -27,6 +27,7 @@ enum class MissKind {
   kColdDamaged,
   kColdUnreadable,
   kMoveSlower,
+  kNotTrusted,
   kOtherCompany,
   kQualityGuard,
   kNoAnchor,

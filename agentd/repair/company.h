@@ -64,6 +64,6 @@ std::vector<std::size_t> Strays(std::span<const ChunkCompany> chunks);
 // What is asked of answers in mode auto, by company, before any has been audited. That chunks of one thread are near
 // exact the judge has shown; of others it depends on what they are (docs/design/repair.md).
 inline constexpr anchors::Guard::Prior kThreadPrior{.margin = 0, .doubts = 0.2};
-inline constexpr anchors::Guard::Prior kElsewherePrior{.margin = 3, .doubts = 0.6};
+inline constexpr anchors::Guard::Prior kElsewherePrior{.margin = anchors::Guard::kNever, .doubts = 0.6};
 
 }  // namespace kvshare::agentd

@@ -14,8 +14,8 @@ namespace {
 constexpr std::string_view kMissReasons[] = {
     "last_token", "never_stored", "messages_changed", "evicted", "disabled", "pool_full", "model_changed",  // exact
     "cold_evicted", "load_slower_than_recompute", "cold_damaged", "cold_unreadable",                        // cold tier
-    "repaired", "move_slower_than_recompute", "other_company", "quality_guard", "no_anchor",                // moved
-    "not_on_device"};
+    "repaired", "move_slower_than_recompute", "other_company", "not_trusted", "quality_guard",              // moved
+    "no_anchor", "not_on_device"};
 // clang-format on
 
 constexpr std::string_view kAnchorMisses[] = {"damaged", "other_version", "other_space", "other_scope", "unreadable"};
@@ -195,7 +195,8 @@ void Tiers(Writer& out, const Stats& stats) {
               approximate.shadow_audits.audits);
   out.Counter("kvshare_shadow_audit_failures_total", "Of these, more than 0.05 nats away.",
               approximate.shadow_audits.failures);
-  out.Family("kvshare_guard_margin_nats", "gauge", "By which the likeliest token must be ahead in mode auto.");
+  out.Family("kvshare_guard_margin_nats", "gauge",
+             "By which the likeliest token must be ahead in mode auto; 1e6: nothing is trusted.");
   out.Sample(approximate.guard_margin, {{"chunks", "thread"}});
   out.Sample(approximate.guard_margin_elsewhere, {{"chunks", "elsewhere"}});
   out.Gauge("kvshare_moved_row_cost", "Rows of plain prefill that take as long as one over moved chunks in mode auto.",

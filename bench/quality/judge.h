@@ -78,6 +78,10 @@ class PrefillUnderTest {
   // Computes `ids` after the prompt and what was appended since, and writes one row of vocab floats per id.
   virtual Status Extend(std::span<const TokenId> ids, float* logits) = 0;
 
+  // What exact prefill says after the prompt, [vocab]: the daemon computes answers exactly afterwards, when it has
+  // time. A policy may learn from it. At most once after a Prefill.
+  virtual void Healed(std::span<const float> /*exact*/) {}
+
   // Forgets what was appended after the prompt.
   virtual void Rewind() = 0;
 

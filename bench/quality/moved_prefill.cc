@@ -218,6 +218,7 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
   peak_.assign(c.chunks.size(), {});
   PrefillOutcome outcome;
   KVS_ASSIGN_OR_RETURN(outcome.logits, Compute());
+  first_ = outcome.logits;
   outcome.chunks = Costs();
   if (prompt_->counts().exact) {
     for (const std::size_t i : chunk_of_) outcome.escalated.push_back(c.chunks[i].id);
@@ -268,6 +269,12 @@ Status MovedPrefill::Extend(std::span<const TokenId> ids, float* logits) {
     return prompt_->Append(ids.subspan(i + 1), logits + (i + 1) * vocab);
   }
   return OkStatus();
+}
+
+// One audit of each answer, as in the daemon: what was sent back has given its own.
+void MovedPrefill::Healed(std::span<const float> exact) {
+  if (policy_.mode != ReuseMode::kAuto || moved_.empty() || escalated_ || prompt_->counts().exact) return;
+  GuardOf().Audited(anchors::Margin(first_), anchors::KlDivergence(exact, first_));
 }
 
 // Where an appended token made the guard compute everything, the state after Prefill is gone and is made again.

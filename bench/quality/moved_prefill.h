@@ -28,6 +28,7 @@ class MovedPrefill final : public PrefillUnderTest {
 
   Result<PrefillOutcome> Prefill(const Case& c) override;
   Status Extend(std::span<const TokenId> ids, float* logits) override;
+  void Healed(std::span<const float> exact) override;
   void Rewind() override;
   std::vector<ChunkCost> Costs() const override;
 
@@ -85,6 +86,7 @@ class MovedPrefill final : public PrefillUnderTest {
   std::unique_ptr<agentd::MovedPrompt> prompt_;
   bool escalated_by_prefill_ = false;
   bool escalated_ = false;       // by any attempt
+  std::vector<float> first_;     // logits of the last prompt token
   double least_margin_ = 0;      // seen by the attempts that Rewind undid
   std::vector<ChunkCost> peak_;  // the dearest of the attempts that Rewind undid
 };

@@ -80,6 +80,7 @@ class CaseJudge {
     result.right = judged.answer && IsRight(result.text, *judged.answer, judged.contained);
     for (const Chunk& chunk : judged.c.chunks) result.shared_tokens += chunk.end - chunk.begin;
     result.chunks = policy->Costs();
+    policy->Healed(std::span(exact.logits).first(vocab()));
     result.escalated = outcome.escalated.size();
     result.error_estimate = outcome.error_estimate;
     return result;

@@ -60,7 +60,7 @@ def fate(reply):
     reasons = {miss["reason"] for miss in reply["kvshare"]["miss_reasons"]}
     if "quality_guard" in reasons:
         return "sent back"
-    return "declined" if "move_slower_than_recompute" in reasons else "nothing found"
+    return "declined" if reasons & {"not_trusted", "move_slower_than_recompute"} else "nothing found"
 
 
 def requests_of(path, fits):

@@ -238,7 +238,8 @@ struct ApproximateStats {
   std::int64_t sent_back = 0;         // computed exactly after all, because the guard doubted them
   std::int64_t healed = 0;            // computed exactly when nobody waited
   std::int64_t kept_bytes = 0;        // KV of approximate requests that their sessions may use again
-  double guard_margin = 0;            // nats that the likeliest token must be ahead by, mode auto, in one thread
+  double guard_margin = 0;            // nats that the likeliest token must be ahead by, mode auto, in one thread;
+                                      // 1e6: nothing is trusted, because too much was found far from exact
   double guard_margin_elsewhere = 0;  // the same where other text stood before what is reused
   double moved_row = 0;               // rows of plain prefill that take as long as one over moved chunks, mode auto
   std::vector<AuditTotals> audits;    // first tokens, by depth: over exact KV, over answers of such requests, and so
