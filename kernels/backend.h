@@ -21,6 +21,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/paged_kv.h"
 #include "kernels/tensor.h"
@@ -146,7 +147,8 @@ struct Capabilities {
   int threads = 1;
   // Names everything that can change a result's bits; part of the KV's `space`.
   std::string numerics_id;
-  bool host_memory = true;  // the host reads and writes the backend's memory in place
+  bool host_memory = true;          // the host reads and writes the backend's memory in place
+  std::vector<int> head_dims = {};  // those that Attention has kernels for; empty: all
 };
 
 class Backend {

@@ -18,6 +18,8 @@ struct CudaOptions {
   // Linear layers whose rows have the same bits in any batch, so that an exact hit equals recomputation bit for bit.
   // Without it, whatever algorithm is fastest for each number of rows.
   bool deterministic = true;
+  // Of partial results of attention that may lie side by side; with more, a block walks all keys of its rows.
+  std::int64_t spread_bytes = 64 << 20;
 };
 
 struct CudaDeviceInfo {
@@ -41,7 +43,7 @@ inline constexpr char kCudaPluginSymbol[] = "KvshareCudaPlugin";
 using CudaPluginFunction = const CudaPluginApi* (*)();
 
 // Raised with every change of an interface that the plug-in and its caller share.
-inline constexpr std::uint32_t kCudaPluginAbi = 2;
+inline constexpr std::uint32_t kCudaPluginAbi = 3;
 
 // A digest of the layouts that cross the boundary.
 constexpr std::uint32_t CudaPluginSizes() {

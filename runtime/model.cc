@@ -3,11 +3,14 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <exception>
 #include <filesystem>
+#include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "kernels/cuda_plugin.h"
 #include "libkvshare/core/status_macros.h"
@@ -44,6 +47,16 @@ Status CheckMemory(const ModelConfig& c, const LoadOptions& options) {
   if (bytes <= memory) return OkStatus();
   const auto gib = [](double b) { return std::to_string(static_cast<std::int64_t>(b / (1 << 30)) + 1); };
   return ResourceExhausted("the model needs about " + gib(bytes) + " GiB of memory, this machine has " + gib(memory));
+}
+
+// Asked before anything is loaded, and not by the first prompt.
+Status CheckHeads(const ModelConfig& c, const kernels::Capabilities& capabilities) {
+  const std::vector<int>& known = capabilities.head_dims;
+  if (known.empty() || std::find(known.begin(), known.end(), c.head_dim) != known.end()) return OkStatus();
+  std::string list;
+  for (const int head_dim : known) list += (list.empty() ? "" : ", ") + std::to_string(head_dim);
+  return FailedPrecondition("head_dim = " + std::to_string(c.head_dim) + ": the " + capabilities.device +
+                            " backend has attention kernels for " + list + "; use the CPU");
 }
 
 // Everything that decides what the bits of K and V are, or what a token id means.
@@ -93,6 +106,7 @@ Result<std::unique_ptr<Model>> Load(const std::string& path, const LoadOptions& 
   if (backend == nullptr) {
     KVS_ASSIGN_OR_RETURN(backend, MakeBackend(options));
   }
+  KVS_RETURN_IF_ERROR(CheckHeads(files.config, backend->capabilities()).WithContext(path));
   // Of the host's memory; a GPU's says itself when it is full.
   if (backend->capabilities().host_memory) {
     KVS_RETURN_IF_ERROR(CheckMemory(files.config, options).WithContext(path));

@@ -114,11 +114,11 @@ int FailService(const Config& config, const Status& status) {
   return Fail(usage ? kExitUsage : kExitFailed, (pool ? "--kv-pool-size: " : "") + status.message());
 }
 
-// A model that cannot be loaded onto a device because of the device: it failed, is too small, or computes wrongly. What
-// is wrong with the files has other codes.
+// A model that cannot be loaded onto a device because of the device: it failed, is too small, computes wrongly, or has
+// no kernels for these sizes. What is wrong with the files has other codes.
 bool MayBeTheDevices(const Status& status) {
   return status.code() == StatusCode::kResourceExhausted || status.code() == StatusCode::kUnavailable ||
-         status.code() == StatusCode::kInternal;
+         status.code() == StatusCode::kInternal || status.code() == StatusCode::kFailedPrecondition;
 }
 
 int FailListen(const char* flag, const Status& status) {

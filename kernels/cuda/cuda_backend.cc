@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <string>
@@ -199,12 +200,14 @@ void CudaBackend::Describe() {
                    .compute = DType::kBf16,
                    .threads = facts.multiprocessors,
                    .numerics_id = "",
-                   .host_memory = false};
-  // A shape whose first candidate did not do multiplies in another order, and the id says so.
+                   .host_memory = false,
+                   .head_dims = {64, 128}};
+  // Which algorithms cuBLASLt offers differs between GPUs of one architecture, and with it the order of sums.
   for (const auto& [shape, candidate] : pinned_) {
-    if (candidate == 0) continue;
-    capabilities_.linear +=
-        "/" + std::to_string(shape.first) + "x" + std::to_string(shape.second) + "#" + std::to_string(candidate);
+    char identity[20];
+    std::snprintf(identity, sizeof identity, "#%016llx",
+                  static_cast<unsigned long long>(device_->GemmIdentity(shape.first, shape.second, candidate)));
+    capabilities_.linear += "/" + std::to_string(shape.first) + "x" + std::to_string(shape.second) + identity;
   }
   capabilities_.numerics_id = "cuda/" + facts.arch + "/bfloat16/" + capabilities_.linear + "/split" +
                               std::to_string(kSplitTokens) + "/r" + std::to_string(kKernelRevision);
@@ -222,8 +225,8 @@ Result<std::unique_ptr<LinearWeights>> CudaBackend::MakeLinear(const LinearSpec&
   KVS_CHECK(!spec.gated || (spec.parts.size() == 2 && spec.parts[0].rows == spec.parts[1].rows));
   KVS_CHECK(spec.bias.empty() || static_cast<std::int64_t>(spec.bias.size()) == weights->n);
   if (weights->k % 8 != 0 || weights->n % 8 != 0) {
-    return Unimplemented("a linear layer of " + std::to_string(weights->n) + " x " + std::to_string(weights->k) +
-                         " on the GPU: sizes must be multiples of 8");
+    return FailedPrecondition("a linear layer of " + std::to_string(weights->n) + " x " + std::to_string(weights->k) +
+                              " on the GPU: sizes must be multiples of 8; use the CPU");
   }
   KVS_ASSIGN_OR_RETURN(weights->w, Take(weights->bytes()));
   std::vector<std::uint16_t> rounded;

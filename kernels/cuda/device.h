@@ -91,6 +91,8 @@ class Device {
 
   // How many pinned algorithms there are for this n and k: without split-K, at most kMaxGemmCandidates, best first.
   virtual Result<int> GemmCandidates(std::int64_t n, std::int64_t k) = 0;
+  // A number that names what the candidate computes, in which order: the same wherever it is the same.
+  virtual std::uint64_t GemmIdentity(std::int64_t n, std::int64_t k, int algorithm) = 0;
   // With candidate number `algorithm`, or kFastGemm: whatever is fastest for this number of rows.
   virtual Status Gemm(const GemmArgs& args, int algorithm) = 0;
 };

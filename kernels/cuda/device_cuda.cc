@@ -220,6 +220,9 @@ class CudaDevice final : public Device {
     KVS_RETURN_IF_ERROR(Use());
     return gemm_->Candidates(n, k);
   }
+  std::uint64_t GemmIdentity(std::int64_t n, std::int64_t k, int algorithm) override {
+    return gemm_->Identity(n, k, algorithm);
+  }
   Status Gemm(const GemmArgs& args, int algorithm) override {
     KVS_RETURN_IF_ERROR(Use());
     return gemm_->Run(args, algorithm);

@@ -122,7 +122,7 @@ Result<int> Gemm::Candidates(std::int64_t n, std::int64_t k) {
   KVS_ASSIGN_OR_RETURN(const Preference preference, MakePreference(0));
   const std::uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
   KVS_RETURN_IF_ERROR(Set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, no_reduction));
-  cublasLtMatmulHeuristicResult_t found[4 * kMaxGemmCandidates];
+  cublasLtMatmulHeuristicResult_t found[4 * kMaxGemmCandidates] = {};
   int count = 0;
   KVS_RETURN_IF_ERROR(ToStatus(
       cublasLtMatmulAlgoGetHeuristic(handle_, operation_, layouts.w.get(), layouts.x.get(), layouts.out.get(),
@@ -132,6 +132,21 @@ Result<int> Gemm::Candidates(std::int64_t n, std::int64_t k) {
     if (found[i].state == CUBLAS_STATUS_SUCCESS && SumsInOnePlace(found[i].algo)) kept.push_back(found[i].algo);
   }
   return static_cast<int>(kept.size());
+}
+
+const cublasLtMatmulAlgo_t& Gemm::Pinned(std::int64_t n, std::int64_t k, int algorithm) const {
+  const auto it = pinned_.find({n, k});
+  KVS_CHECK(it != pinned_.end() && algorithm >= 0 && static_cast<std::size_t>(algorithm) < it->second.size());
+  return it->second[static_cast<std::size_t>(algorithm)];
+}
+
+// FNV-1a of the algorithm's own bytes: tile, stages, cluster and all else that it is made of. cuBLAS says of them that
+// they may be kept and used again with the same version of it.
+std::uint64_t Gemm::Identity(std::int64_t n, std::int64_t k, int algorithm) const {
+  const cublasLtMatmulAlgo_t& algo = Pinned(n, k, algorithm);
+  std::uint64_t digest = 14695981039346656037u;
+  for (const std::uint64_t word : algo.data) digest = (digest ^ word) * 1099511628211u;
+  return digest;
 }
 
 Result<cublasLtMatmulAlgo_t> Gemm::Fastest(const GemmArgs& a, const GemmLayouts& layouts) {
@@ -157,9 +172,7 @@ Status Gemm::Run(const GemmArgs& a, int algorithm) {
   if (algorithm == kFastGemm) {
     KVS_ASSIGN_OR_RETURN(algo, Fastest(a, layouts));
   } else {
-    const auto it = pinned_.find({a.n, a.k});
-    KVS_CHECK(it != pinned_.end() && algorithm >= 0 && static_cast<std::size_t>(algorithm) < it->second.size());
-    algo = it->second[static_cast<std::size_t>(algorithm)];
+    algo = Pinned(a.n, a.k, algorithm);
   }
   const float one = 1.0f, zero = 0.0f;
   return ToStatus(cublasLtMatmul(handle_, operation_, &one, a.w, layouts.w.get(), a.x, layouts.x.get(),

@@ -4,6 +4,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <tuple>
@@ -24,12 +25,14 @@ class Gemm {
 
   // As in Device.
   Result<int> Candidates(std::int64_t n, std::int64_t k);
+  std::uint64_t Identity(std::int64_t n, std::int64_t k, int algorithm) const;
   Status Run(const GemmArgs& args, int algorithm);
 
   static std::string Version();  // "cublaslt-130100"
 
  private:
   explicit Gemm(cudaStream_t stream) : stream_(stream) {}
+  const cublasLtMatmulAlgo_t& Pinned(std::int64_t n, std::int64_t k, int algorithm) const;
   Result<cublasLtMatmulAlgo_t> Fastest(const GemmArgs& args, const struct GemmLayouts& layouts);
 
   const cudaStream_t stream_;

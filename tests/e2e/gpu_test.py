@@ -4,7 +4,9 @@ and a GPU that fails, with and without a CPU that goes on."""
 import json
 import os
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import unittest
 import urllib.error
@@ -16,6 +18,34 @@ PROMPT = [7 * i % 2000 + 5 for i in range(70)]
 LONG = [11 * i % 2000 + 5 for i in range(70)]  # asked for more than comes before the GPU fails
 
 
+def write_halved_heads(path):
+    """The small model with the same weights taken for twice as many heads of half the size."""
+    shutil.copytree(MODEL, path)
+    with open(os.path.join(MODEL, "config.json"), encoding="utf-8") as f:
+        config = json.load(f)
+    config["head_dim"] //= 2
+    config["num_attention_heads"] *= 2
+    config["num_key_value_heads"] *= 2
+    with open(os.path.join(path, "config.json"), "w", encoding="utf-8") as f:
+        json.dump(config, f)
+    with open(os.path.join(MODEL, "model.safetensors"), "rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        old = f.read()
+    data = b""
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = tensor["data_offsets"]
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            tensor["shape"] = [config["head_dim"]]
+            end = (begin + end) // 2
+        tensor["data_offsets"] = [len(data), len(data) + end - begin]
+        data += old[begin:end]
+    text = json.dumps(header).encode()
+    with open(os.path.join(path, "model.safetensors"), "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + data)
+
+
 @unittest.skipUnless(os.environ.get("KVSHARE_CUDA_PLUGIN"), "KVSHARE_CUDA_PLUGIN names no plug-in")
 class GpuTest(ProgramTest):
     def setUp(self):
@@ -24,13 +54,13 @@ class GpuTest(ProgramTest):
         self.broken = self.path("broken")
         self.env = dict(KVSHARE_EMULATED_BREAK=self.broken)
 
-    def start(self, listen, *args, hold=False):
+    def start(self, listen, *args, hold=False, model=MODEL):
         """(agentd on a GPU that can break, its endpoint, what it has said). With `hold`, see giving_up()."""
         env = dict(self.env)
         if hold:
             env["KVSHARE_EMULATED_HOLD"] = self.path("hold")
             os.mkfifo(self.path("hold"))
-        argv = [os.path.join(BIN, "agentd"), "--model", MODEL, "--listen", listen, *map(str, args)]
+        argv = [os.path.join(BIN, "agentd"), "--model", model, "--listen", listen, *map(str, args)]
         process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
         self.addCleanup(process.stderr.close)
         self.addCleanup(process.wait)
@@ -165,6 +195,15 @@ class GpuTest(ProgramTest):
             self.assertEqual(ended.returncode, 5, ended.stderr)
             self.assertRegex(ended.stderr, f"^agentd: --model: .*{why}")
             self.assertNotIn("CPU", ended.stderr)
+
+    def test_a_model_whose_heads_the_gpu_has_no_kernels_for(self):
+        model = self.path("model")
+        write_halved_heads(model)
+        process, endpoint, log = self.start("ipc://" + self.path("g.sock"), "--device", "auto", *self.args, model=model)
+        self.assertRegex(log, "head_dim = 32.* use the CPU; trying the CPU\n(.*\n)*agentd: ready at .* on ")
+        self.generate(endpoint)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(30), 0)
 
     def test_a_signal_while_a_gpu_that_failed_is_given_up_ends_the_daemon(self):
         listen = "ipc://" + self.path("g.sock")

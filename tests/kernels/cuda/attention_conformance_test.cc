@@ -196,7 +196,9 @@ TEST(CudaAttentionEmulatedTest, SchedulesAgree) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cuda, CudaAttentionTest,
-                         ::testing::Values(Where::kEmulatedWalk, Where::kEmulatedSpread, Where::kDevice), WhereName);
+                         ::testing::Values(Where::kEmulatedWalk, Where::kEmulatedSpread, Where::kDevice,
+                                           Where::kDeviceWalk),
+                         WhereName);
 
 }  // namespace
 }  // namespace kvshare::kernels::cuda

@@ -17,22 +17,26 @@
 
 namespace kvshare::kernels::cuda {
 
-enum class Where { kEmulatedWalk, kEmulatedSpread, kDevice };
+// kDevice: as agentd uses it, which walks only where a prompt is long. kDeviceWalk: always.
+enum class Where { kEmulatedWalk, kEmulatedSpread, kDevice, kDeviceWalk };
 
 inline std::string WhereName(const ::testing::TestParamInfo<Where>& info) {
   switch (info.param) {
     case Where::kEmulatedWalk: return "EmulatedWalk";
     case Where::kEmulatedSpread: return "EmulatedSpread";
-    case Where::kDevice: break;
+    case Where::kDevice: return "Device";
+    case Where::kDeviceWalk: break;
   }
-  return "Device";
+  return "DeviceWalk";
 }
 
 class CudaTest : public ::testing::TestWithParam<Where> {
  protected:
   void SetUp() override {
-    if (GetParam() == Where::kDevice) {
-      auto backend = NewCudaBackend({});
+    if (OnDevice()) {
+      CudaOptions options;
+      if (GetParam() == Where::kDeviceWalk) options.spread_bytes = 0;
+      auto backend = NewCudaBackend(options);
       if (!backend.ok()) GTEST_SKIP() << "no GPU to test on: " << backend.status().message();
       backend_ = std::move(backend).value();
       return;
@@ -44,7 +48,8 @@ class CudaTest : public ::testing::TestWithParam<Where> {
   }
 
   // On a GPU there is more to see and time to see it.
-  static int Repeats(int emulated) { return GetParam() == Where::kDevice ? 20 * emulated : emulated; }
+  static int Repeats(int emulated) { return OnDevice() ? 20 * emulated : emulated; }
+  static bool OnDevice() { return GetParam() == Where::kDevice || GetParam() == Where::kDeviceWalk; }
 
   std::vector<std::byte> Download(const std::byte* from, std::size_t bytes) {
     std::vector<std::byte> to(bytes);

@@ -37,13 +37,24 @@ TEST(CudaBackendTest, AnAlgorithmWhoseRowsDependOnEachOtherIsPassedOver) {
   const auto layer = MakeLayer(*backend);
   ASSERT_TRUE(layer.ok()) << layer.status().message();
   // Another algorithm is another arithmetic: its KV must not be taken for the first one's.
-  EXPECT_THAT(backend->capabilities().numerics_id, HasSubstr("/det/32x64#2"));
+  EXPECT_THAT(backend->capabilities().numerics_id, HasSubstr("/det/32x64#0000000000000002"));
+}
+
+// Machines whose libraries offer other algorithms first: the same number, another arithmetic.
+TEST(CudaBackendTest, TheNumericsIdNamesTheAlgorithmAndNotItsPlace) {
+  const auto id = [](std::uint64_t family) {
+    const auto backend = Make({.gemm_family = family});
+    EXPECT_TRUE(MakeLayer(*backend).ok());
+    return backend->capabilities().numerics_id;
+  };
+  EXPECT_EQ(id(1), id(1));
+  EXPECT_NE(id(1), id(2));
 }
 
 TEST(CudaBackendTest, AnAlgorithmThatRefusesFewRowsIsPassedOver) {
   const auto backend = Make({.gemm_candidates = 2, .few_rows_from = 1});
   ASSERT_TRUE(MakeLayer(*backend).ok());
-  EXPECT_THAT(backend->capabilities().numerics_id, HasSubstr("/det/32x64#1"));
+  EXPECT_THAT(backend->capabilities().numerics_id, HasSubstr("/det/32x64#0000000000000001"));
   EXPECT_TRUE(backend->Sync().ok());
 }
 
@@ -69,7 +80,7 @@ TEST(CudaBackendTest, SizesThatTheGpuCannotMultiplyAreRefused) {
   const HostMatrix part{values.data(), 5, 8};
   const auto layer = backend->MakeLinear({.parts = {&part, 1}, .bias = {}, .gated = false});
   ASSERT_FALSE(layer.ok());
-  EXPECT_EQ(layer.status().code(), StatusCode::kUnimplemented);
+  EXPECT_EQ(layer.status().code(), StatusCode::kFailedPrecondition);
 }
 
 TEST(CudaBackendTest, AFailureShowsInSyncWithTheLastLaunches) {

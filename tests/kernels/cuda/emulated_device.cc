@@ -181,6 +181,9 @@ class EmulatedDevice final : public Device {
   }
 
   Result<int> GemmCandidates(std::int64_t, std::int64_t) override { return options_.gemm_candidates; }
+  std::uint64_t GemmIdentity(std::int64_t, std::int64_t, int algorithm) override {
+    return (options_.gemm_family << 32) + static_cast<std::uint64_t>(algorithm);
+  }
   Status Gemm(const GemmArgs& a, int algorithm) override {
     if (algorithm != kFastGemm && algorithm < options_.few_rows_from && a.rows < 8) return Unimplemented("few rows");
     const bool invariant = algorithm != kFastGemm && algorithm >= options_.invariant_from;

@@ -15,6 +15,7 @@ struct EmulatedDeviceOptions {
   std::uint64_t seed = 1;
   std::size_t memory_bytes = std::size_t{1} << 30;
   int gemm_candidates = 2;
+  std::uint64_t gemm_family = 0;           // part of every candidate's identity
   int invariant_from = 0;                  // candidates below this sum in an order that depends on the number of rows
   int few_rows_from = 0;                   // candidates below this refuse fewer than 8 rows
   int fail_at_launch = -1;                 // that launch, counted from 0, fails when it runs

@@ -46,7 +46,7 @@ Status Probe(int, CudaDeviceInfo* info) {
   return OkStatus();
 }
 
-Status Create(const CudaOptions&, std::unique_ptr<Backend>* backend) {
+Status Create(const CudaOptions& asked, std::unique_ptr<Backend>* backend) {
   CudaDeviceInfo info;
   KVS_RETURN_IF_ERROR(Probe(0, &info));
   // Shared: std::function copies what it holds.
@@ -54,7 +54,7 @@ Status Create(const CudaOptions&, std::unique_ptr<Backend>* backend) {
   EmulatedDeviceOptions options{.broken = broken};
   if (const char* launch = std::getenv("KVSHARE_EMULATED_FAIL_AT")) options.fail_at_launch = std::atoi(launch);
   if (const char* bytes = std::getenv("KVSHARE_EMULATED_MEMORY")) options.memory_bytes = std::stoull(bytes);
-  KVS_ASSIGN_OR_RETURN(*backend, NewBackendOn(NewEmulatedDevice(options), {}));
+  KVS_ASSIGN_OR_RETURN(*backend, NewBackendOn(NewEmulatedDevice(options), {.spread_bytes = asked.spread_bytes}));
   return OkStatus();
 }
 

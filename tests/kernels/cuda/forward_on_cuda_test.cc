@@ -1,5 +1,7 @@
 // A whole model's forward pass on the CUDA backend: against the double-precision oracle, and exact reuse to the bit. In
 // the emulator always, on a GPU where there is one.
+#include <gmock/gmock.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -49,6 +51,18 @@ class ForwardOnCudaTest : public CudaTest {
   testing::TempDir dir_;
   std::mt19937_64 random_{12};
 };
+
+TEST_P(ForwardOnCudaTest, HeadsWithoutAKernelAreRefusedWhenTheModelIsLoaded) {
+  TinyModelOptions options = Options("llama");
+  options.head_dim = 32;
+  ASSERT_TRUE(testing::WriteTinyModel(dir_.path(), options).ok());
+  const auto model = runtime::LoadModelOn(std::move(backend_), dir_.path().string(), {.max_batch_rows = 128});
+  ASSERT_FALSE(model.ok());
+  EXPECT_EQ(model.status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(model.status().message(),
+              ::testing::HasSubstr("head_dim = 32: the cuda backend has attention kernels for "
+                                   "64, 128; use the CPU"));
+}
 
 TEST_P(ForwardOnCudaTest, AgreesWithTheDoublePrecisionOracle) {
   const TinyModelOptions options = Options("qwen3");  // with QK-norm
