@@ -26,7 +26,7 @@ constexpr int kCheckLayer = 1;
 // EPIC recomputes the first tokens of every chunk, at most so many (LegoLink-32 is the paper's largest).
 constexpr std::int64_t kEpicTokens = 16;
 constexpr double kBlendRatio = 0.15;  // CacheBlend's default
-// Of a prompt whose chunks are one thread, and of others (docs/design/repair.md, "Why one thread is repaired less").
+// Of a prompt whose chunks are one thread, and of others (docs/design/repair.md, "Company").
 constexpr double kThreadRatio = 0.05;
 constexpr double kAutoRatio = 0.20;
 
