@@ -63,6 +63,7 @@ MovedReuse::MovedReuse(runtime::Model* model, KvPool* pool, const kernels::KvPag
                        const MovedReuseOptions& options, AnchorShelf::Post post)
     : model_(model),
       role_marks_(RoleMarksOf(*model)),
+      message_ends_(MessageEndsOf(*model)),
       pool_(pool),
       pages_(pages),
       names_(names),
@@ -88,7 +89,7 @@ FoundChunks MovedReuse::Find(const EngineRequest& request, std::int64_t from, st
   if (last - from < kMinChunkTokens + 2 * kEdgeTokens) return found;
   constexpr std::int64_t kMinLength = kMinChunkTokens + 2 * kEdgeTokens;
   std::optional<Messages> messages;  // KVCOMM's placeholders
-  if (request.reuse == ReuseMode::kKvcomm) messages.emplace(prompt, model_->config().eos_ids);
+  if (request.reuse == ReuseMode::kKvcomm) messages.emplace(prompt, message_ends_);
   // A run that begins as this prompt does beyond what is stored of it is in memory no further than the prompt is.
   const std::int64_t own = from + kPageTokens;
   const auto recurrences = messages.has_value()

@@ -167,6 +167,7 @@ class MovedReuse {
 
   runtime::Model* const model_;
   const RoleMarks role_marks_;
+  const std::vector<TokenId> message_ends_;
   KvPool* const pool_;
   const kernels::KvPages pages_;
   StatsBook* const names_;

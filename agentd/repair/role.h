@@ -1,5 +1,5 @@
-// A prompt's role: its system message, which says who reads. What comes behind it is what is read, and may be what a
-// chunk refers to.
+// What a model's chat template says of a prompt: its role, the system message, which says who reads, and where its
+// messages end. What comes behind the role is what is read, and may be what a chunk refers to.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,12 @@ struct RoleMarks {
 // ends a turn.
 RoleMarks RoleMarksOf(const runtime::Model& model);
 RoleMarks RoleMarksOf(const runtime::ChatTemplate& chat_template, const runtime::Tokenizer& tokenizer);
+
+// What ends a message: the tokens that end a turn, and the first special token that the template writes behind a user's
+// words, which in some (Mistral's) is another, because only answers are turns there.
+std::vector<TokenId> MessageEndsOf(const runtime::Model& model);
+std::vector<TokenId> MessageEndsOf(const runtime::ChatTemplate& chat_template, const runtime::Tokenizer& tokenizer,
+                                   std::vector<TokenId> turn_ends);
 
 // Tokens of the role up to and with what ends it; 0 where the prompt has none.
 std::int64_t RoleTokens(std::span<const TokenId> prompt, const RoleMarks& marks);

@@ -109,6 +109,23 @@ TEST_F(RoleTest, WhereTheEndCannotBeToldThereIsNone) {
   ExpectRole(refused, "", "<|im_start|>user\nA document.<|im_end|>\n");
 }
 
+TEST_F(RoleTest, AMessageEndsBehindAUsersWordsToo) {
+  const auto ends = [&](const std::string& source, const Ids& turn_ends) {
+    auto chat = runtime::NewChatTemplate(source, {.bos = "<s>", .eos = "</s>"});
+    KVS_EXPECT_OK(chat);
+    return chat.ok() ? MessageEndsOf(**chat, *tokenizer_, turn_ends) : Ids{};
+  };
+  const Ids mistral = Encode("</s>[/INST]");
+  const std::string inst =
+      "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+      "{% else %}{{ m['content'] + '</s>' }}{% endif %}{% endfor %}";
+  EXPECT_EQ(ends(inst, {mistral[0]}), mistral);
+  EXPECT_EQ(ends(kChatMl, {kTinyImEnd}), Ids{kTinyImEnd});
+  // The marks of Llama 2's are ordinary text.
+  EXPECT_EQ(ends("{% for m in messages %}{{ 'INST ' + m['content'] + ' /INST' }}{% endfor %}", {5}), Ids{5});
+  EXPECT_EQ(ends("{{ raise_exception('no') }}", {5, 6}), (Ids{5, 6}));
+}
+
 TEST_F(RoleTest, OfPromptsThatSomebodyElseRenderedAnyBeginningThatEnds) {
   const RoleMarks marks = {.ends = {7, 8}};
   EXPECT_EQ(RoleTokens(Ids{1, 2, 8, 3, 7, 4}, marks), 3);
