@@ -18,14 +18,20 @@ double LogSumExp(std::span<const float> logits, double max) {
 
 // P(X <= failures) for X ~ Binomial(trials, p), 0 < p < 1.
 double BinomialCdf(std::int64_t failures, std::int64_t trials, double p) {
-  const auto n = static_cast<double>(trials);
+  if (failures >= trials) return 1;
+  const auto n = static_cast<double>(trials), x = static_cast<double>(failures);
+  // The tail that lies away from the mode, from its greatest term on, each by the ratio to the one before.
+  const bool below = x < n * p;
+  double k = below ? x : x + 1;
+  double term = std::exp(std::lgamma(n + 1) - std::lgamma(k + 1) - std::lgamma(n - k + 1) + k * std::log(p) +
+                         (n - k) * std::log1p(-p));
   double sum = 0;
-  for (std::int64_t k = 0; k <= failures; ++k) {
-    const auto x = static_cast<double>(k);
-    sum += std::exp(std::lgamma(n + 1) - std::lgamma(x + 1) - std::lgamma(n - x + 1) + x * std::log(p) +
-                    (n - x) * std::log1p(-p));
+  while (term > sum * std::numeric_limits<double>::epsilon()) {
+    sum += term;
+    term *= below ? k * (1 - p) / ((n - k + 1) * p) : (n - k) * p / ((k + 1) * (1 - p));
+    k += below ? -1 : 1;
   }
-  return std::min(sum, 1.0);
+  return below ? std::min(sum, 1.0) : std::max(1 - sum, 0.0);
 }
 
 }  // namespace
@@ -97,13 +103,15 @@ double AuditBook::Threshold(double floor, double prior) const {
   std::vector<Audit> sorted;
   std::copy_if(recent_.begin(), recent_.end(), std::back_inserter(sorted),
                [floor](const Audit& audit) { return audit.margin >= floor; });
-  std::sort(sorted.begin(), sorted.end(), [](const Audit& a, const Audit& b) { return a.margin > b.margin; });
+  std::sort(sorted.begin(), sorted.end(), [](const Audit& a, const Audit& b) {
+    return a.margin != b.margin ? a.margin > b.margin : a.failed > b.failed;
+  });
   const auto audits = static_cast<std::int64_t>(sorted.size());
-  if (ClopperPearsonUpper(0, audits, limits_.confidence) <= limits_.failure_rate) {
-    return LeastWith(limits_.failure_rate, sorted);
-  }
-  const double early = LeastWith(limits_.early_failure_rate, sorted);
-  return std::max(std::isinf(early) ? prior : early, LeastUnrefuted(limits_.failure_rate, sorted));
+  const bool enough = ClopperPearsonUpper(0, audits, limits_.confidence) <= limits_.failure_rate;
+  const double sure = LeastWith(enough ? limits_.failure_rate : limits_.early_failure_rate, sorted);
+  if (enough && !std::isinf(sure)) return sure;
+  const double unsure = enough ? std::max(prior, LeastBound(sorted)) : std::isinf(sure) ? prior : sure;
+  return std::max(unsure, LeastUnrefuted(limits_.failure_rate, sorted));
 }
 
 double AuditBook::LeastWith(double failure_rate, std::span<const Audit> sorted) const {
@@ -135,6 +143,23 @@ double AuditBook::LeastUnrefuted(double failure_rate, std::span<const Audit> sor
     if (!refuted) threshold = sorted[i].margin;
   }
   return refuted ? threshold : 0;
+}
+
+double AuditBook::LeastBound(std::span<const Audit> sorted) const {
+  double threshold = std::numeric_limits<double>::infinity(), least = 1;
+  std::int64_t failed = 0;
+  for (std::size_t i = 0; i < sorted.size(); ++i) {
+    failed += sorted[i].failed;
+    // Before the next failure each audit more lowers the bound.
+    if (i + 1 < sorted.size() && (!sorted[i + 1].failed || sorted[i + 1].margin == sorted[i].margin)) continue;
+    const auto accepted = static_cast<std::int64_t>(i) + 1;
+    // As in LeastWith: the bound is solved for only where it is less.
+    if (static_cast<double>(failed) > least * static_cast<double>(accepted)) continue;
+    if (least < 1 && BinomialCdf(failed, accepted, least) > 1 - limits_.confidence) continue;
+    least = ClopperPearsonUpper(failed, accepted, limits_.confidence);
+    threshold = sorted[i].margin;
+  }
+  return threshold;
 }
 
 double Guard::DoubtRate() const {

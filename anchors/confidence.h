@@ -63,12 +63,11 @@ class AuditBook {
 
   // The margin to ask, of those >= floor. Audits with a margin below floor do not count.
   // - Once there are audits enough to say so (149 with the defaults): the least t such that failures among audits with
-  //   margin >= t are surely rare, ClopperPearsonUpper(failures, audits) <= failure_rate. Infinity where it is true of
-  //   none.
-  // - Before: the same with early_failure_rate (from 29 on), or `prior` while that is true of none either; but no t
-  // above
-  //   which failures are surely not rare: where as many of as many would be seen with probability 1 - confidence at
-  //   most, were failure_rate true.
+  //   margin >= t are surely rare, ClopperPearsonUpper(failures, audits) <= failure_rate. Where it is true of none,
+  //   `prior`, or where that bound is least, whichever is more: after one failure it is true of none for a while.
+  // - Before: the same with early_failure_rate (from 29 on), or `prior` while that is true of none either.
+  // - In both cases, where nothing is sure: no t above which failures are surely not rare, where as many of as many
+  //   would be seen with probability 1 - confidence at most, were failure_rate true.
   double Threshold(double floor, double prior) const;
 
   // What is remembered, oldest first.
@@ -86,9 +85,11 @@ class AuditBook {
  private:
   void Remember(const Audit& audit);
   // The least threshold, of audits in descending order of margin, above which failures are surely at most that rare
-  // (infinity: there is none), or are not surely less rare (0: all of them).
+  // (infinity: there is none), or are not surely less rare (0: all of them). Of equal margins, failures come first.
   double LeastWith(double failure_rate, std::span<const Audit> sorted) const;
   double LeastUnrefuted(double failure_rate, std::span<const Audit> sorted) const;
+  // The threshold above which the bound on failures is least; infinity without audits.
+  double LeastBound(std::span<const Audit> sorted) const;
 
   AuditLimits limits_;
   std::vector<Audit> recent_;
