@@ -62,7 +62,7 @@ TEST(AuditBookTest, WhatIsSaidEarlyIsHeldToMoreWithTime) {
 TEST(AuditBookTest, OneFailureAmongManyCostsTheLessSureOnly) {
   AuditBook book;
   for (int i = 0; i < 120; ++i) book.Record(1.0, 0.0);
-  book.Record(0.5, 1.0);
+  book.Record(0.3, 1.0);
   for (int i = 0; i < 40; ++i) book.Record(0.3, 0.0);
   EXPECT_EQ(book.Threshold(0, 0), 1.0);  // 0 of 120: 2.5 %; 1 of 161: 2.9 %
   EXPECT_EQ(book.Threshold(0, Guard::kNever), Guard::kNever);
