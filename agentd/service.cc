@@ -1,6 +1,7 @@
 #include "agentd/service.h"
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cmath>
 #include <string>
@@ -203,6 +204,7 @@ class ServiceImpl final : public Service {
     admitted.agent = stats_.Intern(request.agent);
     if (!request.session.empty()) admitted.session = std::make_shared<const std::string>(request.session);
     admitted.reuse = request.reuse.value_or(options_.reuse);
+    admitted.exact_agent = IsExactAgent(request.agent);
     // A year is forever, and added to now it does not overflow the clock.
     admitted.deadline =
         admitted.arrival + std::min<std::chrono::milliseconds>(request.timeout, std::chrono::hours(24 * 365));
@@ -214,8 +216,9 @@ class ServiceImpl final : public Service {
 
   Result<Explanation> Explain(const kvshare::ExplainRequest& request) override {
     if (request.request_id != 0) return engine_.ExplainRequest(request.request_id);
+    KVS_RETURN_IF_ERROR(CheckNames(request.agent, request.session));
     KVS_ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, ResolvePrompt(request.prompt));
-    return engine_.Explain(prompt, request.reuse.value_or(options_.reuse),
+    return engine_.Explain(prompt, request.reuse.value_or(options_.reuse), IsExactAgent(request.agent),
                            request.session.empty() ? nullptr : &request.session);
   }
 
@@ -273,6 +276,13 @@ class ServiceImpl final : public Service {
   Status CheckIntegrity() override { return engine_.CheckIntegrity(); }
 
  private:
+  bool IsExactAgent(const std::string& agent) const {
+    const auto same = [](unsigned char a, unsigned char b) { return std::tolower(a) == std::tolower(b); };
+    return std::any_of(options_.exact_agents.begin(), options_.exact_agents.end(), [&](const std::string& word) {
+      return std::search(agent.begin(), agent.end(), word.begin(), word.end(), same) != agent.end();
+    });
+  }
+
   Status NoTokenizer() const {
     return InvalidArgument("the model " + model_->config().name + " was loaded without a tokenizer; send ids");
   }

@@ -32,6 +32,9 @@ struct ServiceOptions {
   // In modes that repair moved chunks: share of their tokens to compute anew, 0..1; unset: the mode's own.
   std::optional<double> blend_recompute;
   bool blend_gradual = false;  // in mode cacheblend: choose them gradually (docs/design/repair.md)
+  // In mode auto: an agent with one of these words in its name is answered exactly, whatever the case. Who compares
+  // others' answers may choose otherwise where each is nearly right (arXiv 2601.08343).
+  std::vector<std::string> exact_agents = {"judge", "verifier"};
   std::int64_t anchor_memory = std::int64_t{512} << 20;  // bytes for what mode kvcomm has learnt, of all sessions
 
   std::string cold_dir;                 // where KV is kept on disk; empty: nowhere

@@ -226,6 +226,7 @@ Result<Config> Settings::Finish() const {
     config.blend_recompute = share;
   }
   config.blend_gradual = Get("reuse.blend_filter").text == "gradual";
+  config.exact_agents = WordsOf(Get("reuse.exact_agents").text);
   config.anchor_memory = BytesOf(Get("reuse.anchor_memory").text);
   const std::string& level = Get("observe.log").text;
   config.log_level = level == "error" ? LogLevel::kError : level == "warn" ? LogLevel::kWarn : LogLevel::kInfo;

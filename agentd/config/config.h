@@ -35,6 +35,7 @@ struct Config {
   ReuseMode reuse = ReuseMode::kExact;
   std::optional<double> blend_recompute;
   bool blend_gradual = false;
+  std::vector<std::string> exact_agents;
   std::int64_t anchor_memory = 0;  // bytes
   LogLevel log_level = LogLevel::kInfo;
 };

@@ -48,6 +48,8 @@ constexpr std::array kOptions = {
            "Share of a moved chunk that is computed anew, in the modes that do; not set: the mode's own"},
     Option{"reuse.blend_filter", "--blend-filter", OptionKind::kChoice, "once", "once|gradual", 0, 0,
            "How mode cacheblend chooses that share: at one layer, or more at first and fewer from layer to layer"},
+    Option{"reuse.exact_agents", "--exact-agents", OptionKind::kWords, "judge,verifier", "", 0, 0,
+           "Agents that mode auto answers exactly: those with one of these words in their names, in any case"},
     Option{"reuse.anchor_memory", "--anchor-memory", OptionKind::kSize, "512MiB", "", 1, 0,
            "Memory for what mode kvcomm has learnt, of all sessions"},
     Option{"observe.log", "--log-level", OptionKind::kChoice, "info", "error|warn|info", 0, 0,
@@ -97,6 +99,13 @@ Status CheckChoice(const Option& option, std::string_view text) {
                          " (" + ValuesOf(option) + ")");
 }
 
+Status CheckWords(std::string_view text) {
+  const std::vector<std::string> words = WordsOf(text);
+  const bool empty = std::any_of(words.begin(), words.end(), [](const std::string& word) { return word.empty(); });
+  if (!empty) return OkStatus();
+  return InvalidArgument(Quoted(text) + " has an empty word; write judge,verifier, or none");
+}
+
 // HOST:PORT is the second half of a tcp endpoint, and read by the same parser.
 Status CheckHostPort(std::string_view text) {
   const bool port = text.find_first_not_of("0123456789") == text.npos;
@@ -138,18 +147,32 @@ std::string_view NameOf(const Option& option) {
 
 std::string ValuesOf(const Option& option) {
   switch (option.kind) {
-    case OptionKind::kText: return "TEXT";
     case OptionKind::kPath: return "PATH";
     case OptionKind::kEndpoint: return "ipc://PATH or tcp://HOST:PORT";
     case OptionKind::kHostPort: return "HOST:PORT or PORT";
     case OptionKind::kCount: return std::to_string(option.min) + ".." + std::to_string(option.max);
     case OptionKind::kSize: return "8GiB, 512MiB or bytes";
     case OptionKind::kFraction: return "0..1";
+    case OptionKind::kWords: return "WORD,WORD,... or none";
     case OptionKind::kChoice: break;
   }
   std::string text;
   for (const std::string& choice : Choices(option)) text += (text.empty() ? "" : " | ") + choice;
   return text;
+}
+
+std::vector<std::string> WordsOf(std::string_view text) {
+  std::vector<std::string> words;
+  if (text == "none") return words;
+  while (true) {
+    const std::size_t comma = text.find(',');
+    std::string_view word = text.substr(0, comma);
+    while (word.starts_with(' ')) word.remove_prefix(1);
+    while (word.ends_with(' ')) word.remove_suffix(1);
+    words.emplace_back(word);
+    if (comma == text.npos) return words;
+    text.remove_prefix(comma + 1);
+  }
 }
 
 Status CheckValue(const Option& option, std::string_view text) {
@@ -159,13 +182,13 @@ Status CheckValue(const Option& option, std::string_view text) {
     return InvalidArgument("the value holds a control character");
   }
   switch (option.kind) {
-    case OptionKind::kText:
     case OptionKind::kPath: return OkStatus();
     case OptionKind::kEndpoint: return ParseEndpoint(text, EndpointUse::kListen).status();
     case OptionKind::kHostPort: return CheckHostPort(text);
     case OptionKind::kChoice: return CheckChoice(option, text);
     case OptionKind::kCount: return CheckCount(option, text);
     case OptionKind::kFraction: return CheckFraction(text);
+    case OptionKind::kWords: return CheckWords(text);
     case OptionKind::kSize: break;
   }
   KVS_ASSIGN_OR_RETURN(const std::int64_t bytes, ParseSize(text));

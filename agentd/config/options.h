@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kvshare/status.h"
 
@@ -16,7 +17,6 @@ namespace kvshare::agentd {
 inline constexpr int kConfigVersion = 1;
 
 enum class OptionKind {
-  kText,      // as it stands
   kPath,      // a file or directory
   kEndpoint,  // ipc://PATH or tcp://HOST:PORT
   kHostPort,  // HOST:PORT, or PORT on 127.0.0.1
@@ -24,6 +24,7 @@ enum class OptionKind {
   kCount,     // a whole number, `min`..`max`
   kSize,      // bytes: 8GiB, 512MiB, 1000; at least `min`
   kFraction,  // 0..1
+  kWords,     // judge,verifier; `none`
 };
 
 struct Option {
@@ -49,6 +50,9 @@ std::string_view SectionOf(const Option& option);
 std::string_view NameOf(const Option& option);
 // What may stand there, for help and documents: "off | exact", "1..1024", "SIZE".
 std::string ValuesOf(const Option& option);
+
+// The words of a kWords value.
+std::vector<std::string> WordsOf(std::string_view text);
 
 // OK when `text` is a value of the option. The message says what is wrong with it, and what would be right; the caller
 // says where it stood.

@@ -120,11 +120,13 @@ void Engine::OnEngineThread(const std::function<void()>& task) {
   done->get_future().wait();
 }
 
-Explanation Engine::Explain(std::span<const TokenId> prompt, ReuseMode mode, const std::string* session) {
+Explanation Engine::Explain(std::span<const TokenId> prompt, ReuseMode mode, bool exact_agent,
+                            const std::string* session) {
   Explanation explanation;
   EngineRequest request;
   request.prompt.assign(prompt.begin(), prompt.end());
   request.reuse = mode;
+  request.exact_agent = exact_agent;
   request.max_tokens = 1;
   if (session != nullptr) request.session = std::make_shared<const std::string>(*session);
   OnEngineThread([&] {

@@ -70,8 +70,8 @@ class Engine {
   Result<std::uint64_t> Submit(EngineRequest request);
   void Cancel(std::uint64_t request_id);
 
-  // What a prompt of that session (null: of none) would be given now.
-  Explanation Explain(std::span<const TokenId> prompt, ReuseMode mode, const std::string* session);
+  // What a prompt of that session (null: of none) would be given now. `exact_agent`: EngineRequest's.
+  Explanation Explain(std::span<const TokenId> prompt, ReuseMode mode, bool exact_agent, const std::string* session);
   // How an earlier request was served. NotFound for one that is unknown, not yet planned, or long ago.
   Result<Explanation> ExplainRequest(std::uint64_t request_id);
 

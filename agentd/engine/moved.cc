@@ -70,10 +70,13 @@ Engine::MovedPlan Engine::PlanMoved(const EngineRequest& request, const StoredPr
   }
   for (const auto& [start, length] : found.gone) MarkFresh({.start = start, .length = length, .miss = gone}, &plan);
   if (found.chunks.empty()) return moved;
-  moved.loads = std::move(found.loads);
-  moved.work = moved_.Prepare(request, exact, found, disk == Disk::kOnTheWay ? RowsWhileLoading(request) : 0);
-  MissKind why = MissKind::kNotOnDevice;
-  if (moved.work.prompt->RunsOnBackend()) {
+  MissKind why = MissKind::kExactAgent;
+  if (!request.exact_agent || request.reuse != ReuseMode::kAuto) {
+    moved.loads = std::move(found.loads);
+    moved.work = moved_.Prepare(request, exact, found, disk == Disk::kOnTheWay ? RowsWhileLoading(request) : 0);
+    why = MissKind::kNotOnDevice;
+  }
+  if (moved.work.prompt != nullptr && moved.work.prompt->RunsOnBackend()) {
     const auto plain = static_cast<std::int64_t>(request.prompt.size()) - stored.tokens();
     const MovedReuse::Decision decision = moved_.Decide(request, *moved.work.prompt, plain, costs_.moved_row());
     moved.trial_rows = decision.trial_rows;

@@ -95,6 +95,7 @@ std::string_view MissKindName(MissKind kind) {
     case MissKind::kMoveSlower: return "move_slower_than_recompute";
     case MissKind::kNotTrusted: return "not_trusted";
     case MissKind::kOtherCompany: return "other_company";
+    case MissKind::kExactAgent: return "exact_agent";
     case MissKind::kQualityGuard: return "quality_guard";
     case MissKind::kNoAnchor: return "no_anchor";
     case MissKind::kNotOnDevice: return "not_on_device";

@@ -29,6 +29,7 @@ enum class MissKind {
   kMoveSlower,
   kNotTrusted,
   kOtherCompany,
+  kExactAgent,
   kQualityGuard,
   kNoAnchor,
   kNotOnDevice

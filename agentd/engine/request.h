@@ -26,6 +26,7 @@ struct EngineRequest {
   AgentId agent = 0;
   std::shared_ptr<const std::string> session;  // null: none
   ReuseMode reuse = ReuseMode::kExact;
+  bool exact_agent = false;  // mode auto moves nothing for who asks (ServiceOptions::exact_agents)
   SteadyTime arrival;
   SteadyTime deadline;
   std::shared_ptr<GenerateSink> sink;

@@ -46,6 +46,7 @@ ServiceOptions OptionsOf(const Config& config) {
   options.eviction_policy = config.eviction;
   options.blend_recompute = config.blend_recompute;
   options.blend_gradual = config.blend_gradual;
+  options.exact_agents = config.exact_agents;
   options.anchor_memory = config.anchor_memory;
   options.cold_dir = config.cold_dir;
   options.cold_bytes = config.cold_bytes;

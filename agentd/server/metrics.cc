@@ -14,7 +14,7 @@ namespace {
 constexpr std::string_view kMissReasons[] = {
     "last_token", "never_stored", "messages_changed", "evicted", "disabled", "pool_full", "model_changed",  // exact
     "cold_evicted", "load_slower_than_recompute", "cold_damaged", "cold_unreadable",                        // cold tier
-    "repaired", "move_slower_than_recompute", "other_company", "not_trusted", "quality_guard",              // moved
+    "repaired", "move_slower_than_recompute", "other_company", "not_trusted", "exact_agent", "quality_guard",  // moved
     "no_anchor", "not_on_device"};
 // clang-format on
 

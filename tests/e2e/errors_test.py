@@ -94,6 +94,20 @@ class ErrorsTest(ProgramTest):
             self.refuse(1, "bad.json", "render", "--model", MODEL, "--messages", self.path("bad.json", bad))
         self.refuse(4, "none.json", "render", "--model", MODEL, "--messages", self.path("none.json"))
 
+    def test_numbers_that_are_none_are_usage(self):
+        generate = ("generate", "--model", MODEL, "--prompt", "x", "--max-tokens", 1)
+        for flag, value, why in (
+            ("--temperature", "nan", "'nan' is not a number from 0 to 100"),
+            ("--temperature", "-1", "'-1' is not a number from 0 to 100"),
+            ("--top-p", "0", "'0' is not a number above 0 and at most 1"),
+            ("--top-p", "1.5x", "'1.5x' is not a number above 0 and at most 1"),
+            ("--stop", "", "--stop: it is empty"),
+        ):
+            self.refuse(2, why, *generate, flag, value)
+        self.kvctl(*generate, "--temperature", "0.5", "--top-p", "1", "--top-k", 3)
+        for request in ("0", "-1", "nan", ""):
+            self.refuse(2, "is no request's id", "explain", "--endpoint", "ipc:///x", "--request", request)
+
     def test_nobody_there(self):
         self.refuse(3, "ipc://", "ping", "--endpoint", "ipc://" + self.path("nobody.sock"), "--timeout", "300ms")
         self.refuse(3, "ipc://", "stat", "--endpoint", "ipc://" + self.path("nobody.sock"), "--timeout", "300ms")

@@ -1,8 +1,11 @@
 // kvctl: the command line. This file alone knows CLI11; every command is a plain function of its options (commands.h).
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <limits>
+#include <string>
 
 #include "kvshare/client.h"
 #include "libkvshare/core/suggest.h"
@@ -61,6 +64,18 @@ void AddEndpoint(CLI::App* app, Source* source, bool required) {
   option->type_name("ENDPOINT");
   if (required) option->required();
   AddTimeout(app, source);
+}
+
+// CLI::Range takes nan, and CLI11's other messages do not say what would be right.
+CLI::Validator Refusing(std::string (*why)(const std::string& text)) {
+  return CLI::Validator([why](std::string& text) { return why(text); }, "");
+}
+
+std::string NotANumber(const std::string& text, double least, double most, const char* wanted) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool right = error == std::errc() && end == text.data() + text.size() && value >= least && value <= most;
+  return right ? "" : "'" + text + "' is not a number " + wanted;
 }
 
 // A daemon or a model, one of the two.
@@ -188,12 +203,17 @@ class CommandLine {
     SamplingParams* sampling = &generate_.sampling;
     command->add_option("--temperature", sampling->temperature, "0 (default): greedy")
         ->type_name("T")
-        ->check(CLI::Range(0.0, 100.0));
+        ->check(Refusing([](const std::string& text) { return NotANumber(text, 0, 100, "from 0 to 100"); }));
     command->add_option("--top-k", sampling->top_k, "0: no limit")->type_name("K")->check(CLI::Range(0, kMaxCount));
-    command->add_option("--top-p", sampling->top_p, "1: no limit")->type_name("P")->check(CLI::Range(0.0, 1.0));
+    command->add_option("--top-p", sampling->top_p, "1: no limit")
+        ->type_name("P")
+        ->check(Refusing([](const std::string& text) {
+          return NotANumber(text, std::numeric_limits<float>::min(), 1, "above 0 and at most 1");
+        }));
     command->add_option("--seed", sampling->seed, "same seed, same reply")->type_name("S");
     command->add_option("--stop", generate_.stop, "end before this text; may be repeated")
         ->type_name("TEXT")
+        ->check(Refusing([](const std::string& text) { return std::string(text.empty() ? "it is empty" : ""); }))
         ->allow_extra_args(false);
     command->add_flag("--ignore-eos", generate_.ignore_eos, "go on to --max-tokens whatever the model says");
     command->add_option("--agent", generate_.agent, "who asks")->type_name("NAME");
@@ -234,7 +254,10 @@ class CommandLine {
     what->add_option("--messages", daemon_.messages_file, "OpenAI chat messages")->type_name("FILE");
     what->add_option("--request", daemon_.request_id, "an earlier request's id")
         ->type_name("ID")
-        ->check(CLI::PositiveNumber);
+        ->check(Refusing([](const std::string& text) {
+          const bool digits = !text.empty() && text.find_first_not_of("0123456789") == text.npos && text != "0";
+          return digits ? std::string() : "'" + text + "' is no request's id, a number from 1 on";
+        }));
     what->require_option(1);
     explain->add_option("--agent", daemon_.agent, "who asks")->type_name("NAME");
     explain->add_option("--session", daemon_.session, "which conversation")->type_name("NAME");
@@ -346,7 +369,7 @@ class CommandLine {
         ->required();
     quality->add_option("--budget", quality_.budget, "share of reusable KV that a policy may compute; default: its own")
         ->type_name("R")
-        ->check(CLI::Range(0.0, 1.0));
+        ->check(Refusing([](const std::string& text) { return NotANumber(text, 0, 1, "from 0 to 1"); }));
     AddBlendFilter(quality, &quality_.blend_filter,
                    "cacheblend chooses at one layer (once, the default) or from layer to layer");
     quality

@@ -40,6 +40,7 @@ reuse:
   mode: off
   blend_recompute: 0.25
   blend_filter: gradual
+  exact_agents: judge, critic
   anchor_memory: 3GiB
 observe:
   log: warn
@@ -80,6 +81,7 @@ TEST(ConfigTest, AFileSetsEverything) {
   EXPECT_EQ(config->reuse, ReuseMode::kOff);
   EXPECT_EQ(config->blend_recompute, 0.25);
   EXPECT_TRUE(config->blend_gradual);
+  EXPECT_EQ(config->exact_agents, (std::vector<std::string>{"judge", "critic"}));
   EXPECT_EQ(config->anchor_memory, std::int64_t{3} << 30);
   EXPECT_EQ(config->log_level, LogLevel::kWarn);
   // The file above is complete: a key that this test forgets would keep its default.
@@ -101,6 +103,7 @@ TEST(ConfigTest, DefaultsStandWhereNothingIsSaid) {
   EXPECT_FALSE(config->blend_gradual);
   EXPECT_EQ(config->max_running, 64);
   EXPECT_FALSE(config->blend_recompute.has_value());
+  EXPECT_EQ(config->exact_agents, (std::vector<std::string>{"judge", "verifier"}));
   EXPECT_EQ(config->anchor_memory, std::int64_t{512} << 20);
 }
 
@@ -166,6 +169,7 @@ TEST(ConfigTest, UnknownKeysNameLineAndNearest) {
               "f.yaml:4: unknown key 'pool.sise'; did you mean 'size'?");
   EXPECT_THAT(Refusal("version: 1\npool: {listen: x}\n"), HasSubstr("it stands under 'server:'"));
   EXPECT_THAT(Refusal("version: 1\npool: {zzzzzz: x}\n"), HasSubstr("'pool:' knows size, eviction"));
+  EXPECT_THAT(Refusal("version: 1\nreuse: {exact_agents: 'judge,,x'}\n"), HasSubstr("has an empty word"));
   EXPECT_THAT(Refusal("version: 1\nserver: ipc\n"), HasSubstr("f.yaml:2: 'server' is a section"));
   EXPECT_THAT(Refusal("version: 1\nmodel:\n  path: x\n  path: y\n"), "f.yaml:4: 'path' is given twice");
   EXPECT_THAT(Refusal("version: 1\nmodel: {}\nmodel: {}\n"), "f.yaml:3: 'model' is given twice");
