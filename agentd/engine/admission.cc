@@ -59,9 +59,14 @@ bool Engine::AdmitNext(std::int64_t* row_budget) {
                          .held = (IsLoadingChunks(request.id) && !MayComputeOverLoads(request, stored[i])) ||
                                  WorthWaitingFor(request, stored[i])});
   }
+  bool first = true;
   for (const std::size_t i : waiting_.Order(prospects)) {
     const bool due = waiting_.IsDue(i);
-    if (TryAdmit(i, prospects, std::move(stored[i]), row_budget)) return true;
+    // Whoever found no room may have had others give pages up, and with them what had been found.
+    StoredPrefix now =
+        first ? std::move(stored[i]) : planner_.FindReusable(waiting_.at(i).prompt, waiting_.at(i).reuse);
+    first = false;
+    if (TryAdmit(i, prospects, std::move(now), row_budget)) return true;
     if (due) return false;  // whoever came later would take from it what it waits for
   }
   return false;

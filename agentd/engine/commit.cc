@@ -147,7 +147,8 @@ void Engine::EndSequence(Sequence& sequence) {
   }
   Teach(sequence);  // if its first token was its last
   if (sequence.moved.prompt != nullptr) {
-    if (sequence.generated() > 0) KeepMoved(sequence);
+    // Also where the answer ended before its first token: what was computed over chunks is never stored as exact.
+    if (!sequence.prefilling()) KeepMoved(sequence);
     sequence.moved = {};
   }
   if (sequence.request.reuse == ReuseMode::kOff || sequence.computed == 0) {

@@ -81,14 +81,16 @@ void Healer::Store() {
   const auto done = std::span<const TokenId>(current_->tokens).first(static_cast<std::size_t>(computed_));
   pool_->Publish(kv_, done, current_->agent);
   const std::size_t full = done.size() / kPageTokens;
-  if (full > stored_) events_.on_stored(kv_, stored_, full, *current_);
-  stored_ = std::max(stored_, full);
+  for (; stored_ < full; ++stored_) events_.on_stored(kv_.pages()[stored_], *current_);
 }
 
 // What is computed stays stored, the partly filled last page too.
 void Healer::End() {
   const auto done = std::span<const TokenId>(current_->tokens).first(static_cast<std::size_t>(computed_));
+  const std::size_t full = done.size() / kPageTokens;
+  const PageIndex last = full < kv_.pages().size() ? kv_.pages()[full] : kNoPage;
   pool_->Retire(std::move(kv_), done, current_->agent);
+  if (last != kNoPage && pool_->index().Contains(last)) events_.on_stored(last, *current_);
   current_.reset();
 }
 

@@ -42,8 +42,7 @@ struct HealJob {
 class Healer {
  public:
   struct Events {
-    // kv.pages()[begin, end) are in the index now.
-    std::function<void(const KvHandle& kv, std::size_t begin, std::size_t end, const HealJob& job)> on_stored;
+    std::function<void(PageIndex page, const HealJob& job)> on_stored;  // it is in the index now
     std::function<void(const HealJob& job)> on_healed;
     std::function<void(const HealJob& job, const AuditPoint& point, double kl)> on_audit;
   };

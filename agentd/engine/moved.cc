@@ -276,9 +276,7 @@ void Engine::ShadowLater(Sequence& sequence) {
 
 Healer::Events Engine::HealerEvents() {
   Healer::Events events;
-  events.on_stored = [this](const KvHandle& kv, std::size_t begin, std::size_t end, const HealJob& job) {
-    for (std::size_t page = begin; page < end; ++page) demoter_.Computed(kv.pages()[page], job.session);
-  };
+  events.on_stored = [this](PageIndex page, const HealJob& job) { demoter_.Computed(page, job.session); };
   events.on_healed = [this](const HealJob& job) {
     stats_->Healed();
     moved_.Healed(*job.session, job.tokens, job.agent, job.kept);

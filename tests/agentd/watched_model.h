@@ -1,11 +1,15 @@
-// WatchedModel: a real model that tells when a step begins that does not have all of its KV yet.
+// WatchedModel: a real model that tells when a step begins that does not have all of its KV yet, and that a test can
+// hold at the beginning of a step.
 #pragma once
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "gtest/gtest.h"
 #include "runtime/model.h"
@@ -21,14 +25,45 @@ struct StepWatch {
     while (!gated && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
     EXPECT_TRUE(gated) << "no step began before its KV was there";
   }
+
+  // The next step waits where it begins, until it is let go.
+  void HoldNextStep() {
+    const std::lock_guard lock(mutex_);
+    holds_ = true;
+  }
+  void AwaitHeldStep() {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(60), [this] { return held_; })) << "no step began";
+  }
+  void LetGo() {
+    const std::lock_guard lock(mutex_);
+    holds_ = held_ = false;
+    changed_.notify_all();
+  }
+  void Pass() {
+    std::unique_lock lock(mutex_);
+    if (!holds_) return;
+    held_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return !holds_; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool holds_ = false, held_ = false;
 };
 
 class WatchedModel final : public runtime::Model {
  public:
-  WatchedModel(std::unique_ptr<runtime::Model> model, std::shared_ptr<StepWatch> watch)
-      : model_(std::move(model)), watch_(std::move(watch)) {}
+  // `eos_ids`: what ends its answers; empty: what the model says.
+  WatchedModel(std::unique_ptr<runtime::Model> model, std::shared_ptr<StepWatch> watch,
+               std::vector<TokenId> eos_ids = {})
+      : model_(std::move(model)), watch_(std::move(watch)), config_(model_->config()) {
+    if (!eos_ids.empty()) config_.eos_ids = std::move(eos_ids);
+  }
 
-  const runtime::ModelConfig& config() const override { return model_->config(); }
+  const runtime::ModelConfig& config() const override { return config_; }
   const runtime::Tokenizer* tokenizer() const override { return model_->tokenizer(); }
   const runtime::ChatTemplate* chat_template() const override { return model_->chat_template(); }
   const kernels::Backend& backend() const override { return std::as_const(*model_).backend(); }
@@ -40,12 +75,14 @@ class WatchedModel final : public runtime::Model {
 
   Status Forward(const runtime::ForwardBatch& batch, const kernels::KvPages& pages, float* logits) override {
     if (batch.gate != nullptr) watch_->gated = true;
+    watch_->Pass();
     return model_->Forward(batch, pages, logits);
   }
 
  private:
   const std::unique_ptr<runtime::Model> model_;
   const std::shared_ptr<StepWatch> watch_;
+  runtime::ModelConfig config_;
 };
 
 }  // namespace kvshare::testing
