@@ -201,12 +201,16 @@ std::vector<Anchor> AnchorPool::Snapshot() const {
 
 void AnchorPool::Restore(std::vector<Anchor> saved) {
   std::vector<Anchor> since = Snapshot();
-  const auto known = [&since](const Anchor& a) {
-    return std::any_of(since.begin(), since.end(), [&a](const Anchor& b) {
-      return a.placeholder == b.placeholder && a.content == b.content && a.tokens == b.tokens;
+  // Of what is in both the newer one stays, with what other agents' offsets were from the same base.
+  const auto learnt_anew = [&since](const Anchor& old) {
+    const auto newer = std::find_if(since.begin(), since.end(), [&old](const Anchor& a) {
+      return a.placeholder == old.placeholder && a.content == old.content && a.tokens == old.tokens;
     });
+    if (newer == since.end()) return false;
+    if (*newer->base == *old.base) newer->offsets.insert(old.offsets.begin(), old.offsets.end());
+    return true;
   };
-  std::erase_if(saved, known);
+  std::erase_if(saved, learnt_anew);
   placeholders_.clear();
   bytes_ = 0;
   // What was saved keeps its names, so that who saved it knows it again; what is newer gets new ones.

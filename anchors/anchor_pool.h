@@ -132,8 +132,8 @@ class AnchorPool {
   // All anchors, oldest first. Cheap: values are shared.
   std::vector<Anchor> Snapshot() const;
   // Takes back what a Snapshot of an earlier pool of the same session and model gave, oldest first, as older than
-  // anything registered since; what is known by content here is left out, being newer. Limits hold as ever. A pool that
-  // has nothing is afterwards as the earlier one was, to the bit.
+  // anything registered since; what is known by content here is left out, being newer, but for other agents' offsets
+  // from the same base. Limits hold as ever. A pool that has nothing is afterwards as the earlier one was, to the bit.
   void Restore(std::vector<Anchor> saved);
 
  private:

@@ -210,6 +210,31 @@ TEST(AnchorPoolTest, WhatWasLearntMeanwhileStaysNewer) {
   EXPECT_EQ(pool.bytes(), bytes);
 }
 
+// The first prompt after a restart is computed while its session's anchors are being read back, and teaches one
+// agent's.
+TEST(AnchorPoolTest, OtherAgentsOffsetsFromTheSameBaseStay) {
+  AnchorPool old, pool;
+  for (const char* agent : {"critic", "writer"}) {
+    for (const int text : {0, 1}) {
+      Register(old, "slot0", agent, "text" + std::to_string(text), SampleBlock(70 + text, 6),
+               SampleBlock(80 + text, 6));
+    }
+  }
+  Register(pool, "slot0", "critic", "text0", SampleBlock(70, 6), SampleBlock(90, 6));
+  Register(pool, "slot0", "critic", "text1", SampleBlock(79, 6), SampleBlock(91, 6));  // from another base
+  const Anchor::Values taught = pool.Snapshot().front().offsets.at("critic");
+  pool.Restore(old.Snapshot());
+  const std::vector<Anchor> all = pool.Snapshot();
+  ASSERT_EQ(all.size(), 2u);
+  EXPECT_EQ(all[0].offsets.size(), 2u);
+  EXPECT_EQ(all[0].offsets.at("critic"), taught);
+  EXPECT_EQ(*all[0].offsets.at("writer"), *old.Snapshot().front().offsets.at("writer"));
+  EXPECT_EQ(all[1].offsets.size(), 1u);
+  std::size_t bytes = 0;
+  for (const Anchor& anchor : all) bytes += anchor.bytes();
+  EXPECT_EQ(pool.bytes(), bytes);
+}
+
 TEST(AnchorPoolTest, RestoringKeepsToTheLimits) {
   AnchorPool old;
   TeachSamples(&old, 0, 20);
