@@ -204,6 +204,8 @@ Result<std::int64_t> Engine::Evict(const EvictRequest& request) {
     OnEngineThread([&] { moved_.anchors().ForgetSaved(); });
   }
   if (key.empty()) moved_.anchors().Flush();
+  // What is on its way to the disk is listed once it is there. What could not be written is not there.
+  static_cast<void>(cold_->Flush());
   std::unordered_map<std::string, std::vector<Digest>> children;
   std::vector<Digest> open;
   cold_->ForEach(kAll, [&](const ColdEntry& entry) {

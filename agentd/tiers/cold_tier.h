@@ -6,6 +6,7 @@
 // docs/design/cold-tier.md the reasons.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -30,6 +31,7 @@ struct ColdTierOptions {
   int write_threads = 3;
   std::int64_t staging_bytes = 64 << 20;  // memory for pages on their way to disk; at least two per writing thread
   std::int64_t scrub_bytes_per_second = 16 << 20;  // background verification while nothing else happens; 0: none
+  std::chrono::milliseconds recency_period = std::chrono::minutes(1);  // how often the index learns what was used
 };
 
 // What is stored with a page's KV, and given back with it.

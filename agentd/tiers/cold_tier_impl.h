@@ -122,6 +122,8 @@ class ColdTierImpl final : public ColdTier {
   bool DeleteOthers();
   // Applies the deletes that are due together with `puts`. False when the index refuses; then they stay due.
   bool UpdateIndex(std::vector<std::pair<Digest, std::string>> puts);
+  // The same with deletes that were taken before, which come before the puts: of what is in both, the put stays.
+  bool ApplyToIndex(std::vector<std::pair<Digest, std::string>> puts, std::vector<Delete> due, bool was_degraded);
   void FreeSlots(const std::vector<Delete>& deleted);
   void Wipe(const std::vector<std::uint64_t>& slots);
   void ScheduleDelete(std::unique_ptr<DirectoryEntry> entry, bool wipe);  // mutex_ held

@@ -8,11 +8,10 @@
 namespace kvshare::agentd {
 namespace {
 
-constexpr auto kTick = std::chrono::seconds(1);
+constexpr auto kTick = std::chrono::milliseconds(1000);
 constexpr auto kIdle = std::chrono::seconds(1);       // of everybody else, before the scrubber reads
 constexpr auto kScrubPause = std::chrono::hours(12);  // between two passes over everything
-constexpr auto kRecencyPeriod = std::chrono::minutes(1);
-constexpr double kDecay = 0.8;  // of what recent loads weigh, per load
+constexpr double kDecay = 0.8;                        // of what recent loads weigh, per load
 
 }  // namespace
 
@@ -234,12 +233,13 @@ ScrubReport ColdTierImpl::Scrub() {
 void ColdTierImpl::BackgroundLoop() {
   AlignedBuffer scratch(slot_bytes_), payload(PayloadBytes(options_.page_bytes));
   const auto page = payload.bytes().first(options_.page_bytes);
-  auto next_scrub = Clock::now() + kIdle, next_recency = Clock::now() + kRecencyPeriod;
+  auto next_scrub = Clock::now() + kIdle, next_recency = Clock::now() + options_.recency_period;
+  const auto tick = std::min(kTick, options_.recency_period);
   while (true) {
     bool idle = false;
     {
       std::unique_lock lock(mutex_);
-      if (background_wake_.wait_for(lock, kTick, [this] { return background_stop_; })) return;
+      if (background_wake_.wait_for(lock, tick, [this] { return background_stop_; })) return;
       idle = tickets_.empty() && loads_ == 0 && Clock::now() - last_use_ >= kIdle;
       // What the index refused is tried again.
       if (!deletes_.empty()) drain_deletes_ = true;
@@ -253,7 +253,7 @@ void ColdTierImpl::BackgroundLoop() {
     const auto now = Clock::now();
     if (now >= next_recency) {
       WriteRecency();
-      next_recency = now + kRecencyPeriod;
+      next_recency = now + options_.recency_period;
     }
     if (!idle || options_.scrub_bytes_per_second <= 0 || (scrub_list_.empty() && now < next_scrub)) continue;
     if (scrub_list_.empty()) {
@@ -289,7 +289,8 @@ void ColdTierImpl::WriteRecency() {
                                                                .page = entry->page}));
     }
   }
-  if (!puts.empty()) static_cast<void>(UpdateIndex(std::move(puts)));
+  // Alone: an entry that left the directory after that lock would be deleted before it is put, and so come back.
+  static_cast<void>(ApplyToIndex(std::move(puts), {}, /*was_degraded=*/false));
 }
 
 }  // namespace kvshare::agentd

@@ -46,7 +46,7 @@ void ColdTierImpl::WriteLoop() {
 void ColdTierImpl::WriteBatch(std::vector<StoreJob> jobs) {
   const std::vector<std::uint64_t> slots = ReserveSlots(jobs.size());
   std::vector<std::pair<Digest, std::string>> puts;
-  std::vector<std::uint64_t> unused;
+  std::vector<std::uint64_t> unused, failed;
   Status failure = slots.size() < jobs.size() ? ResourceExhausted("no slot is free, and none can be freed") : Status();
   for (std::size_t i = 0; i < slots.size(); ++i) {
     StoreJob& job = jobs[i];
@@ -63,7 +63,7 @@ void ColdTierImpl::WriteBatch(std::vector<StoreJob> jobs) {
     FaultPoint("publish.after_payload");
     if (!written.ok()) {
       failure = written;
-      unused.push_back(slots[i]);
+      failed.push_back(slots[i]);
       Degrade(written.message());
       continue;
     }
@@ -102,6 +102,11 @@ void ColdTierImpl::WriteBatch(std::vector<StoreJob> jobs) {
       if (superseded != nullptr) ScheduleDelete(std::move(superseded), /*wipe=*/false);
     }
     free_slots_.insert(free_slots_.end(), unused.begin(), unused.end());
+    if (failure.code() != StatusCode::kResourceExhausted && failed.size() < slots.size()) {
+      bad_slots_ += failed.size();  // only these places
+    } else {
+      free_slots_.insert(free_slots_.begin(), failed.begin(), failed.end());  // the last to be tried again
+    }
     last_use_ = Clock::now();
     if (indexed) totals_.degraded.clear();
   }
@@ -206,6 +211,11 @@ bool ColdTierImpl::UpdateIndex(std::vector<std::pair<Digest, std::string>> puts)
     due = std::exchange(deletes_, {});
     was_degraded = !totals_.degraded.empty();
   }
+  return ApplyToIndex(std::move(puts), std::move(due), was_degraded);
+}
+
+bool ColdTierImpl::ApplyToIndex(std::vector<std::pair<Digest, std::string>> puts, std::vector<Delete> due,
+                                bool was_degraded) {
   IndexBatch batch;
   batch.puts = std::move(puts);
   for (const Delete& item : due) batch.deletes.push_back(item.context);

@@ -31,7 +31,8 @@ struct TierHooks {
   std::optional<double> estimate_seconds;
   std::chrono::milliseconds before_load{0};  // that a read takes longer: a slow disk
   std::atomic<bool> refuse_stores = false;
-  std::atomic<int> loads = 0;  // calls of Load
+  std::atomic<bool> slow_stores = false;  // what is stored is there once somebody flushes
+  std::atomic<int> loads = 0;             // calls of Load
   std::atomic<std::int64_t> loaded_pages = 0;
 
   void HoldLoads() {
@@ -89,7 +90,11 @@ class HookedTier final : public agentd::ColdTier {
   }
   Result<agentd::ColdEntry> Find(const Digest& context) const override { return tier_->Find(context); }
   bool Store(const agentd::ColdPage& page, std::span<const std::byte> kv) override {
-    return !hooks_->refuse_stores && tier_->Store(page, kv);
+    if (hooks_->refuse_stores) return false;
+    if (!hooks_->slow_stores) return tier_->Store(page, kv);
+    const std::lock_guard lock(hooks_->mutex);
+    on_their_way_.emplace_back(page, std::vector<std::byte>(kv.begin(), kv.end()));
+    return true;
   }
   bool CanStore() const override { return !hooks_->refuse_stores && tier_->CanStore(); }
   using ColdTier::Load;
@@ -133,7 +138,15 @@ class HookedTier final : public agentd::ColdTier {
   void Touch(const Digest& context) override { tier_->Touch(context); }
   void Remove(const Digest& context) override { tier_->Remove(context); }
   void Clear() override { tier_->Clear(); }
-  Status Flush() override { return tier_->Flush(); }
+  Status Flush() override {
+    std::vector<std::pair<agentd::ColdPage, std::vector<std::byte>>> pages;
+    {
+      const std::lock_guard lock(hooks_->mutex);
+      pages.swap(on_their_way_);
+    }
+    for (const auto& [page, kv] : pages) EXPECT_TRUE(tier_->Store(page, kv));
+    return tier_->Flush();
+  }
   agentd::ScrubReport Scrub() override { return tier_->Scrub(); }
   agentd::ColdTierStats stats() const override { return tier_->stats(); }
   void ForEach(std::int64_t limit, const std::function<void(const agentd::ColdEntry&)>& callback) const override {
@@ -142,11 +155,15 @@ class HookedTier final : public agentd::ColdTier {
   bool StoredUnderAnotherSpace(const Digest& content_chain) const override {
     return tier_->StoredUnderAnotherSpace(content_chain);
   }
-  Status CheckIntegrity() override { return tier_->CheckIntegrity(); }
+  Status CheckIntegrity() override {
+    static_cast<void>(Flush());
+    return tier_->CheckIntegrity();
+  }
 
  private:
   const std::unique_ptr<agentd::ColdTier> tier_;
   const std::shared_ptr<TierHooks> hooks_;
+  std::vector<std::pair<agentd::ColdPage, std::vector<std::byte>>> on_their_way_;  // guarded by the hooks' mutex
 };
 
 // A tier for this model in `directory`.

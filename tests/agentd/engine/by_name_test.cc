@@ -398,6 +398,19 @@ TEST_F(BothTiersTest, EvictionFromMemoryKeepsTheDisk) {
   tape->ExpectSound();
 }
 
+TEST_F(BothTiersTest, EvictionReachesThePagesOnTheirWayToDisk) {
+  const auto tape = Open();
+  tape->hooks->slow_stores = true;
+  const Ids prompt = Counting(200);
+  tape->Ask(IdsRequest(prompt, 0));
+  EXPECT_EQ(tape->service->GetStats().cold.entries, 0);
+  EXPECT_TRUE(tape->service->Evict({}).ok());
+  tape->hooks->slow_stores = false;
+  tape->ExpectSound();  // waits for whatever is on its way
+  EXPECT_EQ(tape->service->GetStats().cold.entries, 0);
+  EXPECT_EQ(tape->service->Lookup(LookupOf(prompt))->prefix_tokens, 0);
+}
+
 TEST_F(BothTiersTest, EvictionByKeyReachesThePagesOnDisk) {
   const Ids prompt = Counting(200);
   StorePrompt(prompt);

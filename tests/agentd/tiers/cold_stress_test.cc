@@ -102,5 +102,38 @@ TEST(ColdStressTest, TheEndWaitsForWhatWasAccepted) {
   EXPECT_EQ((*tier)->stats().entries, 100);
 }
 
+// What leaves the directory while the index learns what was used must not come back with that.
+TEST(ColdStressTest, WhatIsRemovedWhileItsUseIsWrittenDownStaysRemoved) {
+  constexpr std::uint64_t kPages = 1500;
+  const testing::TempDir directory;
+  auto tier = ColdTier::Open({.directory = directory.path().string(),
+                              .max_bytes = 64 << 20,
+                              .space = TestSpace(),
+                              .page_bytes = 4096,
+                              .scrub_bytes_per_second = 0,
+                              .recency_period = std::chrono::milliseconds(1)});
+  ASSERT_TRUE(tier.ok()) << tier.status().message();
+  std::vector<ColdPage> pages;
+  for (std::uint64_t i = 0; i < kPages; ++i) pages.push_back(TestPage(i * kPagesPerRun));
+  std::atomic<bool> stop{false};
+  std::thread toucher([&] {
+    while (!stop) {
+      for (const ColdPage& page : pages) (*tier)->Touch(page.context);
+    }
+  });
+  for (int round = 0; round < 6; ++round) {
+    for (const ColdPage& page : pages) {
+      while (!(*tier)->Store(page, TestKv(page.context, 4096))) std::this_thread::yield();
+    }
+    EXPECT_TRUE((*tier)->Flush().ok());
+    for (const ColdPage& page : pages) (*tier)->Remove(page.context);
+    EXPECT_TRUE((*tier)->Flush().ok());
+    const Status sound = (*tier)->CheckIntegrity();
+    EXPECT_TRUE(sound.ok()) << sound.message();
+  }
+  stop = true;
+  toucher.join();
+}
+
 }  // namespace
 }  // namespace kvshare::agentd
