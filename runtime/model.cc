@@ -23,6 +23,9 @@ namespace kvshare::runtime {
 namespace {
 
 constexpr std::uint64_t kRandomWeightsSeed = 1;
+// Raised when KV that an earlier daemon stored may be wrong. 1: what was computed over chunks for an answer of no
+// tokens was stored as exact.
+constexpr std::uint64_t kStoredKvRevision = 2;
 
 Result<ModelFiles> OpenFiles(const std::string& path, bool config_only) {
   std::error_code error;
@@ -65,6 +68,7 @@ Digest SpaceDigest(const ModelConfig& c, const Digest& weights, const Tokenizer*
   const auto real = [](double value) { return std::bit_cast<std::uint64_t>(value); };
   const auto whole = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
   DigestBuilder builder("space");
+  builder.U64(kStoredKvRevision);
   builder.Text(c.family).U64(whole(c.vocab_size)).U64(whole(c.hidden_size)).U64(whole(c.intermediate_size));
   builder.U64(whole(c.num_layers)).U64(whole(c.num_heads)).U64(whole(c.num_kv_heads)).U64(whole(c.head_dim));
   builder.U64(real(c.rms_norm_eps)).U64(whole(c.sliding_window));
