@@ -222,7 +222,8 @@ void Engine::BecomeExact(Sequence& sequence) {
   const RepairCounts& counts = sequence.moved.prompt->counts();
   KVS_CHECK(counts.exact);
   const MissKind why = KindOf(counts.reason);
-  if (why == MissKind::kQualityGuard) {
+  // Computing over chunks may also have failed, before any token was looked at: that says nothing of answers.
+  if (why == MissKind::kQualityGuard && std::isfinite(sequence.moved.prompt->least_margin())) {
     moved_.Answered(sequence.request, *sequence.moved.prompt);
     stats_->SentBack();
   }

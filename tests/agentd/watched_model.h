@@ -1,5 +1,5 @@
 // WatchedModel: a real model that tells when a step begins that does not have all of its KV yet, and that a test can
-// hold at the beginning of a step.
+// hold at the beginning of a step, or let fail there.
 #pragma once
 
 #include <atomic>
@@ -18,7 +18,8 @@ namespace kvshare::testing {
 
 // What the test keeps of a model it gave away; outlives it.
 struct StepWatch {
-  std::atomic<bool> gated = false;  // a step has begun behind a gate
+  std::atomic<bool> gated = false;       // a step has begun behind a gate
+  std::atomic<bool> fails_once = false;  // the next step fails
 
   void AwaitGatedStep() const {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
@@ -76,6 +77,7 @@ class WatchedModel final : public runtime::Model {
   Status Forward(const runtime::ForwardBatch& batch, const kernels::KvPages& pages, float* logits) override {
     if (batch.gate != nullptr) watch_->gated = true;
     watch_->Pass();
+    if (watch_->fails_once.exchange(false)) return Internal("as the test asked for");
     return model_->Forward(batch, pages, logits);
   }
 

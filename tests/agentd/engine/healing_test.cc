@@ -98,6 +98,34 @@ TEST(HealingTest, AnAnswerOfNoTokensLeavesNothingExact) {
   }
 }
 
+// Not a doubt of the guard's: nothing was looked at.
+TEST(HealingTest, WhatCannotBeComputedOverChunksIsComputedPlainly) {
+  std::mt19937 rng(5);
+  const Ids note = RandomIds(rng, 600);
+  const Ids planner = Join({RandomIds(rng, 30), note, RandomIds(rng, 20)});
+  const Ids critic = Join({RandomIds(rng, 20), note, RandomIds(rng, 25)});
+  for (const ReuseMode mode : {ReuseMode::kRotate, ReuseMode::kEpic, ReuseMode::kCacheBlend}) {
+    SCOPED_TRACE(std::string(ReuseModeName(mode)));
+    const auto watch = std::make_shared<StepWatch>();
+    std::unique_ptr<runtime::Model> model = LoadTinyModel(kernels::DType::kF32, 1024, 1, 8);
+    agentd::ServiceOptions options{.kv_pool_bytes = 400 * static_cast<std::int64_t>(model->kv_layout().page_bytes())};
+    options.seconds_per_token = 1;
+    const auto service =
+        agentd::NewServiceOn(std::make_unique<WatchedModel>(std::move(model), watch), nullptr, options);
+    KVS_ASSERT_OK(service);
+    const Ids want = Ask(**service, Request(critic, ReuseMode::kOff, 6)).ids;
+    Ask(**service, Request(planner, mode, 6));
+    watch->fails_once = true;
+    const GenerateReply reply = Ask(**service, Request(critic, mode, 6));
+    EXPECT_FALSE(watch->fails_once);
+    EXPECT_FALSE(reply.reuse.approximate);
+    EXPECT_GT(MissTokens(reply.reuse, "quality_guard"), 0);
+    EXPECT_EQ(reply.ids, want);
+    EXPECT_EQ((*service)->GetStats().approximate.sent_back, 0);
+    KVS_EXPECT_OK((*service)->CheckIntegrity());
+  }
+}
+
 TEST(HealingTest, WhatWasHealedOutlivesARestartToItsLastToken) {
   std::mt19937 rng(4);
   const TempDir dir;
