@@ -171,6 +171,7 @@ Result<std::int64_t> Engine::Evict(const EvictRequest& request) {
   }
   std::int64_t dropped = 0;
   if (request.host) {
+    if (!request.cold) DemoteAll();  // asked to leave memory, not to be lost
     OnEngineThread([&] {
       PageIndex from = kNoPage;
       if (!key.empty()) {
@@ -189,7 +190,7 @@ Result<std::int64_t> Engine::Evict(const EvictRequest& request) {
           moved_.LeaveMemory();
         }
       }
-      demoter_.KeepDropped(!request.cold);  // asked to leave memory, not to be lost
+      demoter_.KeepDropped(!request.cold);  // what came meanwhile
       dropped += pool_->EvictFrom(from);
       demoter_.KeepDropped(false);
       replan_ = true;

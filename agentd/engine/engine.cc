@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <future>
+#include <limits>
 #include <utility>
 
 #include "libkvshare/core/check.h"
@@ -203,20 +204,23 @@ void Engine::Drain() {
     moved_.SaveGuards();
   });
   moved_.anchors().Flush();
+  DemoteAll();
+}
+
+// Flush waits until what the tier has taken is on disk; then it has room for more. It may have none for other reasons
+// (a full disk): then what is left stays as it is.
+void Engine::DemoteAll() {
   if (cold_ == nullptr) return;
-  // Flush waits until what the tier has taken is on disk; then it has room for more. It may have none for other
-  // reasons (a full disk): then memory's pages are lost with the process, and counted.
-  while (true) {
-    std::size_t before = 0, after = 0;
+  std::size_t left = std::numeric_limits<std::size_t>::max(), before = 0;
+  do {
+    before = left;
     OnEngineThread([&] {
-      before = demoter_.backlog();
       while (demoter_.Work(kDemotedBytesPerStep) || demoter_.Finish()) {
       }
-      after = demoter_.backlog();
+      left = demoter_.backlog();
     });
-    const Status flushed = cold_->Flush();
-    if (after == 0 || (before == after && (!flushed.ok() || !cold_->CanStore()))) return;
-  }
+    static_cast<void>(cold_->Flush());  // what could not be written, the tier counts
+  } while (left > 0 && left < before);
 }
 
 void Engine::Run() {

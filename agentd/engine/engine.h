@@ -110,6 +110,8 @@ class Engine {
   void FailAll(const Status& status);
   // Whether the backend is a device that has failed, which it then is for good. The first time, everything is told.
   bool DeviceIsLost();
+  // Brings what waits to be copied to the cold tier there, as far as that takes it. Waits for the disk, beside steps.
+  void DemoteAll();
   // Runs `task` on the engine's thread between two steps; returns when it has run.
   void OnEngineThread(const std::function<void()>& task);
   void Post(std::function<void()> task);

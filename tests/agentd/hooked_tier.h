@@ -31,8 +31,10 @@ struct TierHooks {
   std::optional<double> estimate_seconds;
   std::chrono::milliseconds before_load{0};  // that a read takes longer: a slow disk
   std::atomic<bool> refuse_stores = false;
-  std::atomic<bool> slow_stores = false;  // what is stored is there once somebody flushes
-  std::atomic<int> loads = 0;             // calls of Load
+  std::atomic<bool> slow_stores = false;        // what is stored is there once somebody flushes
+  std::atomic<int> stores_per_flush = 1 << 30;  // as if it had so few buffers
+  std::atomic<int> stored = 0;                  // since the last flush
+  std::atomic<int> loads = 0;                   // calls of Load
   std::atomic<std::int64_t> loaded_pages = 0;
 
   void HoldLoads() {
@@ -90,13 +92,14 @@ class HookedTier final : public agentd::ColdTier {
   }
   Result<agentd::ColdEntry> Find(const Digest& context) const override { return tier_->Find(context); }
   bool Store(const agentd::ColdPage& page, std::span<const std::byte> kv) override {
-    if (hooks_->refuse_stores) return false;
+    if (Refuses()) return false;
+    ++hooks_->stored;
     if (!hooks_->slow_stores) return tier_->Store(page, kv);
     const std::lock_guard lock(hooks_->mutex);
     on_their_way_.emplace_back(page, std::vector<std::byte>(kv.begin(), kv.end()));
     return true;
   }
-  bool CanStore() const override { return !hooks_->refuse_stores && tier_->CanStore(); }
+  bool CanStore() const override { return !Refuses() && tier_->CanStore(); }
   using ColdTier::Load;
   void Load(std::vector<agentd::ColdLoad> pages, agentd::LoadDone done, agentd::PartsReady on_parts) override {
     const auto begun = std::chrono::steady_clock::now();
@@ -145,6 +148,7 @@ class HookedTier final : public agentd::ColdTier {
       pages.swap(on_their_way_);
     }
     for (const auto& [page, kv] : pages) EXPECT_TRUE(tier_->Store(page, kv));
+    hooks_->stored = 0;
     return tier_->Flush();
   }
   agentd::ScrubReport Scrub() override { return tier_->Scrub(); }
@@ -161,6 +165,8 @@ class HookedTier final : public agentd::ColdTier {
   }
 
  private:
+  bool Refuses() const { return hooks_->refuse_stores || hooks_->stored >= hooks_->stores_per_flush; }
+
   const std::unique_ptr<agentd::ColdTier> tier_;
   const std::shared_ptr<TierHooks> hooks_;
   std::vector<std::pair<agentd::ColdPage, std::vector<std::byte>>> on_their_way_;  // guarded by the hooks' mutex

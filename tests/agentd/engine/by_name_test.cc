@@ -398,6 +398,16 @@ TEST_F(BothTiersTest, EvictionFromMemoryKeepsTheDisk) {
   tape->ExpectSound();
 }
 
+TEST_F(BothTiersTest, EvictionFromMemoryWaitsForATierThatTakesFewPages) {
+  const Ids prompt = Counting(200);
+  const auto tape = Open();
+  tape->hooks->stores_per_flush = 1;
+  tape->Ask(IdsRequest(prompt, 0));
+  EXPECT_EQ(*tape->service->Evict({.key = "", .host = true, .cold = false}), 4);
+  EXPECT_EQ(tape->service->Lookup(LookupOf(prompt))->cold_tokens, 199);
+  tape->ExpectSound();
+}
+
 TEST_F(BothTiersTest, EvictionReachesThePagesOnTheirWayToDisk) {
   const auto tape = Open();
   tape->hooks->slow_stores = true;
