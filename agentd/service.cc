@@ -129,6 +129,8 @@ class ServiceImpl final : public Service {
                  .on_device_lost = options.on_device_lost,
                  .after_device_loss = options.after_device_loss}) {}
 
+  std::vector<std::string> Warnings() const override { return engine_.Warnings(); }
+
   SharedPages Shared() const override {
     const kernels::KvPages& pages = arena_->pages();
     const kernels::KvLayout& layout = pages.layout;

@@ -120,6 +120,9 @@ class Service {
   // Where leased pages lie. Never changes.
   virtual SharedPages Shared() const { return {}; }
 
+  // What works worse here than it could, and why, for whoever runs the daemon. Never changes.
+  virtual std::vector<std::string> Warnings() const { return {}; }
+
   // Forgets all stored KV that no running request uses. Statistics stay.
   virtual void ClearPool() = 0;
   // Ends when all running and waiting requests have, and the cold tier has all that memory has. New requests are

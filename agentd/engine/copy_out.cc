@@ -14,6 +14,7 @@ CopyOut::CopyOut(const PageArena* arena)
   const std::size_t most = std::max<std::size_t>(arena_->pages().num_pages, 2);
   const std::size_t pages = std::clamp<std::size_t>(kMemoryBytes / page_bytes_, 2, most);
   Result<std::unique_ptr<kernels::Buffer>> memory = arena_->movers()->AllocatePinned(pages * page_bytes_);
+  missing_ = memory.status();
   if (!memory.ok()) return;
   memory_ = *std::move(memory);
   capacity_ = pages;

@@ -40,6 +40,8 @@ class CopyOut {
   static constexpr std::size_t kMemoryBytes = std::size_t{32} << 20;
 
   bool has_memory() const { return memory_ != nullptr; }
+  // Why it has none although there is a device. OK otherwise.
+  const Status& missing() const { return missing_; }
   // Pages that can be begun now.
   std::size_t room() const;
   // Pages that were begun and not taken yet.
@@ -69,6 +71,7 @@ class CopyOut {
   };
   const PageArena* const arena_;
   const std::size_t page_bytes_;
+  Status missing_;
   std::unique_ptr<kernels::Buffer> memory_;
   std::size_t capacity_ = 0;   // in pages, as the next two
   std::size_t next_ = 0;       // in memory_: batches follow each other there, round and round

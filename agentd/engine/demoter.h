@@ -44,6 +44,8 @@ class Demoter {
   bool Work(std::size_t bytes);
   // The same for what is on its way, once it has come.
   bool Finish();
+  // Why pages are copied between steps although there is a device that could copy beside them. OK otherwise.
+  const Status& missing_memory() const { return out_.missing(); }
   // Pages that wait to be copied, and can be.
   std::size_t backlog() const { return unreadable_ ? 0 : backlog_ + out_.pages(); }
 

@@ -207,6 +207,16 @@ void Engine::Drain() {
   DemoteAll();
 }
 
+std::vector<std::string> Engine::Warnings() const {
+  std::vector<std::string> warnings;
+  const auto slow = [&warnings](const Status& missing, const std::string& what) {
+    if (!missing.ok()) warnings.push_back(what + " between two steps, not beside them: " + missing.message());
+  };
+  slow(pinned_.missing(), "what the cold tier has is copied onto the device");
+  slow(demoter_.missing_memory(), "what the cold tier is to keep is copied out of the device");
+  return warnings;
+}
+
 // Flush waits until what the tier has taken is on disk; then it has room for more. It may have none for other reasons
 // (a full disk): then what is left stays as it is.
 void Engine::DemoteAll() {

@@ -70,6 +70,9 @@ class Engine {
   Result<std::uint64_t> Submit(EngineRequest request);
   void Cancel(std::uint64_t request_id);
 
+  // Service's.
+  std::vector<std::string> Warnings() const;
+
   // What a prompt of that session (null: of none) would be given now. `exact_agent`: EngineRequest's.
   Explanation Explain(std::span<const TokenId> prompt, ReuseMode mode, bool exact_agent, const std::string* session);
   // How an earlier request was served. NotFound for one that is unknown, not yet planned, or long ago.

@@ -14,6 +14,7 @@ PinnedBlocks::PinnedBlocks(kernels::DeviceKv* movers, std::size_t page_bytes, st
   if (movers == nullptr) return;
   const std::size_t block = (pages_ * page_bytes + kRecordAlign - 1) / kRecordAlign * kRecordAlign;
   Result<std::unique_ptr<kernels::Buffer>> memory = movers->AllocatePinned(kBlocks * block + kRecordAlign);
+  missing_ = memory.status();
   if (!memory.ok()) return;
   memory_ = *std::move(memory);
   const auto address = reinterpret_cast<std::uintptr_t>(memory_->data());

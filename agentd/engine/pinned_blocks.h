@@ -7,6 +7,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/device_kv.h"
+#include "kvshare/status.h"
 
 namespace kvshare::agentd {
 
@@ -24,6 +25,9 @@ class PinnedBlocks {
   // Two loads at a time, of which one half is read while the other is copied.
   static constexpr std::size_t kBlocks = 4;
 
+  // Why there are none although there is a device. OK otherwise.
+  const Status& missing() const { return missing_; }
+
   std::size_t pages_per_block() const { return pages_; }
   // Pages side by side, the first one aligned for direct reads. Null: none is left.
   std::byte* Take();
@@ -32,6 +36,7 @@ class PinnedBlocks {
 
  private:
   const std::size_t pages_;
+  Status missing_;
   std::unique_ptr<kernels::Buffer> memory_;
   std::vector<std::byte*> free_;
 };

@@ -196,6 +196,7 @@ class Daemon {
     listen_ = (*server)->endpoint();
     const ServedOverHttp served(&http_.routes(), service->get(), server->get());
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    for (const std::string& warning : (*service)->Warnings()) log_.Warn(warning);
     log_.Info(ReadyLine((*service)->Info(), (*service)->GetStats(), listen_, seconds));
 
     signals_.Ready();

@@ -104,6 +104,9 @@ TEST_P(DevicePathTest, WhatIsEvictedComesBackFromTheDisk) {
   EXPECT_GT(tape->hooks->loads, 0);
   EXPECT_EQ(tape->probe->copies.promoted > 0, pinned());
   EXPECT_EQ(tape->probe->copies.demoted > 0, pinned());
+  const std::vector<std::string> warnings = tape->service->Warnings();
+  EXPECT_EQ(warnings.size(), pinned() ? 0u : 2u);
+  for (const std::string& warning : warnings) EXPECT_TRUE(warning.ends_with("has no such memory")) << warning;
   tape->ExpectSound();
 }
 
