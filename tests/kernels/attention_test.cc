@@ -484,7 +484,7 @@ std::vector<Version> Versions() {
   for (const CpuIsa isa : {CpuIsa::kAmxBf16, CpuIsa::kAvx512Bf16, CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPlain}) {
     for (const DType dtype : {DType::kBf16, DType::kF32}) {
       for (const Shape shape : {Shape{9, 3, 64, 32}, Shape{4, 1, 128, 64}, Shape{2, 2, 16, 8}, Shape{7, 1, 40, 12},
-                                Shape{2, 1, 8, 0}, Shape{1, 1, 256, 128}}) {
+                                Shape{2, 1, 8, 0}, Shape{1, 1, 256, 128}, Shape{32, 1, 16, 8}, Shape{200, 1, 8, 0}}) {
         versions.push_back({isa, dtype, shape});
       }
     }
