@@ -171,7 +171,7 @@ class ServiceImpl final : public Service {
 
   Result<std::string> Detokenize(std::span<const TokenId> ids) const override {
     if (model_->tokenizer() == nullptr) return NoTokenizer();
-    KVS_RETURN_IF_ERROR(CheckIds(ids, model_->tokenizer()->vocab_size()));
+    KVS_RETURN_IF_ERROR(CheckIds(ids, model_->config().vocab_size));
     return model_->tokenizer()->Decode(ids);
   }
 

@@ -104,8 +104,10 @@ class BpeTokenizer : public Tokenizer {
     return RepairUtf8(bytes);
   }
 
-  std::string_view TokenBytes(TokenId id) const override { return bytes_[static_cast<std::size_t>(id)]; }
-  bool IsSpecial(TokenId id) const override { return special_[static_cast<std::size_t>(id)]; }
+  std::string_view TokenBytes(TokenId id) const override {
+    return Known(id) ? std::string_view(bytes_[static_cast<std::size_t>(id)]) : std::string_view();
+  }
+  bool IsSpecial(TokenId id) const override { return Known(id) && special_[static_cast<std::size_t>(id)]; }
 
   TokenId FindToken(std::string_view text) const override {
     const auto it = added_ids_.find(absl::string_view(text.data(), text.size()));
@@ -116,6 +118,8 @@ class BpeTokenizer : public Tokenizer {
   const Digest& digest() const override { return digest_; }
 
  private:
+  bool Known(TokenId id) const { return id >= 0 && id < vocab_size(); }
+
   const bool nfc_;
   const std::unique_ptr<Bpe> bpe_;
   const std::unique_ptr<PreTokenizer> pre_;

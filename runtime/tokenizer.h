@@ -55,7 +55,8 @@ class Tokenizer {
 
   // Special tokens in the text are recognised; none is added. Invalid UTF-8 becomes U+FFFD, as Python's decoder does.
   virtual std::vector<TokenId> Encode(std::string_view text) const = 0;
-  // Special tokens are kept. Bytes that are not UTF-8 become U+FFFD. Requires ids within the vocabulary.
+  // Special tokens are kept. Bytes that are not UTF-8 become U+FFFD. An id that no token has (models may have more rows
+  // than that, and draw one) stands for nothing, here and below.
   virtual std::string Decode(std::span<const TokenId> ids) const = 0;
   // The bytes one token stands for; a character may need several tokens. Special tokens give their text.
   virtual std::string_view TokenBytes(TokenId id) const = 0;

@@ -13,11 +13,12 @@
 namespace kvshare::testing {
 
 inline std::unique_ptr<runtime::Model> LoadTinyModel(kernels::DType dtype, std::int64_t max_positions = 1024,
-                                                     int threads = 1, int layers = 2) {
+                                                     int threads = 1, int layers = 2, int padding = 0) {
   const TempDir dir;
   TinyModelOptions options;
   options.max_positions = max_positions;
   options.layers = layers;
+  options.padding = padding;
   const Status written = WriteTinyModel(dir.path(), options);
   EXPECT_TRUE(written.ok()) << written.message();
   runtime::LoadOptions load;

@@ -84,6 +84,11 @@ TEST(TokenizerTest, NotesModelMatchesTheTokenizersLibrary) {
   EXPECT_TRUE(tokenizer->IsSpecial(2046));
   EXPECT_FALSE(tokenizer->IsSpecial(0));
   EXPECT_EQ(tokenizer->TokenBytes(2046), "<|im_end|>");
+  for (const TokenId nothing : {2048, 151'935, -1}) {
+    EXPECT_EQ(tokenizer->TokenBytes(nothing), "");
+    EXPECT_FALSE(tokenizer->IsSpecial(nothing));
+    EXPECT_EQ(tokenizer->Decode(std::vector<TokenId>{2046, nothing, 2046}), "<|im_end|><|im_end|>");
+  }
   EXPECT_EQ(tokenizer->FindToken("<|no_such|>"), -1);
 }
 

@@ -107,7 +107,7 @@ std::map<std::string, TinyTensor> TinyWeights(const TinyModelOptions& o) {
   };
   const std::int64_t q = std::int64_t{o.heads} * o.head_dim, kv = std::int64_t{o.kv_heads} * o.head_dim;
   const double in = 1.0 / std::sqrt(o.hidden);
-  matrix("model.embed_tokens.weight", kTinyVocab, o.hidden, 0.4);
+  matrix("model.embed_tokens.weight", kTinyVocab + o.padding, o.hidden, 0.4);
   for (int l = 0; l < o.layers; ++l) {
     const std::string p = "model.layers." + std::to_string(l) + ".";
     vector(p + "input_layernorm.weight", o.hidden, 1.0f, 0.3);
@@ -131,7 +131,7 @@ std::map<std::string, TinyTensor> TinyWeights(const TinyModelOptions& o) {
     matrix(p + "mlp.down_proj.weight", o.hidden, o.intermediate, 1.0 / std::sqrt(o.intermediate));
   }
   vector("model.norm.weight", o.hidden, 1.0f, 0.3);
-  if (!o.tied) matrix("lm_head.weight", kTinyVocab, o.hidden, 3 * in);
+  if (!o.tied) matrix("lm_head.weight", kTinyVocab + o.padding, o.hidden, 3 * in);
   return tensors;
 }
 
@@ -144,7 +144,7 @@ std::string TinyConfigJson(const TinyModelOptions& o) {
                  {"bos_token_id", kTinyEndOfText},
                  {"eos_token_id", kTinyImEnd},
                  {"torch_dtype", "bfloat16"},
-                 {"vocab_size", kTinyVocab},
+                 {"vocab_size", kTinyVocab + o.padding},
                  {"hidden_size", o.hidden},
                  {"intermediate_size", o.intermediate},
                  {"num_hidden_layers", o.layers},

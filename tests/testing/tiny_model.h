@@ -24,6 +24,7 @@ struct TinyModelOptions {
   int kv_heads = 2;
   int head_dim = 16;
   std::int64_t max_positions = 2048;
+  int padding = 0;  // rows of the embedding behind the vocabulary's, of tokens that do not exist
   bool tied = true;
   bool attention_bias = false;      // llama: on q, k, v and o; qwen2 always has q, k, v
   std::int64_t sliding_window = 0;  // mistral
