@@ -148,7 +148,8 @@ class AttentionCall {
     // changes no bits.
     std::int64_t tokens = std::max(1, kTileRows / group_);
     if (rows * group_ <= kMostTileRows) tokens = std::max(tokens, rows);
-    while (tokens > 1 && tokens * group_ > kLeastTileRows && row_units * layout_.num_kv_heads < 4 * threads * tokens) tokens /= 2;
+    while (tokens > 1 && tokens * group_ > kLeastTileRows && row_units * layout_.num_kv_heads < 4 * threads * tokens)
+      tokens /= 2;
     for (std::size_t c = 0; c + 1 < cuts.size(); ++c) {
       for (std::int64_t begin = cuts[c]; begin < cuts[c + 1]; begin += tokens) {
         AddRowTile(begin, std::min(begin + tokens, cuts[c + 1]));
