@@ -186,6 +186,9 @@ void AnchorPool::Register(const std::string& placeholder, const std::string& age
     bytes_ += anchor->bytes();
   }
   bytes_ -= anchor->bytes();
+  if (anchor->offsets.size() >= options_.max_agents && !anchor->offsets.contains(agent)) {
+    anchor->offsets.erase(anchor->offsets.begin());
+  }
   anchor->offsets[agent] = Encode(Difference(real, base));
   anchor->version = next_version_++;
   bytes_ += anchor->bytes();
@@ -202,12 +205,15 @@ std::vector<Anchor> AnchorPool::Snapshot() const {
 void AnchorPool::Restore(std::vector<Anchor> saved) {
   std::vector<Anchor> since = Snapshot();
   // Of what is in both the newer one stays, with what other agents' offsets were from the same base.
-  const auto learnt_anew = [&since](const Anchor& old) {
+  const auto learnt_anew = [&](const Anchor& old) {
     const auto newer = std::find_if(since.begin(), since.end(), [&old](const Anchor& a) {
       return a.placeholder == old.placeholder && a.content == old.content && a.tokens == old.tokens;
     });
     if (newer == since.end()) return false;
-    if (*newer->base == *old.base) newer->offsets.insert(old.offsets.begin(), old.offsets.end());
+    if (*newer->base != *old.base) return true;
+    for (const auto& offset : old.offsets) {
+      if (newer->offsets.size() < options_.max_agents) newer->offsets.insert(offset);
+    }
     return true;
   };
   std::erase_if(saved, learnt_anew);

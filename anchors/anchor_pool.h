@@ -58,10 +58,11 @@ struct KvRows {
 KvRows RowsOf(const KvBlock& block);  // which must outlive them
 
 struct AnchorOptions {
-  std::size_t max_anchors = 20;  // per placeholder (V in the paper)
-  double entropy_gate = 0.3;     // gamma: new content is shareable where the weights' entropy is at most this share
-  std::size_t window = 5;        // eviction looks at so many of the oldest anchors
-  double top_mass = 0.9;         // anchors that make up this much of the weight count as used
+  std::size_t max_anchors = 20;   // per placeholder (V in the paper)
+  double entropy_gate = 0.3;      // gamma: new content is shareable where the weights' entropy is at most this share
+  std::size_t window = 5;         // eviction looks at so many of the oldest anchors
+  double top_mass = 0.9;          // anchors that make up this much of the weight count as used
+  std::size_t max_agents = 4096;  // whose offsets an anchor has; one more takes another's place
   std::size_t max_bytes = std::size_t{512} << 20;  // of all anchors; the least used are dropped beyond it
 };
 

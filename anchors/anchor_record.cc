@@ -18,6 +18,7 @@ constexpr std::uint32_t kVersion = 2;  // 1 had bfloat16 values
 constexpr std::size_t kBeginningBytes = sizeof(Magic) + 2 * 4 + 8 + 2 * sizeof(Digest);
 constexpr std::size_t kListedBytes = 4 * 8 + sizeof(Digest);
 // Far above any model and prompt; their product fits 64 bits.
+static_assert(AnchorOptions{}.max_agents <= kMaxAnchorAgents);
 constexpr std::uint64_t kMaxLayers = 4096, kMaxTokens = 1 << 24, kMaxWidth = 1 << 20;
 
 void PutBeginning(const Magic& magic, const AnchorOwner& owner, ByteWriter* out) {

@@ -31,6 +31,31 @@ TEST(AnchorRecordTest, ComesBackToTheBit) {
   EXPECT_EQ(Describe(read), Describe(anchor));
 }
 
+// One more agent than a record holds: whoever taught last is there, as many as fit with it.
+TEST(AnchorRecordTest, APoolKeepsNoMoreAgentsThanARecordHolds) {
+  AnchorPool pool;
+  const KvBlock base = SampleBlock(1, 1);
+  const auto teach = [&](AnchorPool& to, std::size_t from, std::size_t agents) {
+    for (std::size_t i = from; i < from + agents; ++i) {
+      to.Register("slot", "agent" + std::to_string(i), "text", RowsOf(base), RowsOf(base));
+    }
+  };
+  teach(pool, 0, kMaxAnchorAgents + 1);
+  const auto expect_full = [&] {
+    const Anchor anchor = pool.Snapshot().front();
+    EXPECT_EQ(anchor.offsets.size(), kMaxAnchorAgents);
+    EXPECT_TRUE(anchor.offsets.contains("agent" + std::to_string(kMaxAnchorAgents)));
+    EXPECT_EQ(pool.bytes(), anchor.bytes());
+    Anchor read;
+    EXPECT_EQ(DecodeAnchor(EncodeAnchor(anchor, SampleOwner()), SampleOwner(), &read), AnchorFault::kNone);
+  };
+  expect_full();
+  AnchorPool earlier;
+  teach(earlier, 2 * kMaxAnchorAgents, 3);
+  pool.Restore(earlier.Snapshot());
+  expect_full();
+}
+
 TEST(AnchorRecordTest, EveryFlippedBitIsNoticed) {
   const AnchorOwner owner = SampleOwner();
   std::vector<std::byte> record = EncodeAnchor(Sample(), owner), list = EncodeAnchorList(SampleList(), owner);
