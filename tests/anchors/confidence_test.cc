@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdio>
 #include <optional>
 #include <random>
 
@@ -99,6 +100,33 @@ TEST(AuditBookTest, TheThresholdStandsAboveWhereFailuresAre) {
   EXPECT_GT(threshold, 0.6);  // a few failures are tolerated among many
   EXPECT_LT(threshold, 0.75);
   EXPECT_EQ(book.audits(), 3000);
+}
+
+// What is said of one margin at one time is wrong at most once in 20 times. The book looks at all margins after every
+// audit, so that some margin passes more often where failures are as frequent as is just tolerated, whatever the
+// margin; where they are more frequent it passes ever more rarely.
+TEST(AuditBookTest, LookingAtAllMarginsPassesMoreThanOneInTwenty) {
+  const auto passed = [](double failure_rate, int seed) {
+    std::mt19937 rng(static_cast<unsigned>(seed));
+    std::uniform_real_distribution<double> uniform(0, 1);
+    int looks = 0, passes = 0;
+    for (int run = 0; run < 20; ++run) {
+      AuditBook book;
+      for (int audit = 1; audit <= 1500; ++audit) {
+        book.Record(uniform(rng), uniform(rng) < failure_rate ? 1 : 0);
+        if (audit < 149 || audit % 10 != 0) continue;
+        ++looks;
+        passes += book.Threshold(0, Guard::kNever) < Guard::kNever;
+      }
+    }
+    std::printf("failures %.2f: a margin passes %.3f of the time\n", failure_rate, 1.0 * passes / looks);
+    return 1.0 * passes / looks;
+  };
+  const double tolerated = passed(0.02, 1), twice = passed(0.04, 2), four_times = passed(0.08, 3);
+  EXPECT_LT(tolerated, 0.25);
+  EXPECT_LT(twice, 0.08);
+  EXPECT_LT(four_times, 0.02);
+  EXPECT_LT(twice, tolerated);
 }
 
 TEST(AuditBookTest, OldAuditsAreForgottenAndNotANumberIsAFailure) {
