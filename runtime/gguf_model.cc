@@ -75,8 +75,11 @@ Status ParseScaling(const Gguf& gguf, const std::string& prefix, ModelConfig* c)
     KVS_ASSIGN_OR_RETURN(rope.factor, gguf.GetFloat(prefix + "rope.scaling.factor"));
     KVS_ASSIGN_OR_RETURN(rope.original_max_position,
                          gguf.GetInt(prefix + "rope.scaling.original_context_length", 1, kLimit, c->max_positions));
-    if (gguf.Has(prefix + "rope.scaling.attn_factor")) {
-      return Unimplemented("key '" + prefix + "rope.scaling.attn_factor' is not supported");
+    KVS_ASSIGN_OR_RETURN(rope.beta_fast, gguf.GetFloat(prefix + "rope.scaling.yarn_beta_fast", rope.beta_fast));
+    KVS_ASSIGN_OR_RETURN(rope.beta_slow, gguf.GetFloat(prefix + "rope.scaling.yarn_beta_slow", rope.beta_slow));
+    for (const char* key : {"attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier"}) {
+      const std::string name = prefix + "rope.scaling." + key;
+      if (gguf.Has(name)) return Unimplemented("key '" + name + "' is not supported");
     }
   }
   if (const auto it = gguf.tensors().find("rope_freqs.weight"); it != gguf.tensors().end()) {

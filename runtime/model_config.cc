@@ -212,6 +212,10 @@ Status ModelConfig::Validate() const {
       return InvalidArgument("RoPE's field 'original_max_position_embeddings' must be above 0");
     }
   }
+  if (rope.kind == RopeKind::kYarn &&
+      !(std::isfinite(rope.beta_fast) && rope.beta_fast > 0 && std::isfinite(rope.beta_slow) && rope.beta_slow > 0)) {
+    return InvalidArgument("RoPE's fields 'beta_fast' and 'beta_slow' must be above 0");
+  }
   if (rope.kind == RopeKind::kLlama3 && !(rope.high_freq_factor > rope.low_freq_factor && rope.low_freq_factor > 0)) {
     return InvalidArgument("RoPE's field 'high_freq_factor' must be above 'low_freq_factor', and that above 0");
   }

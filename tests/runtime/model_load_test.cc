@@ -182,6 +182,22 @@ TEST(ModelLoadTest, GgufOfWhatWeLackIsNamed) {
   };
   refuse([&](auto* w) { base(w, 8, "none"); }, "llama.expert_count");
   refuse([&](auto* w) { base(w, 0, "longrope"); }, "longrope");
+  for (const char* key : {"attn_factor", "yarn_attn_factor", "yarn_ext_factor", "yarn_log_multiplier"}) {
+    const auto with = [&](auto* w) {
+      base(w, 0, "yarn");
+      w->AddF32("llama.rope.scaling.factor", 4.0f);
+      w->AddF32(std::string("llama.rope.scaling.") + key, 1.0f);
+    };
+    refuse(with, key);
+  }
+  for (const char* key : {"yarn_beta_fast", "yarn_beta_slow"}) {
+    const auto with = [&](auto* w) {
+      base(w, 0, "yarn");
+      w->AddF32("llama.rope.scaling.factor", 4.0f);
+      w->AddF32(std::string("llama.rope.scaling.") + key, -1.0f);
+    };
+    refuse(with, "beta_fast");
+  }
   refuse([&](auto* w) { base(w, 0, "none"); }, "'model.norm.weight' is missing");
   refuse(
       [&](auto* w) {
