@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "bench/quality/prompt.h"
+#include "bench/quality/quality_run.h"
 #include "bench/quality/suite.h"
 #include "libkvshare/core/hash.h"
 #include "libkvshare/core/status_macros.h"
@@ -96,7 +97,12 @@ Result<std::pair<JudgedCase, bool>> ReadCase(const runtime::Model& model, std::s
   KVS_ASSIGN_OR_RETURN(const std::string answer, runtime::GetString(json, "answer", ""));
   KVS_ASSIGN_OR_RETURN(const bool warm_up, runtime::GetBool(json, "warm_up", false));
   KVS_ASSIGN_OR_RETURN(judged.c.session, runtime::GetString(json, "session", judged.c.id));
-  if (!answer.empty()) judged.answer = answer;
+  if (!answer.empty()) {
+    if (IsRight("", answer, judged.contained)) {
+      return InvalidArgument("'answer' is '" + answer + "', which holds no word, so that every reply would be right");
+    }
+    judged.answer = answer;
+  }
   PromptText text;
   KVS_ASSIGN_OR_RETURN(text.text, model.chat_template()->Render(line.messages.dump(), "", true));
   FindChunks(line, &text);

@@ -79,9 +79,9 @@ std::string Table(const QualityReport& report) {
     const double same = p.all.n == 0 ? 0 : static_cast<double>(p.all.identical) / static_cast<double>(p.all.n);
     html += "<tr><td>" + Key(i) + Name(p) + "</td><td>" + Number("%.3f", p.charged_budget) + "</td><td>" +
             Number("%.2e", kl.mean) + "</td><td>" + Number("%.2e", kl.p95) + "</td><td>" + Number("%.2e", kl.max) +
-            "</td><td>" + (p.all.floors.empty() ? "" : Number("%.3g", QuotientOfSums(p.all.floors))) + "</td><td>" +
-            Number("%.4f", p.top1) + "</td><td>" + Number("%.3f", same) + "</td><td>" + Fixed(p.prefill_ms) +
-            " ms</td></tr>\n";
+            "</td><td>" + (p.all.floors.empty() ? "" : Number("%.3g", QuotientOfSums(TermsOf(p.all.floors)))) +
+            "</td><td>" + Number("%.4f", p.top1) + "</td><td>" + Number("%.3f", same) + "</td><td>" +
+            Fixed(p.prefill_ms) + " ms</td></tr>\n";
   }
   return html + "</table></div>\n";
 }
@@ -149,7 +149,7 @@ std::string Accuracy(const QualityReport& report) {
       const Group& g = found->second;
       if (!titled) body += Label(8, y + 11, "start", kind.substr(0, 24) + " (" + std::to_string(g.answered) + ")");
       titled = true;
-      const Interval ci = BootstrapMean(g.differences, kConfidence, 1);
+      const Interval ci = IntervalOf(g.differences);
       const double exact = g.Share(g.exact_right);
       body += Label(kLeft - 8, y + 11, "end", Name(report.policies[i]));
       body += "<rect x=\"" + Fixed(kLeft) + "\" y=\"" + Fixed(y) + "\" width=\"" + Fixed(kWide * g.Share(g.right)) +

@@ -78,6 +78,7 @@ PolicySummary SummarisePolicy(const Suite& suite, const PolicyRun& run, const Fl
     if (case_pairs < case_cached * layers) {
       ++s.guard.accepted;
       s.guard.above += kl > kGuardKl ? 1 : 0;
+      s.guard.session_above[judged.c.session] |= kl > kGuardKl;
     }
     if (result.error_estimate >= 0) {
       estimates.push_back(result.error_estimate);
@@ -104,15 +105,15 @@ Json SpreadJson(const std::vector<double>& kl) {
 // The KL as a multiple of the noise floor of the same cases.
 void AddFloors(const Group& group, Json* kl) {
   if (group.floors.empty()) return;
-  const Interval ci = BootstrapQuotient(group.floors, kConfidence, kBootstrapSeed);
-  (*kl)["floors"] = QuotientOfSums(group.floors);
+  const Interval ci = IntervalOf(group.floors);
+  (*kl)["floors"] = QuotientOfSums(TermsOf(group.floors));
   (*kl)["floors_ci"] = {ci.low, ci.high};
 }
 
 Json GroupJson(const Group& group) {
   Json json = {{"n", group.n}};
   if (group.answered > 0) {
-    const Interval ci = BootstrapMean(group.differences, kConfidence, kBootstrapSeed);
+    const Interval ci = IntervalOf(group.differences);
     json["accuracy"] = group.Share(group.right);
     json["exact_accuracy"] = group.Share(group.exact_right);
     json["ci"] = {ci.low, ci.high};
@@ -159,11 +160,17 @@ Json PolicyJson(const PolicySummary& s) {
                      {"swap_consistency", Ratio(c.stable, c.pairs)},
                      {"exact_swap_consistency", Ratio(c.exact_stable, c.pairs)}};
   }
+  const auto sessions = static_cast<std::int64_t>(s.guard.session_above.size());
+  const std::int64_t sessions_above = std::count_if(s.guard.session_above.begin(), s.guard.session_above.end(),
+                                                    [](const auto& of) { return of.second; });
   json["guard"] = {{"accepted", s.guard.accepted},
                    {"kl_above", kGuardKl},
                    {"above", s.guard.above},
                    {"rate", Ratio(s.guard.above, s.guard.accepted)},
                    {"rate_upper", UpperBound(s.guard.above, s.guard.accepted, kConfidence)},
+                   {"sessions", sessions},
+                   {"sessions_above", sessions_above},
+                   {"sessions_rate_upper", UpperBound(sessions_above, sessions, kConfidence)},
                    {"escalated_chunks", s.guard.escalated_chunks},
                    {"estimated", s.guard.estimated},
                    {"rank_correlation", s.guard.rank_correlation}};
@@ -179,24 +186,34 @@ std::string Line(const char* format, Args... args) {
 
 }  // namespace
 
+std::vector<Quotient> TermsOf(const std::map<std::string, Quotient>& by_session) {
+  std::vector<Quotient> terms;
+  for (const auto& [session, quotient] : by_session) terms.push_back(quotient);
+  return terms;
+}
+
+Interval IntervalOf(const std::map<std::string, Quotient>& by_session) {
+  return BootstrapQuotient(TermsOf(by_session), kConfidence, kBootstrapSeed);
+}
+
 std::string FloorsText(const Group& group) {
   if (group.floors.empty()) return "";
-  const Interval ci = BootstrapQuotient(group.floors, kConfidence, kBootstrapSeed);
-  return Line("%.3g [%.3g, %.3g]", QuotientOfSums(group.floors), ci.low, ci.high);
+  const Interval ci = IntervalOf(group.floors);
+  return Line("%.3g [%.3g, %.3g]", QuotientOfSums(TermsOf(group.floors)), ci.low, ci.high);
 }
 
 void Group::Add(const JudgedCase& judged, const CaseResult& result, const std::vector<double>& floor_kl) {
   ++n;
   identical += result.identical ? 1 : 0;
   kl.insert(kl.end(), result.kl.begin(), result.kl.end());
-  if (!floor_kl.empty()) floors.push_back({Sum(result.kl), Sum(floor_kl)});
+  if (!floor_kl.empty()) floors[judged.c.session].Add({Sum(result.kl), Sum(floor_kl)});
   if (!judged.answer) return;
   ++answered;
   right += result.right ? 1 : 0;
   exact_right += result.exact_right ? 1 : 0;
   lost += result.exact_right && !result.right ? 1 : 0;
   gained += result.right && !result.exact_right ? 1 : 0;
-  differences.push_back((result.right ? 1.0 : 0.0) - (result.exact_right ? 1.0 : 0.0));
+  differences[judged.c.session].Add({(result.right ? 1.0 : 0.0) - (result.exact_right ? 1.0 : 0.0), 1});
 }
 
 QualityReport Summarise(const Suite& suite, const QualityRun& run, int num_layers) {
@@ -262,7 +279,7 @@ std::string ReportText(const QualityReport& report) {
   for (const PolicySummary& p : report.policies) {
     for (const auto& [kind, group] : p.tasks) {
       if (group.answered == 0) continue;
-      const Interval ci = BootstrapMean(group.differences, kConfidence, kBootstrapSeed);
+      const Interval ci = IntervalOf(group.differences);
       out += Line("%-12s %-10s %5lld %9.3f %9.3f   [%+.3f, %+.3f]   %10.2e   %s\n",
                   std::string(ReuseModeName(p.policy.mode)).c_str(), kind.substr(0, 40).c_str(),
                   static_cast<long long>(group.answered), group.Share(group.right), group.Share(group.exact_right),

@@ -22,14 +22,21 @@ struct Group {
   std::int64_t lost = 0;    // exact right, policy wrong
   std::int64_t gained = 0;  // the other way round
   std::int64_t identical = 0;
-  std::vector<double> kl;           // per token
-  std::vector<double> differences;  // per answered case: policy right - exact right
-  std::vector<Quotient> floors;     // per case with a noise floor: sums over its tokens of the KL, and of the floor's
+  std::vector<double> kl;  // per token
+
+  // By session, as its cases share their chunks and may go wrong together.
+  std::map<std::string, Quotient> differences;  // of answered cases: sum of policy right - exact right, and how many
+  std::map<std::string, Quotient>
+      floors;  // of cases with a noise floor: sums over tokens of the KL, and of the floor's
 
   // `floor_kl`: the noise floor's at the same tokens, empty where it was not measured.
   void Add(const JudgedCase& judged, const CaseResult& result, const std::vector<double>& floor_kl);
   double Share(std::int64_t of) const { return answered == 0 ? 0 : static_cast<double>(of) / double(answered); }
 };
+
+std::vector<Quotient> TermsOf(const std::map<std::string, Quotient>& by_session);
+// The 95 % interval of the quotient of their sums, a bootstrap that draws sessions whole.
+Interval IntervalOf(const std::map<std::string, Quotient>& by_session);
 
 // "2.9 [1.8, 4.4]": the KL in noise floors of the same cases, with its interval; empty where none was measured.
 std::string FloorsText(const Group& group);
@@ -62,7 +69,8 @@ struct PolicySummary {
   // The policy's own guard: cases it let through with something reused, and how many of those went wrong anyway.
   struct Guard {
     std::int64_t accepted = 0;
-    std::int64_t above = 0;  // mean KL of the case over kGuardKl
+    std::int64_t above = 0;                     // mean KL of the case over kGuardKl
+    std::map<std::string, bool> session_above;  // sessions with an accepted case: whether one of them is above
     std::int64_t escalated_chunks = 0;
     std::int64_t estimated = 0;   // cases with an error estimate
     double rank_correlation = 0;  // of estimate and KL over those (Spearman)

@@ -48,20 +48,6 @@ std::vector<double> Ranks(std::span<const double> values) {
   return ranks;
 }
 
-// The percentile interval of `statistic` of as many of `n` items, drawn with replacement.
-template <typename Statistic>
-Interval Bootstrap(std::size_t n, double confidence, std::uint64_t seed, const Statistic& statistic) {
-  Random random(seed);
-  std::vector<std::size_t> drawn(n);
-  std::vector<double> values(kBootstrapRounds);
-  for (double& value : values) {
-    for (std::size_t& item : drawn) item = random.Below(n);
-    value = statistic(drawn);
-  }
-  const double tail = 100 * (1 - confidence) / 2;
-  return {.low = Percentile(values, tail), .high = Percentile(values, 100 - tail)};
-}
-
 }  // namespace
 
 double KlDivergence(std::span<const float> exact, std::span<const float> other) {
@@ -101,15 +87,6 @@ Spread SpreadOf(const std::vector<double>& values) {
   return {.mean = Mean(values), .p95 = Percentile(values, 95), .max = Percentile(values, 100)};
 }
 
-Interval BootstrapMean(std::span<const double> differences, double confidence, std::uint64_t seed) {
-  if (differences.empty()) return {};
-  return Bootstrap(differences.size(), confidence, seed, [differences](std::span<const std::size_t> drawn) {
-    double sum = 0;
-    for (std::size_t i : drawn) sum += differences[i];
-    return sum / static_cast<double>(drawn.size());
-  });
-}
-
 double Quotient::Value() const {
   if (below != 0) return above / below;
   return above == 0 ? 0 : INFINITY;
@@ -123,11 +100,15 @@ double QuotientOfSums(std::span<const Quotient> items) {
 
 Interval BootstrapQuotient(std::span<const Quotient> items, double confidence, std::uint64_t seed) {
   if (items.empty()) return {};
-  return Bootstrap(items.size(), confidence, seed, [items](std::span<const std::size_t> drawn) {
+  Random random(seed);
+  std::vector<double> values(kBootstrapRounds);
+  for (double& value : values) {
     Quotient sum;
-    for (std::size_t i : drawn) sum.Add(items[i]);
-    return sum.Value();
-  });
+    for (std::size_t i = 0; i < items.size(); ++i) sum.Add(items[random.Below(items.size())]);
+    value = sum.Value();
+  }
+  const double tail = 100 * (1 - confidence) / 2;
+  return {.low = Percentile(values, tail), .high = Percentile(values, 100 - tail)};
 }
 
 double UpperBound(std::int64_t hits, std::int64_t n, double confidence) {

@@ -34,10 +34,6 @@ struct Interval {
 };
 inline constexpr int kBootstrapRounds = 10000;
 
-// Percentile bootstrap of the mean of `differences` (paired: one per item, e.g. policy right - exact right): 10,000
-// resamples with replacement, seeded by `seed` alone. {0, 0} for no values.
-Interval BootstrapMean(std::span<const double> differences, double confidence, std::uint64_t seed);
-
 // The terms of one item of a quotient of sums.
 struct Quotient {
   double above = 0;
@@ -48,8 +44,8 @@ struct Quotient {
 };
 double QuotientOfSums(std::span<const Quotient> items);
 
-// Percentile bootstrap of the quotient of sums, as BootstrapMean. Items are drawn whole, so that both sums are of the
-// same ones.
+// Percentile bootstrap of the quotient of sums: 10,000 resamples with replacement, seeded by `seed` alone. {0, 0} for
+// no items. These are drawn whole, so that both sums are of the same ones. With 1 below, of their mean.
 Interval BootstrapQuotient(std::span<const Quotient> items, double confidence, std::uint64_t seed);
 
 // Clopper and Pearson's one-sided upper bound of a proportion of which `hits` of `n` were seen: the p at which as few

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -96,13 +97,46 @@ TEST(JudgeTest, AKindIsHeldAgainstTheFloorOfItsOwnCases) {
   EXPECT_EQ(run->floor.Cases(), static_cast<std::int64_t>(kFloorCases) + 1);
   const QualityReport report = Summarise(*suite, *run, model->config().num_layers);
   for (const auto& [kind, group] : report.policies[0].tasks) {
-    EXPECT_EQ(group.floors.size(), kind == "once" ? 1 : kFloorCases);
+    double tokens = 0;  // of the KL that is held against the floor
+    for (std::size_t i = 0; i < suite->judged.size(); ++i) {
+      if (suite->judged[i].kind == kind) tokens += Sum(run->floor.kl[i]);
+    }
+    Quotient sums;
+    for (const auto& [session, quotient] : group.floors) sums.Add(quotient);
+    EXPECT_DOUBLE_EQ(sums.below, tokens);
     EXPECT_EQ(FloorsText(group), "1 [1, 1]") << kind;
     EXPECT_GT(Mean(group.kl), 0) << kind;
   }
   const json parsed = json::parse(ReportJson(report));
   EXPECT_EQ(parsed["policies"]["exact"]["tasks"]["once"]["kl"]["floors"], 1.0);
   EXPECT_EQ(parsed["policies"]["exact"]["kl"]["floors_ci"], json::array({1.0, 1.0}));
+}
+
+// Two conversations, of which one lost all its answers: what says as little as two answers do must not sound like 80.
+TEST(JudgeTest, QuestionsOfOneConversationAreNotIndependent) {
+  Suite suite;
+  QualityRun run;
+  run.policies.resize(1);
+  for (int i = 0; i < 80; ++i) {
+    JudgedCase judged{.c = {.session = i % 2 == 0 ? "lost" : "kept"}, .kind = "k", .answer = "x"};
+    CaseResult result{.kl = {i % 2 == 0 ? 1.0 : 0.0}, .right = i % 2 == 1, .exact_right = true};
+    result.chunks = {{.cached_tokens = 10, .computed_pairs = 0}};
+    suite.judged.push_back(judged);
+    run.policies[0].cases.push_back(result);
+    run.floor.kl.push_back({0.5});
+  }
+  const json report = json::parse(ReportJson(Summarise(suite, run, 2)));
+  const json& policy = *report["policies"].begin();
+  EXPECT_EQ(policy["tasks"]["k"]["accuracy"], 0.5);
+  EXPECT_EQ(policy["tasks"]["k"]["ci"], json::array({-1.0, 0.0}));
+  EXPECT_EQ(policy["kl"]["floors"], 1.0);
+  EXPECT_EQ(policy["kl"]["floors_ci"], json::array({0.0, 2.0}));
+  EXPECT_EQ(policy["guard"]["accepted"], 80);
+  EXPECT_EQ(policy["guard"]["above"], 40);
+  EXPECT_EQ(policy["guard"]["sessions"], 2);
+  EXPECT_EQ(policy["guard"]["sessions_above"], 1);
+  EXPECT_NEAR(policy["guard"]["sessions_rate_upper"], std::sqrt(0.95), 1e-6);
+  EXPECT_LT(policy["guard"]["rate_upper"], 0.6);
 }
 
 TEST(JudgeTest, WhatStandsBehindAnotherMessageIsFarFromExact) {
@@ -277,6 +311,7 @@ TEST_F(CaseFileTest, DamageIsNamedWithItsLine) {
   fails(R"({"messages":[{"role":"user","content":"x"}],"shared":[-1]})", "'shared' holds -1");
   fails(R"({"messages":[{"role":"user","content":"x"}],"shared":{}})", "'shared' must be");
   fails(R"({"messages":[{"role":"user","content":"x"}],"question":5})", "question");
+  fails(R"({"messages":[{"role":"user","content":"x"}],"answer":" ?! "})", "holds no word");
   fails(R"({"messages":[{"role":"user","content":")" + std::string(5000, 'x') + R"("}]})", "tokens");
   KVS_EXPECT_FAILS(FileSuite(*model_, "\n", 0), StatusCode::kInvalidArgument, "no case");
 }
