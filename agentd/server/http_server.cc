@@ -31,6 +31,8 @@ using ConnectionPtr = std::unique_ptr<HttpConnection>;
 
 constexpr int kBacklog = 512;
 constexpr int kAcceptsPerTurn = 64;
+// Until what has no descriptors left looks again.
+constexpr milliseconds kWithoutDescriptors{50};
 constexpr milliseconds kLinger{1000};
 
 class Descriptor {
@@ -127,7 +129,8 @@ class HttpServerImpl final : public HttpServer {
   }
 
   bool Turn() {
-    std::vector<pollfd> fds = {{wake_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
+    const bool listens = Clock::now() >= accept_again_;
+    std::vector<pollfd> fds = {{wake_.get(), POLLIN, 0}, {listens ? listener_.get() : -1, POLLIN, 0}};
     for (const ConnectionPtr& connection : waiting_) fds.push_back({connection->fd(), POLLIN, 0});
     poll(fds.data(), fds.size(), static_cast<int>(NextDeadline().count()));
     std::uint64_t ignored = 0;
@@ -192,7 +195,8 @@ class HttpServerImpl final : public HttpServer {
       const int fd = accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
       if (fd < 0) {
         // Without descriptors the connection stays in the backlog, and would be offered for ever.
-        if (errno == EMFILE || errno == ENFILE) CloseLongestWaiting();
+        const bool none_left = errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+        if (none_left && !CloseLongestWaiting()) accept_again_ = Clock::now() + kWithoutDescriptors;
         return;
       }
       ++connections_;
@@ -227,8 +231,8 @@ class HttpServerImpl final : public HttpServer {
   }
 
   milliseconds NextDeadline() const {
-    if (waiting_.empty()) return milliseconds(-1);
-    Clock::time_point next = Clock::time_point::max();
+    Clock::time_point next = Clock::now() < accept_again_ ? accept_again_ : Clock::time_point::max();
+    if (waiting_.empty() && next == Clock::time_point::max()) return milliseconds(-1);
     for (const ConnectionPtr& connection : waiting_) next = std::min(next, DeadlineOf(*connection));
     const auto left = std::chrono::duration_cast<milliseconds>(next - Clock::now()) + milliseconds(1);
     return std::max(left, milliseconds(0));
@@ -298,6 +302,7 @@ class HttpServerImpl final : public HttpServer {
   Descriptor wake_;
   int port_ = 0;
   std::vector<ConnectionPtr> waiting_;  // the io thread's
+  Clock::time_point accept_again_;      // likewise
   std::atomic<std::int64_t> open_ = 0;  // connections, wherever they are
   std::atomic<std::int64_t> connections_ = 0;
   std::atomic<std::int64_t> requests_ = 0;

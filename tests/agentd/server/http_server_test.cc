@@ -6,11 +6,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
+#include <ctime>
 #include <mutex>
 #include <thread>
 
@@ -168,6 +170,29 @@ TEST(HttpServerTest, WhenPlacesRunOutTheLongestWaitingGoes) {
   }
   EXPECT_EQ(idle.front()->Read(), "");
   EXPECT_GE(server->counters().refused, 32);
+}
+
+// Who cannot be accepted stays in the backlog until there are descriptors again; the server does not turn round for it.
+TEST(HttpServerTest, WithoutDescriptorsItWaits) {
+  const auto server = Start(Echo);
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int next = dup(0);
+  ASSERT_GE(next, 0);
+  close(next);
+  rlimit one_more = before;
+  one_more.rlim_cur = static_cast<rlim_t>(next) + 1;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &one_more), 0);
+  RawClient client(server->port());  // takes the last one
+  std::this_thread::sleep_for(milliseconds(20));
+  const auto cpu_seconds = [] { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; };
+  const double begun = cpu_seconds();
+  std::this_thread::sleep_for(milliseconds(400));
+  EXPECT_LT(cpu_seconds() - begun, 0.1);  // of all threads
+  EXPECT_EQ(server->counters().connections, 0);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_TRUE(client.Send("GET /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"));
+  EXPECT_THAT(client.Read(), StartsWith("HTTP/1.1 200"));
 }
 
 TEST(HttpServerTest, AReaderThatDoesNotReadIsGivenUp) {
