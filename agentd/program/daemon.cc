@@ -1,5 +1,6 @@
 #include "agentd/program/daemon.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <array>
@@ -137,12 +138,26 @@ std::string ReadyLine(const ServerInfo& info, const Stats& stats, const std::str
          std::string(ReuseModeName(info.reuse)) + ", " + numbers.data();
 }
 
+// libzmq ends the process when a connection finds no descriptor left, so there should be as many as may be had.
+void RaiseDescriptorLimit(const Log& log) {
+  constexpr rlim_t kFew = 4096;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0 && getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  if (limit.rlim_cur >= kFew) return;
+  log.Warn("this process may open " + std::to_string(limit.rlim_cur) +
+           " files at most, and ends when its connections reach that; raise the limit (ulimit -n) to " +
+           std::to_string(kFew) + " or more");
+}
+
 class Daemon {
  public:
   Daemon(const Config& config, SignalWatch& signals)
       : config_(config), signals_(signals), log_(config.log_level), listen_(config.listen) {}
 
   int Run() {
+    RaiseDescriptorLimit(log_);
     if (const Status started = http_.Start(config_, log_); !started.ok()) return FailListen("--http", started);
     const Result<runtime::Device> device = runtime::ParseDevice(config_.device);
     if (!device.ok()) return Fail(kExitUsage, "--device: " + device.status().message());

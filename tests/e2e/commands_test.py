@@ -1,7 +1,10 @@
 """Every command of kvctl that talks to a daemon, once and as documented, against a real one."""
 
+import contextlib
 import os
+import resource
 import signal
+import socket
 import subprocess
 import unittest
 
@@ -93,6 +96,23 @@ class CommandsTest(ProgramTest):
         with self.daemon() as (endpoint, process):
             self.assertTrue(self.json("drain", "--endpoint", endpoint, "--format", "json")["draining"])
             self.assertEqual(process.wait(30), 0)
+
+    def test_connections_may_be_more_than_the_shell_lets_files_be(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and hard < 1024:
+            self.skipTest(f"this process may open {hard} files at most")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        try:
+            with self.daemon() as (endpoint, process):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1024), hard))
+                with contextlib.ExitStack() as stack:
+                    for _ in range(300):
+                        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                        client.connect(endpoint[len("ipc://") :])
+                    self.kvctl("ping", "--endpoint", endpoint)
+                    self.assertGreater(len(os.listdir(f"/proc/{process.pid}/fd")), 300)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     def test_interrupted_stat_says_130(self):
         with self.daemon() as (endpoint, _):
