@@ -30,6 +30,7 @@ constexpr std::size_t kSecretBytes = 32;
 constexpr std::size_t kConnectionsMax = 1024;
 constexpr std::chrono::milliseconds kClaimTimeout{1000};
 constexpr int kAcceptsPerStep = 16;
+constexpr std::chrono::milliseconds kAcceptPause{50};  // where descriptors have run out
 // Some of them may wait for the engine's step, or the disk.
 constexpr int kThreads = 8;
 
@@ -184,7 +185,12 @@ class SeqpacketLink final : public MemoryLink {
   void Accept() {
     for (int i = 0; i < kAcceptsPerStep; ++i) {
       Fd fd(::accept4(accept_fd_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-      if (fd.get() < 0) return;
+      if (fd.get() < 0) {
+        // Who waits stays in the backlog and would be offered for ever; to this thread alone, until it looks again.
+        if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+          std::this_thread::sleep_for(kAcceptPause);
+        return;
+      }
       ucred peer{};
       socklen_t size = sizeof peer;
       const bool known = ::getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0;

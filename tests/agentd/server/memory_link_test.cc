@@ -2,7 +2,9 @@
 #include "agentd/server/memory_link.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <random>
@@ -167,6 +169,28 @@ TEST_F(MemoryLinkTest, SayingNoFrameAfterTheClaimEndsTheConnection) {
   Turn();
   EXPECT_EQ(gone_, std::vector<std::string>{"talker"});
   EXPECT_FALSE(client.Receive().grant.has_value());
+}
+
+// Who cannot be accepted waits, and the threads do not turn round for it.
+TEST_F(MemoryLinkTest, WithoutDescriptorsItWaits) {
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int next = dup(0);
+  ASSERT_GE(next, 0);
+  close(next);
+  rlimit one_more = before;
+  one_more.rlim_cur = static_cast<rlim_t>(next) + 1;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &one_more), 0);
+  const RawLink client(link_->path());  // takes the last one
+  const auto until = MemoryLink::Clock::now() + std::chrono::milliseconds(200);
+  int offered = 0;
+  while (MemoryLink::Clock::now() < until) offered += link_->HandleOne(std::chrono::milliseconds(10));
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_GT(offered, 0);
+  EXPECT_LT(offered, 20);
+  Turn();
+  link_->CloseIdle(MemoryLink::Clock::now() + std::chrono::seconds(2));
+  EXPECT_EQ(link_->counters().refused, 1);  // it had been accepted
 }
 
 TEST_F(MemoryLinkTest, WhoeverDoesNotClaimIsShownOut) {
