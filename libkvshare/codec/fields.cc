@@ -64,6 +64,14 @@ Status CheckName(std::string_view field, const std::string& name) {
   return CheckSize(std::string(field) + "'s size in bytes", name.size(), wire::kMaxNameBytes);
 }
 
+std::string_view FirstOf(std::string_view text, std::size_t most) {
+  if (text.size() <= most) return text;
+  // Not within a character: back to before its first byte.
+  std::size_t end = most;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return text.substr(0, end);
+}
+
 Status ReadName(std::string_view field, const flatbuffers::String* in, std::string* out) {
   return ReadString(field, in, wire::kMaxNameBytes, out);
 }

@@ -25,6 +25,8 @@ inline Status CheckSize(std::string_view field, std::size_t size, std::size_t li
 }
 Status CheckFinite(std::string_view field, double value);
 Status CheckName(std::string_view field, const std::string& name);
+// The first characters of UTF-8 text, in at most `most` bytes.
+std::string_view FirstOf(std::string_view text, std::size_t most);
 
 // ---- reading ----
 

@@ -17,6 +17,7 @@ using flatbuffers::Vector;
 using internal::CheckFinite;
 using internal::CheckName;
 using internal::CheckSize;
+using internal::FirstOf;
 using internal::ReadMissReasons;
 using internal::ReadName;
 using internal::ReadReuse;
@@ -30,15 +31,16 @@ using internal::WriteTokens;
 // ---- parts, written and read ----
 
 Result<Offset<wire::ServerInfo>> WriteInfo(FlatBufferBuilder& builder, const ServerInfo& info) {
-  for (const std::string* name : {&info.version, &info.model, &info.space, &info.dtype, &info.isa, &info.device}) {
-    KVS_RETURN_IF_ERROR(CheckName("a name in the server's description", *name));
-  }
-  const auto version = WriteString(builder, info.version);
-  const auto model = WriteString(builder, info.model);
-  const auto space = WriteString(builder, info.space);
-  const auto dtype = WriteString(builder, info.dtype);
-  const auto isa = WriteString(builder, info.isa);
-  const auto device = WriteString(builder, info.device);
+  // A model file or a driver may have a longer one; nobody should be without an answer for that.
+  const auto name = [&builder](const std::string& text) {
+    return WriteString(builder, FirstOf(text, wire::kMaxNameBytes));
+  };
+  const auto version = name(info.version);
+  const auto model = name(info.model);
+  const auto space = name(info.space);
+  const auto dtype = name(info.dtype);
+  const auto isa = name(info.isa);
+  const auto device = name(info.device);
   return wire::CreateServerInfo(builder, version, model, space, dtype, isa, WriteReuse(info.reuse),
                                 info.max_context_tokens, info.vocab_size, device);
 }
@@ -191,15 +193,7 @@ struct Writer {
   Status operator()(const Ack&) { return Put(wire::ReplyBody::Ack, wire::CreateAck(builder)); }
   Status operator()(const Status& status) {
     KVS_CHECK(!status.ok());
-    std::string_view text = status.message();
-    if (text.size() > wire::kMaxErrorBytes) {
-      text = text.substr(0, wire::kMaxErrorBytes);
-      // Not within a UTF-8 character: back to before its first byte.
-      std::size_t end = text.size();
-      while (end > 0 && (static_cast<unsigned char>(status.message()[end]) & 0xC0) == 0x80) --end;
-      text = text.substr(0, end);
-    }
-    const auto message = WriteString(builder, text);
+    const auto message = WriteString(builder, FirstOf(status.message(), wire::kMaxErrorBytes));
     return Put(wire::ReplyBody::Error, wire::CreateError(builder, static_cast<int>(status.code()), message));
   }
 };

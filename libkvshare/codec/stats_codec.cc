@@ -165,8 +165,7 @@ Result<Offset<wire::Stats>> WriteStats(FlatBufferBuilder& builder, const Stats& 
   const PoolStats& p = stats.pool;
   const auto pool = wire::CreatePool(builder, p.capacity_bytes, p.used_bytes, p.pages, p.leases, p.evictions);
   const ColdStats& c = stats.cold;
-  KVS_RETURN_IF_ERROR(CheckName("the cold tier's state", c.state));
-  const auto state = WriteString(builder, c.state);
+  const auto state = WriteString(builder, FirstOf(c.state, wire::kMaxNameBytes));  // it may hold a path
   const auto cold =
       wire::CreateCold(builder, c.entries, c.bytes, c.hits, c.misses, c.integrity_errors, c.capacity_bytes, c.stores,
                        c.dropped, c.evictions, c.read_bytes, c.written_bytes, state);

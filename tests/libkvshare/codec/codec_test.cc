@@ -210,6 +210,24 @@ TEST(CodecLimitsTest, LongErrorsAreCutBetweenCharacters) {
   EXPECT_EQ(cut, text.substr(0, cut.size()));
 }
 
+TEST(CodecLimitsTest, LongNamesOfTheDaemonsAreCutAndKeepNobodyWithoutAnAnswer) {
+  std::string name = "a";
+  while (name.size() < 2 * wire::kMaxNameBytes) name += "\xC3\xA9";
+  const std::string cut = name.substr(0, wire::kMaxNameBytes - 1);
+  const Result<Frame> pong = EncodeReply(1, Pong{.info = ServerInfo{.model = name, .reuse = ReuseMode::kExact}});
+  ASSERT_TRUE(pong.ok()) << pong.status().message();
+  const Result<Reply> info = ReplyOf(*pong);
+  ASSERT_TRUE(info.ok()) << info.status().message();
+  EXPECT_EQ(std::get<Pong>(*info).info->model, cut);
+  Stats full;
+  full.cold.state = name;
+  const Result<Frame> stats = EncodeReply(1, full);
+  ASSERT_TRUE(stats.ok()) << stats.status().message();
+  const Result<Reply> read = ReplyOf(*stats);
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(std::get<Stats>(*read).cold.state, cut);
+}
+
 // ---- unions ----
 
 Result<Request> Bare(wire::RequestBody type) {
