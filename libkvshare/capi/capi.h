@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "kvshare/status.h"
 
 struct kvs_client {
+  std::chrono::milliseconds timeout;        // of every call but Generate
   std::shared_ptr<kvshare::Client> client;  // shared with streams, which need it as long as they are read
 };
 

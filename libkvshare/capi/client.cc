@@ -102,14 +102,13 @@ Status Open(const kvs_options* options, kvs_client** client) {
   ClientOptions connect{.endpoint = in.endpoint};
   if (in.timeout_ms > 0) connect.timeout = std::chrono::milliseconds(in.timeout_ms);
   KVS_ASSIGN_OR_RETURN(std::unique_ptr<Client> connected, Connect(connect));
-  *client = new kvs_client{.client = std::move(connected)};
+  *client = new kvs_client{.timeout = connect.timeout, .client = std::move(connected)};
   return OkStatus();
 }
 
 Status Info(kvs_client* client, kvs_server_info* info) {
   KVS_RETURN_IF_ERROR(CheckClient(client));
-  // As patient as every other call; Ping alone has its own timeout.
-  KVS_ASSIGN_OR_RETURN(const ServerInfo from, client->client->Ping(std::chrono::seconds(30)));
+  KVS_ASSIGN_OR_RETURN(const ServerInfo from, client->client->Ping(client->timeout));
   kvs_server_info out{};
   out.max_context_tokens = from.max_context_tokens;
   out.vocab_size = from.vocab_size;

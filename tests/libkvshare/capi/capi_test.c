@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "kvshare/kvshare.h"
 
@@ -38,6 +39,15 @@ static void Errors(kvs_client* client) {
   both.messages_json = "[]";
   CHECK(kvs_lookup(client, &both, &match) == KVS_INVALID_ARGUMENT);
   CHECK(strstr(kvs_last_error(), "one of") != NULL);
+  options = (kvs_options){sizeof options, "ipc:///nowhere/at-all.sock", 200};
+  CHECK(kvs_open(&options, &none) == KVS_OK);
+  kvs_server_info info;
+  memset(&info, 0, sizeof info);
+  info.struct_size = sizeof info;
+  const time_t begun = time(NULL);
+  CHECK(kvs_info(none, &info) == KVS_UNAVAILABLE);
+  CHECK(time(NULL) - begun < 20); /* the client's timeout, not one of its own */
+  kvs_close(none);
   char* json = NULL;
   CHECK(kvs_explain_json(client, NULL, 99, KVS_REUSE_DEFAULT, &json) == KVS_NOT_FOUND && json == NULL);
   kvs_close(NULL);
