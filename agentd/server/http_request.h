@@ -15,7 +15,7 @@ namespace kvshare::agentd {
 struct HttpLimits {
   std::size_t head_bytes = 16 << 10;
   std::size_t headers = 100;
-  std::size_t body_bytes = 8 << 20;
+  std::size_t body_bytes = 64 << 10;  // no path takes one: read so that the connection can go on
 };
 
 struct HttpRequest {
