@@ -51,6 +51,7 @@ struct Stream {
   std::shared_ptr<StreamSink> sink;
   std::uint64_t request_id = 0;
   std::uint32_t credit = 0;
+  bool cancelled = false;  // what has been made already is sent without credit
   Clock::time_point deadline;
 };
 
@@ -310,7 +311,7 @@ class ZmqRouterServer final : public RouterServer {
       }
     }
     auto sink = std::make_shared<StreamSink>(mailbox_, id, correlation);
-    Result<std::uint64_t> request_id = service_->Generate(generate.request, sink);
+    const Result<std::uint64_t> request_id = Submit(generate.request, sink);
     if (!request_id.ok()) return SendError(id, correlation, request_id.status());
     // The sink may have called already; its report is read after this.
     Peer& peer = OwedPeer(id);
@@ -321,8 +322,22 @@ class ZmqRouterServer final : public RouterServer {
     SendReply(id, correlation, codec::Accepted{.request_id = *request_id});
   }
 
+  // What throws, such as a prompt there is no memory for, ends this request and not the daemon.
+  Result<std::uint64_t> Submit(const GenerateRequest& request, const std::shared_ptr<StreamSink>& sink) {
+    try {
+      return service_->Generate(request, sink);
+    } catch (const std::exception& error) {
+      return Internal(std::string("the request failed: ") + error.what());
+    }
+  }
+
   void OnCancel(const std::string& id, std::uint64_t target) {
-    if (const Stream* stream = FindStream(id, target)) service_->Cancel(stream->request_id);
+    Stream* stream = FindStream(id, target);
+    if (stream == nullptr) return;
+    service_->Cancel(stream->request_id);
+    // The service may have ended it already, and only credit was missing.
+    stream->cancelled = true;
+    FlushSink(*std::shared_ptr<StreamSink>(stream->sink));
   }
 
   void OnCredit(const std::string& id, const codec::Credit& credit) {
@@ -374,7 +389,7 @@ class ZmqRouterServer final : public RouterServer {
   void FlushSink(StreamSink& sink) {
     Stream* stream = FindStream(sink.peer(), sink.correlation());
     if (stream == nullptr || stream->sink.get() != &sink) return;
-    StreamSink::Taken taken = sink.Take(stream->credit > 0, draining_);
+    StreamSink::Taken taken = sink.Take(stream->credit > 0, draining_ || stream->cancelled);
     if (taken.chunk.has_value()) {
       if (stream->credit > 0) --stream->credit;
       SendReply(sink.peer(), sink.correlation(), *std::move(taken.chunk));

@@ -420,6 +420,20 @@ TEST_F(RouterServerTest, DrainingDoesNotWaitForCredit) {
   EXPECT_TRUE(peer.ReceiveA<GenerateReply>(1).has_value());
 }
 
+// What it was about to read is made already: it comes, and the stream is over.
+TEST_F(RouterServerTest, CancellingDoesNotWaitForCredit) {
+  StartHere();
+  RawPeer peer(endpoint_);
+  peer.Send(1, codec::Generate{.request = Echo("no credit", 100), .credit = 0});
+  ASSERT_TRUE(peer.ReceiveA<codec::Accepted>(1).has_value());
+  ASSERT_TRUE(service_.WaitForFinished(1));
+  peer.Send(0, codec::Cancel{.target = 1});
+  EXPECT_TRUE(peer.ReceiveA<TokenChunk>(1).has_value());
+  EXPECT_TRUE(peer.ReceiveA<GenerateReply>(1).has_value());
+  peer.Send(1, codec::Generate{.request = Echo("again", 1), .credit = 10});
+  EXPECT_TRUE(peer.ReceiveA<codec::Accepted>(1).has_value());
+}
+
 TEST_F(RouterServerTest, StoppingWithoutDrainingCancelsWhatRuns) {
   StartHere();
   service_.CloseGate(1);
