@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <exception>
 #include <optional>
@@ -84,7 +85,13 @@ class ZmqConnection final : public Connection {
     monitor_.set(zmq::sockopt::linger, 0);
     monitor_.connect(kMonitorAddress);
     socket_.connect(endpoint_);
+    // The process's signals are the agent's to handle, on threads of its own: here they would interrupt a socket's
+    // call.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     io_thread_ = std::thread([this] { IoThread(); });
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     return OkStatus();
   }
 

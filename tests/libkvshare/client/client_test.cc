@@ -5,9 +5,13 @@
 
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <future>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -104,6 +108,37 @@ TEST_F(ClientTest, PingWaitsUntilTheDaemonIsThere) {
   KVS_ASSERT_OK(answer);
   EXPECT_EQ(answer->model, "echo");
   EXPECT_EQ(answer->vocab_size, 256);
+}
+
+// An agent's profiler or its runtime sends itself signals; one that a thread of ours took would interrupt its socket.
+TEST_F(ClientTest, NoThreadOfTheClientTakesSignals) {
+  StartServer();
+  const auto threads = [] {
+    std::set<std::string> all;
+    for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) all.insert(thread.path());
+    return all;
+  };
+  const std::set<std::string> before = threads();
+  const auto client = NewClient();
+  ASSERT_TRUE(client->Ping(kLong).ok());
+  int ours = 0;
+  for (const std::string& thread : threads()) {
+    if (before.count(thread) > 0) continue;
+    ++ours;
+    std::ifstream status(thread + "/status");
+    std::string line;
+    while (std::getline(status, line) && line.rfind("SigBlk:", 0) != 0) {
+    }
+    ASSERT_GT(line.size(), 8u) << thread;
+    const std::uint64_t blocked = std::stoull(line.substr(7), nullptr, 16);
+    for (const int signal : {SIGUSR1, SIGALRM, SIGPROF, SIGCHLD, SIGTERM}) {
+      EXPECT_TRUE((blocked >> (signal - 1)) & 1) << thread << " takes signal " << signal;
+    }
+  }
+  EXPECT_GE(ours, 2);  // and libzmq's
+  sigset_t here;
+  ASSERT_EQ(pthread_sigmask(SIG_SETMASK, nullptr, &here), 0);
+  EXPECT_FALSE(sigismember(&here, SIGUSR1)) << "the caller's mask changed";
 }
 
 TEST_F(ClientTest, UnaryCallsBringTheServicesAnswers) {
