@@ -1,12 +1,10 @@
 #include "agentd/program/daemon.h"
 
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
@@ -204,9 +202,8 @@ class Daemon {
     };
     Result<std::unique_ptr<Service>> service = NewService(std::move(*model), options);
     if (!service.ok()) return {FailService(config_, service.status())};
-    // A client's wish to drain takes the way of SIGTERM.
     Result<std::unique_ptr<RouterServer>> server =
-        StartRouterServer(service->get(), {.endpoint = listen_, .on_drain = [] { kill(getpid(), SIGTERM); }});
+        StartRouterServer(service->get(), {.endpoint = listen_, .on_drain = [this] { signals_.Drain(); }});
     if (!server.ok()) return {FailListen("--listen", server.status())};
     listen_ = (*server)->endpoint();
     const ServedOverHttp served(&http_.routes(), service->get(), server->get());

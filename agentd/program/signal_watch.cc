@@ -40,6 +40,12 @@ void SignalWatch::Wake() {
   changed_.notify_all();
 }
 
+void SignalWatch::Drain() {
+  const std::lock_guard lock(mu_);
+  came_ = true;
+  changed_.notify_all();
+}
+
 void SignalWatch::Run() {
   int signal = 0;
   sigwait(&signals_, &signal);

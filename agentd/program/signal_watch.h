@@ -25,6 +25,8 @@ class SignalWatch {
   // Returns when the first signal has come, or `end` is true; whoever makes it true calls Wake.
   void Wait(const std::atomic<bool>& end);
   void Wake();
+  // As the first signal, for which Wait returns; a signal that comes later is the first all the same.
+  void Drain();
 
  private:
   void Run();

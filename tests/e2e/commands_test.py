@@ -84,6 +84,8 @@ class CommandsTest(ProgramTest):
             self.refuse(4, "", "unpin", pin["key"], *to)
             self.refuse(4, "", "pin", "--prompt", "never seen before", *to)
             self.assertEqual(self.json("prefetch", "--messages", messages, *as_json)["tokens"], pin["tokens"])
+            self.refuse(2, "KEY", "evict", "", *to)
+            self.refuse(2, "from 0.05", "stat", "-i", "nan", *to)
             self.assertIn("dropped", self.kvctl("evict", root["key"], *to)[0])
             self.refuse(4, "", "evict", root["key"], *to)
             self.refuse(2, "--yes", "clear", *to)
@@ -96,6 +98,22 @@ class CommandsTest(ProgramTest):
         with self.daemon() as (endpoint, process):
             self.assertTrue(self.json("drain", "--endpoint", endpoint, "--format", "json")["draining"])
             self.assertEqual(process.wait(30), 0)
+
+    def test_a_signal_behind_a_drain_stops_nothing_that_runs(self):
+        with self.daemon() as (endpoint, process), contextlib.ExitStack() as stack:
+            command = [os.path.join(BIN, "kvctl"), "generate", "--endpoint", endpoint, "--prompt", "A note."]
+            command += ["--max-tokens", "1500", "--ignore-eos"]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            asking = [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in range(8)]
+            for one in asking:
+                one.stdout.read(1)  # it runs
+            self.kvctl("drain", "--endpoint", endpoint)
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(60), 0)
+            for one in asking:
+                _, told = one.communicate(timeout=60)
+                self.assertEqual(one.returncode, 0, told)
+                self.assertIn("1500 tokens", told)
 
     def test_connections_may_be_more_than_the_shell_lets_files_be(self):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

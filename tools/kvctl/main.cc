@@ -268,7 +268,8 @@ class CommandLine {
   static void AddInterval(CLI::App* command, DaemonOptions* options) {
     command->add_option("-i,--interval", options->interval_s, "again every so many seconds")
         ->type_name("SECONDS")
-        ->check(CLI::Range(0.05, 86400.0));
+        ->check(Refusing(
+            [](const std::string& text) { return NotANumber(text, 0.05, 86400, "of seconds from 0.05 to 86400"); }));
     command->add_option("-n,--count", options->count, "so many times; default: until Ctrl-C")
         ->type_name("N")
         ->check(CLI::Range(1, kMaxCount));
@@ -284,7 +285,10 @@ class CommandLine {
 
   void AddKey(CLI::App* command) {
     command->add_option("KEY", entries_.key, "as `kvctl ls` shows it, or a beginning of it that is the only one")
-        ->required();
+        ->required()
+        ->check(Refusing([](const std::string& text) {
+          return text.empty() ? std::string("KEY is empty; see `kvctl ls`") : std::string();
+        }));
   }
 
   void AddTier(CLI::App* command) {
