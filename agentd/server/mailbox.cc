@@ -38,6 +38,14 @@ void Mailbox::PostAnswer(Answer answer) {
   Wake();
 }
 
+void Mailbox::PostSubmitted(Submitted submitted) {
+  {
+    const std::lock_guard lock(mu_);
+    contents_.submitted.push_back(std::move(submitted));
+  }
+  Wake();
+}
+
 Mailbox::Contents Mailbox::TakeAll() {
   std::uint64_t ignored = 0;
   [[maybe_unused]] const ssize_t got = ::read(wake_fd_, &ignored, sizeof ignored);

@@ -31,6 +31,12 @@ struct Answer {
   std::optional<GivenLease> lease;
 };
 
+// What the service said to a generation that was submitted away from the io thread.
+struct Submitted {
+  std::shared_ptr<StreamSink> sink;
+  Result<std::uint64_t> request_id;
+};
+
 // Thread-safe. Outlives the server where an engine still holds a sink.
 class Mailbox {
  public:
@@ -44,11 +50,13 @@ class Mailbox {
 
   void PostReady(std::shared_ptr<StreamSink> sink);
   void PostAnswer(Answer answer);
+  void PostSubmitted(Submitted submitted);
   void Wake();
 
   struct Contents {
     std::vector<std::shared_ptr<StreamSink>> ready;
     std::vector<Answer> answers;
+    std::vector<Submitted> submitted;
   };
   Contents TakeAll();  // the io thread
 

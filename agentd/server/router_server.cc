@@ -22,6 +22,7 @@
 #include "agentd/server/mailbox.h"
 #include "agentd/server/memory_link.h"
 #include "agentd/server/router_socket.h"
+#include "agentd/server/submitter.h"
 #include "agentd/server/unary.h"
 #include "libkvshare/codec/codec.h"
 #include "libkvshare/core/endpoint.h"
@@ -51,6 +52,7 @@ struct Stream {
   std::shared_ptr<StreamSink> sink;
   std::uint64_t request_id = 0;
   std::uint32_t credit = 0;
+  bool accepted = false;   // by the service; until then it has no request_id
   bool cancelled = false;  // what has been made already is sent without credit
   Clock::time_point deadline;
 };
@@ -79,6 +81,7 @@ class ZmqRouterServer final : public RouterServer {
     if (!mailbox_->ok()) return Unavailable("this process has no descriptor left");
     KVS_RETURN_IF_ERROR(socket_.Bind(endpoint, text));
     worker_ = std::make_unique<UnaryWorker>(service_, mailbox_);
+    submitter_ = std::make_unique<Submitter>(service_, mailbox_);
     link_requests_ = std::make_unique<LinkRequests>(service_, &leases_, worker_.get(), &draining_);
     if (endpoint.transport == Transport::kIpc) {
       local_ = true;
@@ -133,9 +136,14 @@ class ZmqRouterServer final : public RouterServer {
     io_thread_.join();
     if (link_ != nullptr) link_->Stop();
     worker_.reset();
+    submitter_.reset();
     // Given away meanwhile, to nobody.
-    for (const Answer& answer : mailbox_->TakeAll().answers) {
+    const Mailbox::Contents left = mailbox_->TakeAll();
+    for (const Answer& answer : left.answers) {
       if (answer.lease.has_value()) (void)service_->Release(answer.lease->id);
+    }
+    for (const Submitted& submitted : left.submitted) {
+      if (submitted.request_id.ok()) service_->Cancel(*submitted.request_id);
     }
   }
 
@@ -171,6 +179,7 @@ class ZmqRouterServer final : public RouterServer {
     }
     const Mailbox::Contents contents = mailbox_->TakeAll();
     for (const Answer& answer : contents.answers) SendAnswer(answer);
+    for (const Submitted& submitted : contents.submitted) OnSubmitted(submitted);
     for (const std::shared_ptr<StreamSink>& sink : contents.ready) FlushSink(*sink);
     if (pending_peers_ > 0) RetryPending();
     if (!peers_.empty() && Clock::now() >= next_tick_) Tick();
@@ -203,7 +212,9 @@ class ZmqRouterServer final : public RouterServer {
     for (const auto& [id, peer] : peers_) ids.push_back(id);
     for (const std::string& id : ids) ForgetIfSettled(id);
     if (!peers_.empty() || !worker_->IdleOrWake()) return false;
-    for (const Answer& answer : mailbox_->TakeAll().answers) SendAnswer(answer);
+    const Mailbox::Contents last = mailbox_->TakeAll();
+    for (const Answer& answer : last.answers) SendAnswer(answer);
+    for (const Submitted& submitted : last.submitted) OnSubmitted(submitted);
     return peers_.empty();
   }
 
@@ -236,7 +247,8 @@ class ZmqRouterServer final : public RouterServer {
       if (!faults_.MayAnswer(peer, Clock::now())) return;
       return SendError(peer, correlation, request.status());
     }
-    if (auto* generate = std::get_if<codec::Generate>(&*request)) return OnGenerate(peer, correlation, *generate);
+    if (auto* generate = std::get_if<codec::Generate>(&*request))
+      return OnGenerate(peer, correlation, std::move(*generate), bytes.size());
     if (const auto* cancel = std::get_if<codec::Cancel>(&*request)) return OnCancel(peer, cancel->target);
     if (const auto* credit = std::get_if<codec::Credit>(&*request)) return OnCredit(peer, *credit);
     if (std::holds_alternative<codec::Hello>(*request)) return OnHello(peer, correlation);
@@ -298,7 +310,7 @@ class ZmqRouterServer final : public RouterServer {
     }
   }
 
-  void OnGenerate(const std::string& id, std::uint64_t correlation, const codec::Generate& generate) {
+  void OnGenerate(const std::string& id, std::uint64_t correlation, codec::Generate generate, std::size_t bytes) {
     if (draining_) return SendError(id, correlation, DrainingStatus());
     if (const auto found = peers_.find(id); found != peers_.end()) {
       if (found->second.streams.count(correlation) != 0) {
@@ -311,32 +323,43 @@ class ZmqRouterServer final : public RouterServer {
       }
     }
     auto sink = std::make_shared<StreamSink>(mailbox_, id, correlation);
-    const Result<std::uint64_t> request_id = Submit(generate.request, sink);
-    if (!request_id.ok()) return SendError(id, correlation, request_id.status());
-    // The sink may have called already; its report is read after this.
-    Peer& peer = OwedPeer(id);
-    peer.streams[correlation] = {.sink = std::move(sink),
-                                 .request_id = *request_id,
-                                 .credit = generate.credit,
-                                 .deadline = Clock::now() + generate.request.timeout + kDeadlineGrace};
-    SendReply(id, correlation, codec::Accepted{.request_id = *request_id});
+    Stream& stream = OwedPeer(id).streams[correlation];
+    stream = {
+        .sink = sink, .credit = generate.credit, .deadline = Clock::now() + generate.request.timeout + kDeadlineGrace};
+    if (bytes <= kInlineRequestBytes) return OnSubmitted({sink, SubmitTo(*service_, generate.request, sink)});
+    if (!submitter_->Submit(sink, std::move(generate.request), bytes)) {
+      OnSubmitted({sink, ResourceExhausted("too many large prompts wait to be read; ask again later")});
+    }
   }
 
-  // What throws, such as a prompt there is no memory for, ends this request and not the daemon.
-  Result<std::uint64_t> Submit(const GenerateRequest& request, const std::shared_ptr<StreamSink>& sink) {
-    try {
-      return service_->Generate(request, sink);
-    } catch (const std::exception& error) {
-      return Internal(std::string("the request failed: ") + error.what());
+  void OnSubmitted(const Submitted& submitted) {
+    const std::string id = submitted.sink->peer();
+    const std::uint64_t correlation = submitted.sink->correlation();
+    Stream* stream = FindStream(id, correlation);
+    if (stream == nullptr || stream->sink != submitted.sink) {
+      // Its client has gone meanwhile, or its deadline has passed.
+      if (submitted.request_id.ok()) service_->Cancel(*submitted.request_id);
+      return;
     }
+    if (!submitted.request_id.ok()) {
+      peers_[id].streams.erase(correlation);
+      SendError(id, correlation, submitted.request_id.status());
+      return ForgetIfSettled(id);
+    }
+    stream->accepted = true;
+    stream->request_id = *submitted.request_id;
+    if (stream->cancelled) service_->Cancel(stream->request_id);
+    SendReply(id, correlation, codec::Accepted{.request_id = stream->request_id});
+    FlushSink(*submitted.sink);  // which may have called already
   }
 
   void OnCancel(const std::string& id, std::uint64_t target) {
     Stream* stream = FindStream(id, target);
     if (stream == nullptr) return;
+    stream->cancelled = true;
+    if (!stream->accepted) return;  // as soon as it is
     service_->Cancel(stream->request_id);
     // The service may have ended it already, and only credit was missing.
-    stream->cancelled = true;
     FlushSink(*std::shared_ptr<StreamSink>(stream->sink));
   }
 
@@ -388,7 +411,7 @@ class ZmqRouterServer final : public RouterServer {
   // Sends what the sink has and the client's credit allows.
   void FlushSink(StreamSink& sink) {
     Stream* stream = FindStream(sink.peer(), sink.correlation());
-    if (stream == nullptr || stream->sink.get() != &sink) return;
+    if (stream == nullptr || stream->sink.get() != &sink || !stream->accepted) return;
     StreamSink::Taken taken = sink.Take(stream->credit > 0, draining_ || stream->cancelled);
     if (taken.chunk.has_value()) {
       if (stream->credit > 0) --stream->credit;
@@ -554,6 +577,7 @@ class ZmqRouterServer final : public RouterServer {
 
   ClientLeases leases_;
   std::unique_ptr<UnaryWorker> worker_;
+  std::unique_ptr<Submitter> submitter_;
   std::unique_ptr<LinkRequests> link_requests_;
   std::unique_ptr<MemoryLink> link_;
   std::thread io_thread_;

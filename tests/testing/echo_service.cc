@@ -58,6 +58,24 @@ void EchoService::OpenGate() {
   changed_.notify_all();
 }
 
+void EchoService::HoldGenerate() {
+  const std::lock_guard lock(mu_);
+  holds_ = true;
+}
+
+bool EchoService::WaitForHeld() const {
+  std::unique_lock lock(mu_);
+  return changed_.wait_for(lock, kWaitMax, [this] { return held_; });
+}
+
+void EchoService::LetIn() {
+  {
+    const std::lock_guard lock(mu_);
+    holds_ = held_ = false;
+  }
+  changed_.notify_all();
+}
+
 int EchoService::generations() const {
   const std::lock_guard lock(mu_);
   return static_cast<int>(last_id_);
@@ -143,7 +161,10 @@ Result<std::uint64_t> EchoService::Generate(const GenerateRequest& request,
   }
   std::uint64_t id = 0;
   {
-    const std::lock_guard lock(mu_);
+    std::unique_lock lock(mu_);
+    held_ = holds_;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return !holds_; });
     id = ++last_id_;
     last_request_ = request;
     Active& active = active_[id];

@@ -29,6 +29,11 @@ class EchoService final : public agentd::Service {
   void CloseGate(int chunks);
   void OpenGate();
 
+  // From now on Generate does not return, until LetIn(). Waits until one is there: false after 20 seconds.
+  void HoldGenerate();
+  bool WaitForHeld() const;
+  void LetIn();
+
   // Leases lie in shared memory from now on, `num_pages` pages of it: page i of any prompt on page i % num_pages.
   // Before a server starts. Without this call leases are metadata.
   Status ShareMemory(std::int64_t num_pages, std::int64_t page_bytes = 4096);
@@ -90,6 +95,7 @@ class EchoService final : public agentd::Service {
   mutable std::mutex mu_;
   mutable std::condition_variable changed_;
   bool stopping_ = false;
+  bool holds_ = false, held_ = false;
   int gate_ = -1;  // chunks a generation may tell; -1: all
   std::uint64_t last_id_ = 0;
   int cancellations_ = 0;

@@ -434,6 +434,119 @@ TEST_F(RouterServerTest, CancellingDoesNotWaitForCredit) {
   EXPECT_TRUE(peer.ReceiveA<codec::Accepted>(1).has_value());
 }
 
+// Prompts that take long to read: everybody else is served, and who asked may think better of it.
+class LargePromptTest : public RouterServerTest {
+ protected:
+  static codec::Generate Large(const std::string& name, std::uint32_t credit) {
+    return {.request = Echo(name + std::string(100'000, 'x'), 10), .credit = credit};
+  }
+  void Hold(RawPeer& peer, const codec::Generate& request) {
+    service_.HoldGenerate();
+    peer.Send(1, request);
+    ASSERT_TRUE(service_.WaitForHeld());
+  }
+};
+
+TEST_F(LargePromptTest, HoldsNobodyUp) {
+  StartHere();
+  RawPeer peer(endpoint_);
+  const codec::Generate request = Large("a", 100);
+  Hold(peer, request);
+  peer.Send(2, Large("behind", 0));
+  const auto client = NewClient(endpoint_);
+  for (int i = 0; i < 100; ++i) KVS_ASSERT_OK(client->Ping(kLong));
+  peer.Send(1, codec::Generate{.request = Echo("the same name", 10), .credit = 0});
+  EXPECT_EQ(peer.ReceiveError(1).code(), StatusCode::kInvalidArgument);
+  service_.LetIn();
+  ASSERT_TRUE(peer.ReceiveA<codec::Accepted>(1).has_value());
+  EXPECT_TRUE(service_.WaitForFinished(2));
+  std::optional<GenerateReply> done;
+  while (!done.has_value()) {
+    const auto received = peer.ReceiveAny();
+    ASSERT_TRUE(received.has_value());
+    if (const auto* reply = std::get_if<GenerateReply>(&received->reply)) done = *reply;
+  }
+  EXPECT_EQ(done->text, EchoService::Expected(request.request).text);
+}
+
+TEST_F(LargePromptTest, IsCancelledOnceItIsRead) {
+  StartHere();
+  service_.CloseGate(0);
+  RawPeer peer(endpoint_);
+  Hold(peer, Large("a", 100));
+  peer.Send(0, codec::Cancel{.target = 1});
+  peer.Send(7, codec::Ping{});  // behind the cancellation
+  ASSERT_TRUE(peer.ReceiveA<codec::Pong>(7).has_value());
+  service_.LetIn();
+  EXPECT_TRUE(service_.WaitForCancellations(1));
+}
+
+TEST_F(LargePromptTest, OfAClientThatHasGoneIsCancelled) {
+  StartHere();
+  service_.CloseGate(0);
+  {
+    RawPeer peer(endpoint_);
+    Hold(peer, Large("a", 100));
+  }
+  while (server_->counters().clients_lost == 0) std::this_thread::yield();
+  service_.LetIn();
+  EXPECT_TRUE(service_.WaitForCancellations(1));
+}
+
+TEST_F(LargePromptTest, ThatIsRefusedIsAnError) {
+  StartHere();
+  RawPeer peer(endpoint_);
+  codec::Generate request = Large("a", 100);
+  request.request.max_tokens = 1 << 20;
+  peer.Send(1, request);
+  EXPECT_EQ(peer.ReceiveError(1).code(), StatusCode::kInvalidArgument);
+  peer.Send(1, Large("again", 100));
+  EXPECT_TRUE(peer.ReceiveA<codec::Accepted>(1).has_value());
+}
+
+TEST_F(LargePromptTest, IsServedByADaemonThatDrains) {
+  StartHere();
+  RawPeer peer(endpoint_);
+  Hold(peer, Large("a", 0));
+  auto drained = std::async(std::launch::async, [this] { server_->DrainAndStop(); });
+  service_.LetIn();
+  ASSERT_TRUE(peer.ReceiveA<codec::Accepted>(1).has_value());
+  EXPECT_TRUE(peer.ReceiveA<TokenChunk>(1).has_value());
+  EXPECT_TRUE(peer.ReceiveA<GenerateReply>(1).has_value());
+  drained.get();
+}
+
+TEST_F(LargePromptTest, IsCancelledByAServerThatStops) {
+  StartHere();
+  service_.CloseGate(0);
+  RawPeer peer(endpoint_);
+  Hold(peer, Large("a", 100));
+  auto stopped = std::async(std::launch::async, [this] { server_.reset(); });
+  service_.LetIn();
+  stopped.get();
+  EXPECT_TRUE(service_.WaitForCancellations(1));
+}
+
+TEST_F(LargePromptTest, MoreThanTheirShareAreRefused) {
+  StartHere();
+  RawPeer peer(endpoint_);
+  Hold(peer, Large("a", 100));
+  codec::Generate request{.request = Echo(std::string(wire::kMaxTextBytes - 100, 'x'), 1), .credit = 100};
+  for (std::uint64_t i = 2; i <= 20; ++i) peer.Send(i, request);
+  int refused = 0;
+  while (refused < 12) {  // 64 MiB hold seven of 8 MiB beside the first
+    const auto received = peer.ReceiveAny();
+    ASSERT_TRUE(received.has_value());
+    const auto* error = std::get_if<Status>(&received->reply);
+    if (error == nullptr) continue;
+    EXPECT_EQ(error->code(), StatusCode::kResourceExhausted);
+    ++refused;
+  }
+  service_.LetIn();
+  EXPECT_TRUE(service_.WaitForFinished(8));
+  EXPECT_EQ(service_.generations(), 8);
+}
+
 TEST_F(RouterServerTest, StoppingWithoutDrainingCancelsWhatRuns) {
   StartHere();
   service_.CloseGate(1);
