@@ -49,6 +49,10 @@ class RawClient {
     }
     return true;
   }
+  bool NothingComesFor(milliseconds time) {
+    pollfd readable{fd_, POLLIN, 0};
+    return poll(&readable, 1, static_cast<int>(time.count())) == 0;
+  }
   // All that comes until `until` has been seen or the connection ends; fails the test after 20 seconds.
   std::string Read(const std::string& until = "") {
     std::string all;
@@ -184,10 +188,10 @@ TEST(HttpServerTest, WithoutDescriptorsItWaits) {
   one_more.rlim_cur = static_cast<rlim_t>(next) + 1;
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &one_more), 0);
   RawClient client(server->port());  // takes the last one
-  std::this_thread::sleep_for(milliseconds(20));
+  EXPECT_TRUE(client.NothingComesFor(milliseconds(20)));
   const auto cpu_seconds = [] { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; };
   const double begun = cpu_seconds();
-  std::this_thread::sleep_for(milliseconds(400));
+  EXPECT_TRUE(client.NothingComesFor(milliseconds(400)));
   EXPECT_LT(cpu_seconds() - begun, 0.1);  // of all threads
   EXPECT_EQ(server->counters().connections, 0);
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
