@@ -22,6 +22,23 @@ namespace {
 
 using std::chrono::milliseconds;
 
+// The process's signals are the agent's to handle, on threads of its own: one of ours they would interrupt in a
+// socket's call, which ends the connection.
+class AllSignalsBlocked {
+ public:
+  AllSignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~AllSignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  AllSignalsBlocked(const AllSignalsBlocked&) = delete;
+  AllSignalsBlocked& operator=(const AllSignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 // A daemon with open streams of ours gives a sign of life every second; this much silence means it is stuck.
 constexpr milliseconds kSilenceMax{15000};
 constexpr milliseconds kSilenceCheck{1000};
@@ -85,13 +102,8 @@ class ZmqConnection final : public Connection {
     monitor_.set(zmq::sockopt::linger, 0);
     monitor_.connect(kMonitorAddress);
     socket_.connect(endpoint_);
-    // The process's signals are the agent's to handle, on threads of its own: here they would interrupt a socket's
-    // call.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const AllSignalsBlocked blocked;  // the thread inherits it
     io_thread_ = std::thread([this] { IoThread(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     return OkStatus();
   }
 
@@ -375,6 +387,10 @@ class ZmqConnection final : public Connection {
       if (call->kind == CallKind::kStream && call->sent) ++streams_open_;
     }
     if (streams_open_ == 0 || Clock::now() - last_heard_ < kSilenceMax) return;
+    // It may only be slow: then nobody waits for what it computes.
+    for (const auto& [correlation, call] : calls_) {
+      if (call->kind == CallKind::kStream && call->sent) CancelLocked(correlation);
+    }
     const std::string silence = std::to_string(kSilenceMax.count() / 1000);
     EndAllLocked(Unavailable("the daemon at " + endpoint_ + " has been silent for " + silence + " s"),
                  /*sent_only=*/true);

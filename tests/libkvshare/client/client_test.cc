@@ -477,6 +477,35 @@ TEST_F(ClientTest, AGenerationThatNobodyWaitsForIsCancelled) {
   EXPECT_EQ(target.get(), 999u);
 }
 
+// 15 seconds: a daemon that is only slow should not go on computing what its client has given up.
+TEST_F(ClientTest, StreamsOfASilentDaemonAreCancelled) {
+  std::uint64_t stream = 0;
+  std::promise<std::uint64_t> cancelled;
+  const FakeDaemon daemon(endpoint_, [&, greeted = false](const codec::Frame& frame) mutable {
+    if (!greeted) {
+      greeted = true;
+      return *codec::EncodeReply(CorrelationOf(frame), codec::HelloAck{});
+    }
+    if (stream == 0) {
+      stream = CorrelationOf(frame);
+      return *codec::EncodeReply(stream, codec::Accepted{.request_id = 1});
+    }
+    wire::ReceivedFrame received;
+    EXPECT_EQ(received.Load(frame, wire::FrameKind::kRequest), wire::FrameFault::kNone);
+    const Result<codec::Request> request = codec::DecodeRequest(*received.request());
+    const auto* cancel = request.ok() ? std::get_if<codec::Cancel>(&*request) : nullptr;
+    if (cancel != nullptr) cancelled.set_value(cancel->target);
+    return codec::EncodeError(stream, Cancelled("as asked"));
+  });
+  const auto client = NewClient();
+  const auto tokens = client->Generate({.prompt = TextPrompt{"x"}, .max_tokens = 1, .timeout = 4 * kLong});
+  KVS_ASSERT_OK(tokens);
+  KVS_EXPECT_FAILS((*tokens)->Next(), StatusCode::kUnavailable, "silent");
+  std::future<std::uint64_t> target = cancelled.get_future();
+  ASSERT_EQ(target.wait_for(kLong), std::future_status::ready);
+  EXPECT_EQ(target.get(), stream);
+}
+
 TEST_F(ClientTest, ADaemonThatIgnoresCreditIsCutOff) {
   // Answers everything after the greeting with one more chunk, asked or not.
   std::uint64_t stream = 0;
