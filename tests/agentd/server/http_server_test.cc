@@ -6,7 +6,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -14,10 +13,12 @@
 #include <condition_variable>
 #include <ctime>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "agentd/server/http_routes.h"
 #include "tests/testing/echo_service.h"
+#include "tests/testing/one_more_descriptor.h"
 #include "tests/testing/status_matchers.h"
 
 namespace kvshare::agentd {
@@ -179,14 +180,7 @@ TEST(HttpServerTest, WhenPlacesRunOutTheLongestWaitingGoes) {
 // Who cannot be accepted stays in the backlog until there are descriptors again; the server does not turn round for it.
 TEST(HttpServerTest, WithoutDescriptorsItWaits) {
   const auto server = Start(Echo);
-  rlimit before{};
-  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
-  const int next = dup(0);
-  ASSERT_GE(next, 0);
-  close(next);
-  rlimit one_more = before;
-  one_more.rlim_cur = static_cast<rlim_t>(next) + 1;
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &one_more), 0);
+  std::optional<kvshare::testing::OneMoreDescriptor> one_more(std::in_place);
   RawClient client(server->port());  // takes the last one
   EXPECT_TRUE(client.NothingComesFor(milliseconds(20)));
   const auto cpu_seconds = [] { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; };
@@ -194,7 +188,7 @@ TEST(HttpServerTest, WithoutDescriptorsItWaits) {
   EXPECT_TRUE(client.NothingComesFor(milliseconds(400)));
   EXPECT_LT(cpu_seconds() - begun, 0.1);  // of all threads
   EXPECT_EQ(server->counters().connections, 0);
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  one_more.reset();
   EXPECT_TRUE(client.Send("GET /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"));
   EXPECT_THAT(client.Read(), StartsWith("HTTP/1.1 200"));
 }

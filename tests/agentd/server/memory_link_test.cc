@@ -2,11 +2,10 @@
 #include "agentd/server/memory_link.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <chrono>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "protocol/handover.h"
 #include "tests/agentd/server/raw_link.h"
 #include "tests/testing/echo_service.h"
+#include "tests/testing/one_more_descriptor.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 
@@ -173,19 +173,12 @@ TEST_F(MemoryLinkTest, SayingNoFrameAfterTheClaimEndsTheConnection) {
 
 // Who cannot be accepted waits, and the threads do not turn round for it.
 TEST_F(MemoryLinkTest, WithoutDescriptorsItWaits) {
-  rlimit before{};
-  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
-  const int next = dup(0);
-  ASSERT_GE(next, 0);
-  close(next);
-  rlimit one_more = before;
-  one_more.rlim_cur = static_cast<rlim_t>(next) + 1;
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &one_more), 0);
+  std::optional<kvshare::testing::OneMoreDescriptor> one_more(std::in_place);
   const RawLink client(link_->path());  // takes the last one
   const auto until = MemoryLink::Clock::now() + std::chrono::milliseconds(200);
   int offered = 0;
   while (MemoryLink::Clock::now() < until) offered += link_->HandleOne(std::chrono::milliseconds(10));
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  one_more.reset();
   EXPECT_GT(offered, 0);
   EXPECT_LT(offered, 20);
   Turn();
