@@ -77,7 +77,7 @@ class HttpFront {
 
   Status Start(const Config& config, const Log& log) {
     if (config.http_host.empty()) return OkStatus();
-    const auto handle = [this](const HttpRequest& request, HttpReply& reply) { routes_.Handle(request, reply); };
+    const auto handle = [this](const HttpRequest& request) { return routes_.Handle(request); };
     KVS_ASSIGN_OR_RETURN(server_, StartHttpServer({.host = config.http_host, .port = config.http_port}, handle));
     routes_.SetServer(server_.get());
     if (config.http_host != "127.0.0.1" && config.http_host != "localhost" && config.http_host != "[::1]") {

@@ -1,10 +1,7 @@
-// One HTTP connection's socket, and the answer written to it.
+// One HTTP connection's socket: the request that comes in, and the answer that goes out as the client takes it.
 #pragma once
 
-#include <sys/types.h>
-
 #include <chrono>
-#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -13,7 +10,7 @@
 
 namespace kvshare::agentd {
 
-// A connected, non-blocking socket and the request that is being read from it. One thread at a time.
+// A connected, non-blocking socket. Nothing here waits. One thread at a time.
 class HttpConnection {
  public:
   using Clock = std::chrono::steady_clock;
@@ -24,25 +21,29 @@ class HttpConnection {
   ~HttpConnection();
 
   enum class Outcome { kWaiting, kRequest, kRefused, kGone };
-  // Reads what has come, at most one request.
+  // Reads what has come, at most one request. Requires !writing().
   Outcome Read();
   // Requires kRequest. Reading then goes on with the next request.
   HttpRequest TakeRequest();
   const HttpParser& parser() const { return parser_; }
   bool begun() const { return parser_.begun(); }
 
-  // Sends without waiting; for short answers that may get lost.
-  void TrySend(std::string_view data);
-  // Sends all; false when the client is gone, or takes nothing for `timeout`.
-  bool SendAll(std::string_view data, std::chrono::milliseconds timeout);
-  bool PeerGone() const;
-  // After an answer to a request that was not read to its end: the rest is thrown away for a while, because closing at
-  // once could take the answer with it.
-  void StartLingering();
+  // What becomes of the connection behind an answer.
+  enum class Then {
+    kRead,    // the next request
+    kClose,   // nothing more is to come
+    kLinger,  // the request was not read to its end: the rest is thrown away for a while, because closing at once could
+              // take the answer with it
+  };
+  void SetAnswer(std::string answer, Then then);
+  // Whether some of the answer is still here.
+  bool writing() const { return !answer_.empty(); }
+  // Sends what the client takes now. False when the connection is at its end.
+  bool Write();
   bool lingering() const { return lingering_; }
 
   int fd() const { return fd_; }
-  Clock::time_point waiting_since = Clock::now();  // the server's: since when it waits for this request
+  Clock::time_point waiting_since = Clock::now();  // the server's: for this request, or for this answer to be taken
   bool answered = false;                           // the server's: it had an answer before
 
  private:
@@ -52,43 +53,12 @@ class HttpConnection {
   const HttpLimits limits_;
   HttpParser parser_;
   std::string unread_;  // bytes behind the last request
+  std::string answer_;  // what is left to send
+  Then then_ = Then::kRead;
   bool lingering_ = false;
 };
 
-// Writes one answer to a connection.
-class ConnectionReply final : public HttpReply {
- public:
-  ConnectionReply(HttpConnection* connection, const HttpRequest& request, std::chrono::milliseconds write_timeout)
-      : connection_(connection),
-        head_only_(request.method == "HEAD"),
-        chunked_(request.http_1_1),
-        keep_alive_(request.keep_alive),
-        timeout_(write_timeout) {}
-
-  void Send(int status, std::string_view content_type, std::string_view body, const Headers& headers) override;
-  bool Begin(int status, std::string_view content_type, const Headers& headers) override;
-  bool Write(std::string_view data) override;
-  bool Alive() override { return ok_ && !connection_->PeerGone(); }
-
-  bool begun() const { return begun_; }
-  // Completes the answer. True when the connection can take another request.
-  bool Finish();
-  // The answer cannot be completed: the connection must be closed so that the client sees that.
-  void Abandon() { ok_ = false; }
-
- private:
-  HttpConnection* const connection_;
-  const bool head_only_;
-  const bool chunked_;
-  bool keep_alive_;
-  const std::chrono::milliseconds timeout_;
-  bool begun_ = false;
-  bool streaming_ = false;
-  bool ok_ = true;
-};
-
-// The status line and headers of an answer; `length` < 0: no Content-Length.
-std::string HttpHead(int status, std::string_view content_type, std::int64_t length, bool keep_alive,
-                     const HttpReply::Headers& headers);
+// The bytes of an answer; its body is left out where only the head was asked for.
+std::string HttpBytes(const HttpAnswer& answer, bool head_only, bool keep_alive);
 
 }  // namespace kvshare::agentd

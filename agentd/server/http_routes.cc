@@ -10,9 +10,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::string_view kJson = "application/json";
-
-std::string Line(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"; }
+HttpAnswer JsonLine(int status, const Json& json) {
+  return {.status = status,
+          .content_type = "application/json",
+          .body = json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"};
+}
 
 }  // namespace
 
@@ -40,39 +42,36 @@ void HttpRoutes::Close() {
   wire_ = nullptr;
 }
 
-void HttpRoutes::Handle(const HttpRequest& request, HttpReply& reply) {
+HttpAnswer HttpRoutes::Handle(const HttpRequest& request) {
   const std::string& path = request.path;
   const bool health = path == "/health" || path == "/live";
   if (!health && path != "/ready" && path != "/metrics" && path != "/version") {
-    reply.Send(404, kJson, HttpErrorJson(404, "no such path; there are /health, /ready, /metrics and /version"));
-  } else if (request.method != "GET" && request.method != "HEAD") {
-    reply.Send(405, kJson, HttpErrorJson(405, "only GET and HEAD are known here"), {{"Allow", "GET, HEAD"}});
-  } else if (health) {
-    reply.Send(200, kJson, Line({{"status", "ok"}}));
-  } else if (path == "/ready") {
-    Ready(reply);
-  } else if (path == "/metrics") {
-    Metrics(reply);
-  } else {
-    Version(reply);
+    return HttpError(404, "no such path; there are /health, /ready, /metrics and /version");
   }
+  if (request.method != "GET" && request.method != "HEAD") {
+    HttpAnswer answer = HttpError(405, "only GET and HEAD are known here");
+    answer.headers = {{"Allow", "GET, HEAD"}};
+    return answer;
+  }
+  if (health) return JsonLine(200, {{"status", "ok"}});
+  if (path == "/ready") return Ready();
+  if (path == "/metrics") return Metrics();
+  return Version();
 }
 
-void HttpRoutes::Ready(HttpReply& reply) {
+HttpAnswer HttpRoutes::Ready() {
   Phase phase;
   {
     const std::lock_guard lock(mu_);
     phase = phase_;
   }
-  if (phase == Phase::kServing) {
-    reply.Send(200, kJson, Line({{"status", "ready"}}));
-    return;
-  }
-  const char* status = phase == Phase::kLoading ? "loading the model" : "draining";
-  reply.Send(503, kJson, Line({{"status", status}}), {{"Retry-After", "1"}});
+  if (phase == Phase::kServing) return JsonLine(200, {{"status", "ready"}});
+  HttpAnswer answer = JsonLine(503, {{"status", phase == Phase::kLoading ? "loading the model" : "draining"}});
+  answer.headers = {{"Retry-After", "1"}};
+  return answer;
 }
 
-void HttpRoutes::Metrics(HttpReply& reply) {
+HttpAnswer HttpRoutes::Metrics() {
   MetricsInput input;
   input.version = version_;
   if (const HttpServer* server = server_; server != nullptr) input.http = server->counters();
@@ -85,10 +84,10 @@ void HttpRoutes::Metrics(HttpReply& reply) {
     }
     if (wire_ != nullptr) input.wire = wire_->counters();
   }
-  reply.Send(200, kMetricsContentType, MetricsText(input));
+  return {.status = 200, .content_type = std::string(kMetricsContentType), .body = MetricsText(input)};
 }
 
-void HttpRoutes::Version(HttpReply& reply) {
+HttpAnswer HttpRoutes::Version() {
   Json json = {{"name", "agentd"}, {"version", version_}};
   {
     const std::lock_guard lock(mu_);
@@ -103,7 +102,7 @@ void HttpRoutes::Version(HttpReply& reply) {
       json["max_context_tokens"] = info.max_context_tokens;
     }
   }
-  reply.Send(200, kJson, Line(json));
+  return JsonLine(200, json);
 }
 
 }  // namespace kvshare::agentd

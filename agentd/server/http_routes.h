@@ -29,14 +29,14 @@ class HttpRoutes {
   // The server whose handler this is, for its counters; null: none.
   void SetServer(const HttpServer* server) { server_ = server; }
 
-  void Handle(const HttpRequest& request, HttpReply& reply);
+  HttpAnswer Handle(const HttpRequest& request);
 
  private:
   enum class Phase { kLoading, kServing, kDraining, kStopped };
 
-  void Ready(HttpReply& reply);
-  void Metrics(HttpReply& reply);
-  void Version(HttpReply& reply);
+  HttpAnswer Ready();
+  HttpAnswer Metrics();
+  HttpAnswer Version();
 
   const std::string version_;
   std::atomic<const HttpServer*> server_ = nullptr;

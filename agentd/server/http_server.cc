@@ -15,6 +15,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -62,9 +63,13 @@ class HttpServerImpl final : public HttpServer {
       stopping_ = true;
     }
     changed_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+    {
+      const std::lock_guard lock(mu_);
+      answers_made_ = true;
+    }
     Wake();
     if (io_.joinable()) io_.join();
-    for (std::thread& worker : workers_) worker.join();
   }
 
   Status Start() {
@@ -121,7 +126,7 @@ class HttpServerImpl final : public HttpServer {
     if (write(wake_.get(), &one, sizeof(one)) < 0) return;
   }
 
-  // ---- the io thread: owns the connections that wait for a request ----
+  // ---- the io thread: owns the connections that wait for a request, or for their answer to be taken ----
 
   void IoThread() {
     while (Turn()) {
@@ -131,7 +136,10 @@ class HttpServerImpl final : public HttpServer {
   bool Turn() {
     const bool listens = Clock::now() >= accept_again_;
     std::vector<pollfd> fds = {{wake_.get(), POLLIN, 0}, {listens ? listener_.get() : -1, POLLIN, 0}};
-    for (const ConnectionPtr& connection : waiting_) fds.push_back({connection->fd(), POLLIN, 0});
+    for (const ConnectionPtr& connection : waiting_) {
+      const short event = connection->writing() ? POLLOUT : POLLIN;
+      fds.push_back({connection->fd(), event, 0});
+    }
     poll(fds.data(), fds.size(), static_cast<int>(NextDeadline().count()));
     std::uint64_t ignored = 0;
     if ((fds[0].revents & POLLIN) != 0 && read(wake_.get(), &ignored, sizeof(ignored)) < 0) ignored = 0;
@@ -141,20 +149,35 @@ class HttpServerImpl final : public HttpServer {
       if (fds[i + 2].revents == 0) {
         waiting_.push_back(std::move(polled[i]));
       } else {
-        ReadFrom(std::move(polled[i]));
+        Advance(std::move(polled[i]));
       }
     }
     std::vector<ConnectionPtr> returned;
+    bool last = false;
     {
       const std::lock_guard lock(mu_);
-      if (stopping_) return false;
+      last = answers_made_;
       returned.swap(returned_);
     }
-    // They may hold their next request already.
-    for (ConnectionPtr& connection : returned) ReadFrom(std::move(connection));
+    for (ConnectionPtr& connection : returned) Advance(std::move(connection));
+    if (last) return false;
     if ((fds[1].revents & POLLIN) != 0) Accept();
     CloseOverdue();
     return true;
+  }
+
+  // As far as it goes without waiting.
+  void Advance(ConnectionPtr connection) {
+    if (connection->writing()) {
+      if (!connection->Write()) {
+        connection.reset();
+        --open_;
+        return;
+      }
+      if (connection->writing()) return waiting_.push_back(std::move(connection));
+      connection->waiting_since = Clock::now();
+    }
+    ReadFrom(std::move(connection));  // it may hold its next request already
   }
 
   void ReadFrom(ConnectionPtr connection) {
@@ -178,11 +201,10 @@ class HttpServerImpl final : public HttpServer {
 
   void Refuse(ConnectionPtr connection, int status, const std::string& reason) {
     ++refused_;
-    const std::string body = HttpErrorJson(status, reason);
-    connection->TrySend(HttpHead(status, "application/json", static_cast<std::int64_t>(body.size()), false, {}) + body);
-    connection->StartLingering();
+    connection->SetAnswer(HttpBytes(HttpError(status, reason), /*head_only=*/false, /*keep_alive=*/false),
+                          HttpConnection::Then::kLinger);
     connection->waiting_since = Clock::now();
-    waiting_.push_back(std::move(connection));
+    Advance(std::move(connection));
   }
   void Refuse(ConnectionPtr connection) {
     const int status = connection->parser().status();
@@ -226,6 +248,7 @@ class HttpServerImpl final : public HttpServer {
 
   Clock::time_point DeadlineOf(const HttpConnection& connection) const {
     if (connection.lingering()) return connection.waiting_since + kLinger;
+    if (connection.writing()) return connection.waiting_since + options_.write_timeout;
     const bool idle = connection.answered && !connection.begun();
     return connection.waiting_since + (idle ? options_.idle_timeout : options_.request_timeout);
   }
@@ -244,9 +267,10 @@ class HttpServerImpl final : public HttpServer {
     for (ConnectionPtr& connection : all) {
       if (DeadlineOf(*connection) > now) {
         waiting_.push_back(std::move(connection));
-      } else if (connection->begun() && !connection->lingering()) {
+      } else if (connection->begun() && !connection->lingering() && !connection->writing()) {
         Refuse(std::move(connection), 408, "the request took too long to arrive");
       } else {
+        if (connection->writing()) ++refused_;
         connection.reset();
         --open_;
       }
@@ -265,12 +289,7 @@ class HttpServerImpl final : public HttpServer {
         connection = std::move(queue_.front());
         queue_.pop_front();
       }
-      const bool keep = Answer(*connection);
-      if (!keep) {
-        connection.reset();
-        --open_;
-        continue;
-      }
+      Answer(*connection);
       connection->answered = true;
       connection->waiting_since = Clock::now();
       {
@@ -281,19 +300,18 @@ class HttpServerImpl final : public HttpServer {
     }
   }
 
-  // Whether the connection can go on.
-  bool Answer(HttpConnection& connection) {
+  void Answer(HttpConnection& connection) {
     const HttpRequest request = connection.TakeRequest();
     ++requests_;
-    ConnectionReply reply(&connection, request, options_.write_timeout);
+    HttpAnswer answer;
     try {
-      handler_(request, reply);
-    } catch (...) {
+      answer = handler_(request);
+    } catch (const std::exception&) {
       // Ours do not throw; one that does must not take the daemon with it.
-      if (reply.begun()) reply.Abandon();
+      answer = HttpError(500, "the request was not answered");
     }
-    if (!reply.begun()) reply.Send(500, "application/json", HttpErrorJson(500, "the request was not answered"), {});
-    return reply.Finish();
+    connection.SetAnswer(HttpBytes(answer, request.method == "HEAD", request.keep_alive),
+                         request.keep_alive ? HttpConnection::Then::kRead : HttpConnection::Then::kClose);
   }
 
   const HttpServerOptions options_;
@@ -311,6 +329,7 @@ class HttpServerImpl final : public HttpServer {
   std::mutex mu_;
   std::condition_variable changed_;
   bool stopping_ = false;                // guarded by mu_, as all below
+  bool answers_made_ = false;            // and no more are made
   std::deque<ConnectionPtr> queue_;      // with a whole request; at most max_connections
   std::vector<ConnectionPtr> returned_;  // answered
   std::thread io_;
@@ -325,14 +344,16 @@ Result<std::unique_ptr<HttpServer>> StartHttpServer(const HttpServerOptions& opt
   return std::unique_ptr<HttpServer>(std::move(server));
 }
 
-std::string HttpErrorJson(int status, std::string_view message) {
+HttpAnswer HttpError(int status, std::string_view message) {
   const char* type = status == 429   ? "rate_limit_error"
                      : status == 404 ? "not_found_error"
                      : status < 500  ? "invalid_request_error"
                                      : "server_error";
   const nlohmann::ordered_json error = {
       {"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}};
-  return error.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  return {.status = status,
+          .content_type = "application/json",
+          .body = error.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n"};
 }
 
 }  // namespace kvshare::agentd

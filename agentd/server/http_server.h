@@ -1,8 +1,8 @@
 // HttpServer: HTTP/1.1 for people, probes and agent frameworks. It knows nothing of what is asked: handlers do.
 //
-// One thread waits on all connections and reads requests; only whole ones reach the few threads that answer. So a
-// client that sends a byte a second costs a slot in a table, not a thread. docs/design/http.md says why this is not a
-// library.
+// One thread waits on all connections, reads requests and writes answers; only whole requests reach the few threads
+// that make the answers. So a client that sends a byte a second, or reads none, costs a slot in a table, not a thread.
+// docs/design/http.md says why this is not a library.
 #pragma once
 
 #include <chrono>
@@ -19,33 +19,23 @@
 
 namespace kvshare::agentd {
 
-// The answer to one request. One thread.
-class HttpReply {
- public:
-  using Headers = std::vector<std::pair<std::string, std::string>>;
-
-  virtual ~HttpReply() = default;
-
-  // A whole answer. Either this, once, or Begin, Write any number of times, and returning.
-  virtual void Send(int status, std::string_view content_type, std::string_view body, const Headers& headers = {}) = 0;
-
-  // An answer of unknown length, sent as it is written. False when the client is gone, or too slow: then stop.
-  virtual bool Begin(int status, std::string_view content_type, const Headers& headers = {}) = 0;
-  virtual bool Write(std::string_view data) = 0;
-  // Whether the client is still there, as far as can be seen without writing.
-  virtual bool Alive() = 0;
+struct HttpAnswer {
+  int status = 200;
+  std::string content_type;
+  std::string body;
+  std::vector<std::pair<std::string, std::string>> headers;
 };
 
-using HttpHandler = std::function<void(const HttpRequest&, HttpReply&)>;
+using HttpHandler = std::function<HttpAnswer(const HttpRequest&)>;
 
 struct HttpServerOptions {
   std::string host = "127.0.0.1";                    // an address or localhost; "*": all interfaces
   int port = 0;                                      // 0: any free one
-  int threads = 4;                                   // answers at a time, streams included
+  int threads = 4;                                   // answers that are made at a time
   std::size_t max_connections = 512;                 // beyond it the one that keeps us waiting longest goes
   std::chrono::milliseconds request_timeout{15000};  // from a request's first byte to its last
   std::chrono::milliseconds idle_timeout{60000};     // between requests
-  std::chrono::milliseconds write_timeout{15000};    // without any progress
+  std::chrono::milliseconds write_timeout{15000};    // for an answer to be taken
   HttpLimits limits;
 };
 
@@ -58,7 +48,7 @@ struct HttpCounters {
 
 class HttpServer {
  public:
-  // Stops: answers under way are finished, or given up where their client does not read.
+  // Stops: answers that are being made are finished, and sent as far as their clients take them at once.
   virtual ~HttpServer() = default;
   virtual int port() const = 0;
   // Thread-safe.
@@ -66,10 +56,10 @@ class HttpServer {
 };
 
 // Binds and starts serving. InvalidArgument for a host that is no address of this machine, Unavailable when the port is
-// taken. The handler is called on several threads; an answer it does not give is a 500.
+// taken. The handler is called on several threads; one that throws answers 500.
 Result<std::unique_ptr<HttpServer>> StartHttpServer(const HttpServerOptions& options, HttpHandler handler);
 
-// {"error":{"message":...,"type":...,"code":...}}, as OpenAI's clients expect it.
-std::string HttpErrorJson(int status, std::string_view message);
+// Its body is {"error":{"message":...,"type":...,"code":...}}, as OpenAI's clients expect it.
+HttpAnswer HttpError(int status, std::string_view message);
 
 }  // namespace kvshare::agentd
