@@ -4,6 +4,7 @@
 #include <utility>
 #include <variant>
 
+#include "agentd/server/unary.h"
 #include "libkvshare/codec/codec.h"
 #include "protocol/handover.h"
 
@@ -15,7 +16,7 @@ class LinkRequests::ClientPeer final : public LinkPeer {
 
   ~ClientPeer() override {
     for (const std::uint64_t lease : shared_.leases_->TakeAll(peer_)) {
-      shared_.worker_->Release(peer_, /*correlation=*/0, lease);
+      shared_.workers_->SubmitFirst([service = shared_.service_, lease] { (void)service->Release(lease); });
     }
   }
 

@@ -9,8 +9,8 @@
 #include <string>
 
 #include "agentd/server/client_leases.h"
+#include "agentd/server/client_workers.h"
 #include "agentd/server/memory_link.h"
-#include "agentd/server/unary.h"
 #include "agentd/service.h"
 
 namespace kvshare::agentd {
@@ -18,8 +18,8 @@ namespace kvshare::agentd {
 // Thread-safe. Outlives the peers it makes, and what it is given outlives both.
 class LinkRequests {
  public:
-  LinkRequests(Service* service, ClientLeases* leases, UnaryWorker* worker, const std::atomic<bool>* draining)
-      : service_(service), leases_(leases), worker_(worker), draining_(draining) {}
+  LinkRequests(Service* service, ClientLeases* leases, ClientWorkers* workers, const std::atomic<bool>* draining)
+      : service_(service), leases_(leases), workers_(workers), draining_(draining) {}
 
   // Answers in the name of the client that ZeroMQ calls `peer`; its destruction gives all of its leases back.
   std::unique_ptr<LinkPeer> NewPeer(std::string peer);
@@ -32,7 +32,7 @@ class LinkRequests {
 
   Service* const service_;
   ClientLeases* const leases_;
-  UnaryWorker* const worker_;
+  ClientWorkers* const workers_;
   const std::atomic<bool>* const draining_;
   std::atomic<std::int64_t> frames_ = 0;
   std::atomic<std::int64_t> malformed_ = 0;

@@ -17,12 +17,12 @@
 #include <zmq.hpp>
 
 #include "agentd/server/client_leases.h"
+#include "agentd/server/client_workers.h"
 #include "agentd/server/fault_limiter.h"
 #include "agentd/server/link_requests.h"
 #include "agentd/server/mailbox.h"
 #include "agentd/server/memory_link.h"
 #include "agentd/server/router_socket.h"
-#include "agentd/server/submitter.h"
 #include "agentd/server/unary.h"
 #include "libkvshare/codec/codec.h"
 #include "libkvshare/core/endpoint.h"
@@ -38,12 +38,17 @@ using std::chrono::milliseconds;
 // What a client that does not read may make us hold besides.
 constexpr std::size_t kPendingBytesMax = std::size_t{32} << 20;
 constexpr std::size_t kStreamsPerClientMax = 1024;
-// Frames taken before the outcomes get their turn.
-constexpr int kFramesPerStep = 128;
-// Below this the io thread answers by itself: some 0.3 ms of tokenising, against two wake-ups.
+// For frames, before the outcomes get their turn.
+constexpr milliseconds kFramesTime{5};
+// Texts up to here the io thread tokenises and renders by itself, for the price of two wake-ups: most take less than a
+// millisecond, the worst eleven.
 constexpr std::size_t kInlineRequestBytes = 32 << 10;
+// Some of their jobs wait for the engine's step, or the disk.
+constexpr int kAskingThreads = 4;
+// Long texts take no more than one core from the engine.
+constexpr int kReadingThreads = 1;
 constexpr milliseconds kTick{1000};           // signs of life, deadlines
-constexpr milliseconds kRetry{5};             // of clients whose pipe is full
+constexpr milliseconds kRetry{5};             // of clients whose pipe is full; longer while it stays so
 constexpr milliseconds kDeadlineGrace{5000};  // the client's own deadline comes first
 constexpr milliseconds kDrainStuckMax{5000};
 constexpr milliseconds kDrainLinger{2000};
@@ -60,10 +65,21 @@ struct Stream {
 // A client we owe something, or who has a lease by this way.
 struct Peer {
   std::map<std::uint64_t, Stream> streams;  // by correlation id
+  std::int64_t answers_due = 0;             // of requests with one reply that were handed on
   std::deque<codec::Frame> pending;         // its pipe was full
   std::size_t pending_bytes = 0;
   Clock::time_point last_sent = Clock::now();
 };
+
+// Service::Generate; what throws, such as a prompt there is no memory for, is Internal and ends that request alone.
+Result<std::uint64_t> SubmitTo(Service& service, const GenerateRequest& request,
+                               const std::shared_ptr<StreamSink>& sink) {
+  try {
+    return service.Generate(request, sink);
+  } catch (const std::exception& error) {
+    return Internal(std::string("the request failed: ") + error.what());
+  }
+}
 
 class ZmqRouterServer final : public RouterServer {
  public:
@@ -80,9 +96,10 @@ class ZmqRouterServer final : public RouterServer {
     KVS_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseEndpoint(text, EndpointUse::kListen));
     if (!mailbox_->ok()) return Unavailable("this process has no descriptor left");
     KVS_RETURN_IF_ERROR(socket_.Bind(endpoint, text));
-    worker_ = std::make_unique<UnaryWorker>(service_, mailbox_);
-    submitter_ = std::make_unique<Submitter>(service_, mailbox_);
-    link_requests_ = std::make_unique<LinkRequests>(service_, &leases_, worker_.get(), &draining_);
+    const auto wake = [this] { mailbox_->Wake(); };
+    asking_ = std::make_unique<ClientWorkers>(kAskingThreads, wake);
+    reading_ = std::make_unique<ClientWorkers>(kReadingThreads, wake);
+    link_requests_ = std::make_unique<LinkRequests>(service_, &leases_, asking_.get(), &draining_);
     if (endpoint.transport == Transport::kIpc) {
       local_ = true;
       OpenMemoryLink(endpoint.path);
@@ -135,8 +152,8 @@ class ZmqRouterServer final : public RouterServer {
     mailbox_->Wake();
     io_thread_.join();
     if (link_ != nullptr) link_->Stop();
-    worker_.reset();
-    submitter_.reset();
+    asking_.reset();
+    reading_.reset();
     // Given away meanwhile, to nobody.
     const Mailbox::Contents left = mailbox_->TakeAll();
     for (const Answer& answer : left.answers) {
@@ -174,14 +191,15 @@ class ZmqRouterServer final : public RouterServer {
       zmq::poll(&items[1], 1, timeout < milliseconds(0) ? rounded : std::min(timeout, rounded));
     } else {
       zmq::poll(items.data(), items.size(), PollTimeout());
+      const Clock::time_point until = Clock::now() + kFramesTime;
       bool more = true;
-      for (int i = 0; i < kFramesPerStep && more && !brake_.holds(); ++i) more = ReceiveOne();
+      while (more && !brake_.holds() && Clock::now() < until) more = ReceiveOne();
     }
     const Mailbox::Contents contents = mailbox_->TakeAll();
     for (const Answer& answer : contents.answers) SendAnswer(answer);
     for (const Submitted& submitted : contents.submitted) OnSubmitted(submitted);
     for (const std::shared_ptr<StreamSink>& sink : contents.ready) FlushSink(*sink);
-    if (pending_peers_ > 0) RetryPending();
+    if (pending_peers_ > 0 && Clock::now() >= next_retry_) RetryPending();
     if (!peers_.empty() && Clock::now() >= next_tick_) Tick();
     // After TakeAll, which may have taken the wake-up that came with it.
     const bool drained = draining_ && Drained();
@@ -189,13 +207,13 @@ class ZmqRouterServer final : public RouterServer {
   }
 
   milliseconds PollTimeout() const {
-    if (pending_peers_ > 0) return kRetry;
     if (peers_.empty()) return milliseconds(-1);
-    const auto until_tick = std::chrono::duration_cast<milliseconds>(next_tick_ - Clock::now()) + milliseconds(1);
-    return std::clamp(until_tick, milliseconds(0), kTick);
+    const Clock::time_point next = pending_peers_ > 0 ? std::min(next_tick_, next_retry_) : next_tick_;
+    const auto left = std::chrono::duration_cast<milliseconds>(next - Clock::now()) + milliseconds(1);
+    return std::clamp(left, milliseconds(0), kTick);
   }
 
-  // The last answers of the worker are posted before it calls itself idle.
+  // The last answers of the workers are posted before they call themselves idle.
   bool Drained() {
     if (!drain_flushed_) {
       // Streams that wait for credit get their rest at once now.
@@ -211,7 +229,9 @@ class ZmqRouterServer final : public RouterServer {
     std::vector<std::string> ids;
     for (const auto& [id, peer] : peers_) ids.push_back(id);
     for (const std::string& id : ids) ForgetIfSettled(id);
-    if (!peers_.empty() || !worker_->IdleOrWake()) return false;
+    const bool asking_idle = asking_->IdleOrWake();
+    const bool reading_idle = reading_->IdleOrWake();
+    if (!peers_.empty() || !asking_idle || !reading_idle) return false;
     const Mailbox::Contents last = mailbox_->TakeAll();
     for (const Answer& answer : last.answers) SendAnswer(answer);
     for (const Submitted& submitted : last.submitted) OnSubmitted(submitted);
@@ -305,9 +325,18 @@ class ZmqRouterServer final : public RouterServer {
       const Status may = leases_.MayLease(peer);
       if (!may.ok()) return SendError(peer, correlation, may);
     }
-    if (!worker_->Submit(peer, correlation, std::move(request))) {
-      SendError(peer, correlation, ResourceExhausted("too many requests wait for an answer; ask again later"));
-    }
+    const auto held = std::make_shared<codec::Request>(std::move(request));
+    ClientWorkers& workers = at_once ? *reading_ : *asking_;
+    const Status submitted = workers.Submit(peer, bytes, [this, peer, correlation, held] {
+      UnaryAnswer answer = AnswerUnary(*service_, correlation, *held);
+      if (correlation != 0) {
+        mailbox_->PostAnswer({peer, std::move(answer.frame), answer.lease});
+      } else if (answer.lease.has_value()) {
+        (void)service_->Release(answer.lease->id);  // asked for without a way to hear of it
+      }
+    });
+    if (!submitted.ok()) return SendError(peer, correlation, submitted);
+    if (correlation != 0) ++OwedPeer(peer).answers_due;
   }
 
   void OnGenerate(const std::string& id, std::uint64_t correlation, codec::Generate generate, std::size_t bytes) {
@@ -327,9 +356,11 @@ class ZmqRouterServer final : public RouterServer {
     stream = {
         .sink = sink, .credit = generate.credit, .deadline = Clock::now() + generate.request.timeout + kDeadlineGrace};
     if (bytes <= kInlineRequestBytes) return OnSubmitted({sink, SubmitTo(*service_, generate.request, sink)});
-    if (!submitter_->Submit(sink, std::move(generate.request), bytes)) {
-      OnSubmitted({sink, ResourceExhausted("too many large prompts wait to be read; ask again later")});
-    }
+    const auto held = std::make_shared<GenerateRequest>(std::move(generate.request));
+    const Status submitted = reading_->Submit(id, bytes, [this, sink, held] {
+      mailbox_->PostSubmitted({sink, SubmitTo(*service_, *held, sink)});
+    });
+    if (!submitted.ok()) OnSubmitted({sink, submitted});
   }
 
   void OnSubmitted(const Submitted& submitted) {
@@ -386,11 +417,15 @@ class ZmqRouterServer final : public RouterServer {
   // ---- leases: each is the connection's that asked for it ----
 
   void SendAnswer(const Answer& answer) {
+    if (const auto peer = peers_.find(answer.peer); peer != peers_.end() && peer->second.answers_due > 0) {
+      --peer->second.answers_due;
+    }
     if (answer.lease.has_value()) {
       OwedPeer(answer.peer);
       leases_.Add(answer.peer, *answer.lease);
     }
     Send(answer.peer, answer.frame);  // which finds out when the peer has gone, and then releases
+    ForgetIfSettled(answer.peer);
   }
 
   void OnRelease(const std::string& id, std::uint64_t correlation, const codec::Release& release) {
@@ -398,12 +433,18 @@ class ZmqRouterServer final : public RouterServer {
       if (correlation != 0) SendError(id, correlation, NotHeldStatus(release.lease));
       return;
     }
-    worker_->Release(id, correlation, release.lease);
+    asking_->SubmitFirst([this, id, correlation, release] {
+      UnaryAnswer answer = AnswerUnary(*service_, correlation, release);
+      if (correlation != 0) mailbox_->PostAnswer({id, std::move(answer.frame), std::nullopt});
+    });
+    if (correlation != 0) ++OwedPeer(id).answers_due;
     ForgetIfSettled(id);
   }
 
   void ReleaseAll(const std::string& id) {
-    for (const std::uint64_t lease : leases_.TakeAll(id)) worker_->Release(id, /*correlation=*/0, lease);
+    for (const std::uint64_t lease : leases_.TakeAll(id)) {
+      asking_->SubmitFirst([this, lease] { (void)service_->Release(lease); });
+    }
   }
 
   // ---- sending ----
@@ -464,14 +505,24 @@ class ZmqRouterServer final : public RouterServer {
     Peer& peer = OwedPeer(id);
     if (peer.pending_bytes + frame.size() > kPendingBytesMax) {
       ++dropped_;
-      return LosePeer(id);
+      LosePeer(id);
+      // When it reads again it must know that nothing more comes of all it has asked.
+      return Hold(id, codec::EncodeError(0, Unavailable("the client did not read its answers, of which " +
+                                                        std::to_string(kPendingBytesMax >> 20) +
+                                                        " MiB waited; all of its requests have ended, ask again")));
     }
-    if (peer.pending.empty()) ++pending_peers_;
+    if (peer.pending.empty() && pending_peers_++ == 0) SetRetry(kRetry);
     peer.pending_bytes += frame.size();
     peer.pending.push_back(frame);
   }
 
+  void SetRetry(milliseconds pause) {
+    retry_ = std::min(pause, kTick);
+    next_retry_ = Clock::now() + retry_;
+  }
+
   void RetryPending() {
+    bool sent = false;
     std::vector<std::string> ids;
     for (const auto& [id, peer] : peers_) {
       if (!peer.pending.empty()) ids.push_back(id);
@@ -483,6 +534,7 @@ class ZmqRouterServer final : public RouterServer {
         peer.pending_bytes -= peer.pending.front().size();
         peer.pending.pop_front();
         peer.last_sent = Clock::now();
+        sent = true;
       }
       if (outcome == SendOutcome::kGone) {
         LosePeer(id);
@@ -492,6 +544,7 @@ class ZmqRouterServer final : public RouterServer {
       --pending_peers_;
       ForgetIfSettled(id);
     }
+    SetRetry(sent ? kRetry : 2 * retry_);
   }
 
   // ---- clients that go ----
@@ -512,6 +565,8 @@ class ZmqRouterServer final : public RouterServer {
     if (!found->second.pending.empty()) --pending_peers_;
     EndStreams(found->second);
     ReleaseAll(id);
+    asking_->Drop(id);
+    reading_->Drop(id);
     peers_.erase(found);
   }
 
@@ -519,7 +574,9 @@ class ZmqRouterServer final : public RouterServer {
     const auto found = peers_.find(id);
     if (found == peers_.end()) return;
     const Peer& peer = found->second;
-    if (peer.streams.empty() && peer.pending.empty() && !leases_.HoldsAny(id)) peers_.erase(found);
+    if (peer.streams.empty() && peer.answers_due == 0 && peer.pending.empty() && !leases_.HoldsAny(id)) {
+      peers_.erase(found);
+    }
   }
 
   // Signs of life, which also find clients that are gone; and requests that outlived their timeout.
@@ -542,7 +599,7 @@ class ZmqRouterServer final : public RouterServer {
       if (draining_ && !peer.pending.empty() && now - peer.last_sent > kDrainStuckMax) {
         LosePeer(id);
       } else if (peer.pending.empty() && now - peer.last_sent >= kTick &&
-                 (!peer.streams.empty() || leases_.HoldsAny(id))) {
+                 (!peer.streams.empty() || peer.answers_due > 0 || leases_.HoldsAny(id))) {
         SendReply(id, 0, codec::Pong{});
       } else {
         ForgetIfSettled(id);
@@ -569,6 +626,8 @@ class ZmqRouterServer final : public RouterServer {
   wire::ReceivedFrame received_;
   std::map<std::string, Peer> peers_;
   std::size_t pending_peers_ = 0;
+  milliseconds retry_ = kRetry;
+  Clock::time_point next_retry_;
   Clock::time_point next_tick_;
   bool drain_flushed_ = false;
   bool drain_asked_ = false;
@@ -576,8 +635,8 @@ class ZmqRouterServer final : public RouterServer {
   FloodBrake brake_;
 
   ClientLeases leases_;
-  std::unique_ptr<UnaryWorker> worker_;
-  std::unique_ptr<Submitter> submitter_;
+  std::unique_ptr<ClientWorkers> asking_;   // the service for something
+  std::unique_ptr<ClientWorkers> reading_;  // long texts
   std::unique_ptr<LinkRequests> link_requests_;
   std::unique_ptr<MemoryLink> link_;
   std::thread io_thread_;

@@ -1,19 +1,13 @@
 #include "agentd/server/unary.h"
 
-#include <condition_variable>
-#include <deque>
 #include <exception>
-#include <mutex>
-#include <thread>
+#include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
 namespace kvshare::agentd {
 namespace {
-
-constexpr std::size_t kMaxWaiting = 256;
-constexpr std::size_t kThreads = 4;
 
 template <typename T>
 codec::Reply AsReply(Result<T> result) {
@@ -90,87 +84,5 @@ UnaryAnswer AnswerUnary(Service& service, std::uint64_t correlation, const codec
 Status DrainingStatus() { return Unavailable("the daemon is draining and takes no new requests"); }
 
 Status NotHeldStatus(std::uint64_t lease) { return NotFound("lease " + std::to_string(lease) + " is not held"); }
-
-struct UnaryWorker::State {
-  struct Job {
-    std::string peer;
-    std::uint64_t correlation = 0;
-    codec::Request request;
-  };
-
-  Service* const service;
-  const std::shared_ptr<Mailbox> mailbox;
-  mutable std::mutex mu;
-  std::condition_variable changed;
-  bool stopping = false;
-  bool wake_when_idle = false;
-  std::size_t running = 0;
-  std::deque<Job> jobs;
-  std::vector<std::thread> threads;
-
-  void Run() {
-    std::unique_lock lock(mu);
-    while (true) {
-      changed.wait(lock, [this] { return stopping || !jobs.empty(); });
-      if (stopping) return;
-      Job job = std::move(jobs.front());
-      jobs.pop_front();
-      ++running;
-      lock.unlock();
-      UnaryAnswer answer = AnswerUnary(*service, job.correlation, job.request);
-      if (job.correlation != 0) {
-        mailbox->PostAnswer({std::move(job.peer), std::move(answer.frame), answer.lease});
-      } else if (answer.lease.has_value()) {
-        (void)service->Release(answer.lease->id);  // asked for without a way to hear of it
-      }
-      lock.lock();
-      --running;
-      if (wake_when_idle && jobs.empty() && running == 0) mailbox->Wake();
-    }
-  }
-};
-
-UnaryWorker::UnaryWorker(Service* service, std::shared_ptr<Mailbox> mailbox)
-    : state_(new State{.service = service, .mailbox = std::move(mailbox)}) {
-  for (std::size_t i = 0; i < kThreads; ++i) state_->threads.emplace_back([this] { state_->Run(); });
-}
-
-UnaryWorker::~UnaryWorker() {
-  {
-    const std::lock_guard lock(state_->mu);
-    state_->stopping = true;
-  }
-  state_->changed.notify_all();
-  for (std::thread& thread : state_->threads) thread.join();
-  // Answers have nobody to go to any more; leases would stay with the service.
-  for (const UnaryWorker::State::Job& job : state_->jobs) {
-    if (const auto* release = std::get_if<codec::Release>(&job.request)) (void)state_->service->Release(release->lease);
-  }
-}
-
-bool UnaryWorker::Submit(std::string peer, std::uint64_t correlation, codec::Request request) {
-  {
-    const std::lock_guard lock(state_->mu);
-    if (state_->jobs.size() >= kMaxWaiting) return false;
-    state_->jobs.push_back({std::move(peer), correlation, std::move(request)});
-  }
-  state_->changed.notify_one();
-  return true;
-}
-
-void UnaryWorker::Release(std::string peer, std::uint64_t correlation, std::uint64_t lease) {
-  {
-    const std::lock_guard lock(state_->mu);
-    // Before what waits: it makes room for them.
-    state_->jobs.push_front({std::move(peer), correlation, codec::Release{.lease = lease}});
-  }
-  state_->changed.notify_one();
-}
-
-bool UnaryWorker::IdleOrWake() {
-  const std::lock_guard lock(state_->mu);
-  state_->wake_when_idle = true;
-  return state_->jobs.empty() && state_->running == 0;
-}
 
 }  // namespace kvshare::agentd

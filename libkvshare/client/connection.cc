@@ -354,6 +354,8 @@ class ZmqConnection final : public Connection {
 
   void Deliver(std::uint64_t correlation, codec::Reply reply) {
     const std::lock_guard lock(mu_);
+    const Status* error = std::get_if<Status>(&reply);
+    if (correlation == 0 && error != nullptr) return EndAllLocked(*error, /*sent_only=*/true);
     const auto found = calls_.find(correlation);
     if (found == calls_.end()) {  // given up meanwhile, or a sign of life
       // A generation that nobody waits for must not run on.

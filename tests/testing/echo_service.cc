@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <utility>
 #include <variant>
 
@@ -76,6 +77,16 @@ void EchoService::LetIn() {
   changed_.notify_all();
 }
 
+void EchoService::FailNextGenerate() {
+  const std::lock_guard lock(mu_);
+  fails_ = true;
+}
+
+int EchoService::texts() const {
+  const std::lock_guard lock(mu_);
+  return texts_;
+}
+
 int EchoService::generations() const {
   const std::lock_guard lock(mu_);
   return static_cast<int>(last_id_);
@@ -138,7 +149,11 @@ ServerInfo EchoService::Info() const {
           .device = "cpu"};
 }
 
-Result<std::vector<TokenId>> EchoService::Tokenize(std::string_view text) const { return BytesAsTokens(text); }
+Result<std::vector<TokenId>> EchoService::Tokenize(std::string_view text) const {
+  const std::lock_guard lock(mu_);
+  ++texts_;
+  return BytesAsTokens(text);
+}
 
 Result<std::string> EchoService::Detokenize(std::span<const TokenId> ids) const {
   std::string text;
@@ -162,6 +177,7 @@ Result<std::uint64_t> EchoService::Generate(const GenerateRequest& request,
   std::uint64_t id = 0;
   {
     std::unique_lock lock(mu_);
+    if (std::exchange(fails_, false)) throw std::bad_alloc();
     held_ = holds_;
     changed_.notify_all();
     changed_.wait(lock, [this] { return !holds_; });

@@ -34,6 +34,9 @@ class EchoService final : public agentd::Service {
   bool WaitForHeld() const;
   void LetIn();
 
+  // The next Generate throws, as one for whose prompt there is no memory.
+  void FailNextGenerate();
+
   // Leases lie in shared memory from now on, `num_pages` pages of it: page i of any prompt on page i % num_pages.
   // Before a server starts. Without this call leases are metadata.
   Status ShareMemory(std::int64_t num_pages, std::int64_t page_bytes = 4096);
@@ -46,6 +49,7 @@ class EchoService final : public agentd::Service {
   int generations() const;    // accepted
   int cancellations() const;  // ended by Cancel
   int finished() const;       // ended by OnDone
+  int texts() const;          // tokenised
   int running() const;
   // Waits until `cancellations()` or `finished()` is at least `count`. False after 20 seconds.
   bool WaitForCancellations(int count) const;
@@ -95,11 +99,12 @@ class EchoService final : public agentd::Service {
   mutable std::mutex mu_;
   mutable std::condition_variable changed_;
   bool stopping_ = false;
-  bool holds_ = false, held_ = false;
+  bool holds_ = false, held_ = false, fails_ = false;
   int gate_ = -1;  // chunks a generation may tell; -1: all
   std::uint64_t last_id_ = 0;
   int cancellations_ = 0;
   int finished_ = 0;
+  mutable int texts_ = 0;
   GenerateRequest last_request_;
   std::map<std::uint64_t, Active> active_;
   std::uint64_t last_lease_ = 0;

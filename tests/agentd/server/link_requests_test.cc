@@ -103,8 +103,8 @@ class LinkRequestsTest : public ::testing::Test {
   kvshare::testing::EchoService service_;
   std::atomic<bool> draining_ = false;
   ClientLeases leases_;
-  UnaryWorker worker_{&service_, std::make_shared<Mailbox>()};
-  LinkRequests requests_{&service_, &leases_, &worker_, &draining_};
+  ClientWorkers workers_{1, [] {}};
+  LinkRequests requests_{&service_, &leases_, &workers_, &draining_};
   std::unique_ptr<MemoryLink> link_;
 };
 

@@ -506,6 +506,26 @@ TEST_F(ClientTest, StreamsOfASilentDaemonAreCancelled) {
   EXPECT_EQ(target.get(), stream);
 }
 
+TEST_F(ClientTest, ADaemonThatLetsItGoEndsItsCalls) {
+  int frames = 0;
+  const FakeDaemon daemon(endpoint_, [&](const codec::Frame& frame) {
+    switch (++frames) {
+      case 1: return *codec::EncodeReply(CorrelationOf(frame), codec::HelloAck{});
+      case 2: return *codec::EncodeReply(CorrelationOf(frame), codec::Accepted{.request_id = 1});
+      case 3: return codec::EncodeError(0, Unavailable("did not read, ask again"));
+      default: return *codec::EncodeReply(CorrelationOf(frame), codec::Tokens{.ids = {7}});
+    }
+  });
+  const auto client = NewClient();
+  const auto tokens = client->Generate(Echo("x", 1));
+  KVS_ASSERT_OK(tokens);
+  KVS_EXPECT_FAILS(client->Tokenize("x"), StatusCode::kUnavailable, "ask again");
+  KVS_EXPECT_FAILS((*tokens)->Next(), StatusCode::kUnavailable, "ask again");
+  const auto ids = client->Tokenize("x");
+  KVS_ASSERT_OK(ids);
+  EXPECT_EQ(*ids, std::vector<TokenId>{7});
+}
+
 TEST_F(ClientTest, ADaemonThatIgnoresCreditIsCutOff) {
   // Answers everything after the greeting with one more chunk, asked or not.
   std::uint64_t stream = 0;
