@@ -19,6 +19,7 @@
 #include "kernels/cuda_plugin.h"
 #include "kvshare/status.h"
 #include "kvshare/types.h"
+#include "libkvshare/core/endpoint.h"
 #include "libkvshare/core/status_macros.h"
 #include "runtime/model.h"
 
@@ -66,6 +67,9 @@ class Log {
   const LogLevel level_;
 };
 
+bool IsLoopback(const std::string& host) { return host == "127.0.0.1" || host == "localhost" || host == "[::1]"; }
+constexpr char kReachable[] = " can be reached from elsewhere, and nothing there asks who comes";
+
 // HTTP from the first moment to the last; the service comes and goes in between.
 class HttpFront {
  public:
@@ -80,9 +84,7 @@ class HttpFront {
     const auto handle = [this](const HttpRequest& request) { return routes_.Handle(request); };
     KVS_ASSIGN_OR_RETURN(server_, StartHttpServer({.host = config.http_host, .port = config.http_port}, handle));
     routes_.SetServer(server_.get());
-    if (config.http_host != "127.0.0.1" && config.http_host != "localhost" && config.http_host != "[::1]") {
-      log.Warn("--http: " + config.http_host + " can be reached from elsewhere, and nothing there asks who comes");
-    }
+    if (!IsLoopback(config.http_host)) log.Warn("--http: " + config.http_host + kReachable);
     log.Info("http at " + config.http_host + ":" + std::to_string(server_->port()));
     return OkStatus();
   }
@@ -205,6 +207,10 @@ class Daemon {
     Result<std::unique_ptr<RouterServer>> server =
         StartRouterServer(service->get(), {.endpoint = listen_, .on_drain = [this] { signals_.Drain(); }});
     if (!server.ok()) return {FailListen("--listen", server.status())};
+    const Result<Endpoint> endpoint = ParseEndpoint(listen_, EndpointUse::kListen);
+    if (endpoint.ok() && endpoint->transport == Transport::kTcp && !IsLoopback(endpoint->host)) {
+      log_.Warn("--listen: " + endpoint->host + kReachable + "; whoever comes may read and drop what is stored");
+    }
     listen_ = (*server)->endpoint();
     const ServedOverHttp served(&http_.routes(), service->get(), server->get());
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

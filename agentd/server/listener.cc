@@ -1,12 +1,17 @@
 #include "agentd/server/listener.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <filesystem>
+#include <thread>
 #include <utility>
 
 namespace kvshare::agentd {
@@ -32,9 +37,10 @@ sockaddr_un Address(const std::string& path) {
 }
 
 // Whether a process listens there: a full backlog (EAGAIN) counts, a file without a process (ECONNREFUSED) does not.
+// Where it cannot be asked it may.
 bool Answers(const sockaddr_un& address, UnixSocketKind kind) {
   const int fd = UnixSocket(kind);
-  if (fd < 0) return false;
+  if (fd < 0) return true;
   const int connected = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
   const int error = errno;
   ::close(fd);
@@ -42,10 +48,31 @@ bool Answers(const sockaddr_un& address, UnixSocketKind kind) {
          error == EPROTOTYPE;  // somebody listens, for another kind
 }
 
+// Of two daemons that find a dead one's socket at once, the second would remove the first one's: one at a time looks
+// and binds in a folder. Where that cannot be locked, or not within a second, they take the chance.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::filesystem::path& path)
+      : fd_(::open(std::filesystem::absolute(path).parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    for (int i = 0; fd_ >= 0 && i < 100 && ::flock(fd_, LOCK_EX | LOCK_NB) != 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+  }
+  ~FolderLock() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  const int fd_;
+};
+
 }  // namespace
 
 Result<UnixListener> UnixListener::Listen(const std::string& path, UnixSocketKind kind) {
   const sockaddr_un address = Address(path);
+  const FolderLock lock(path);
   struct stat found {};
   if (::lstat(path.c_str(), &found) == 0) {
     if (!S_ISSOCK(found.st_mode)) {

@@ -49,6 +49,8 @@ constexpr int kHeartbeatMs = 2000;
 constexpr int kHeartbeatTimeoutMs = 10000;
 // Messages, not bytes. Streams are bounded by credit; more waiting requests stay in outbox_.
 constexpr int kHighWaterMark = 1000;
+// That a connection takes, and more: libzmq ends the process where it finds none left.
+constexpr int kDescriptors = 16;
 // A Cancel sent just before the end should leave this machine.
 constexpr int kLingerMs = 100;
 constexpr char kClientName[] = "libkvshare 0.1.0";
@@ -58,6 +60,19 @@ struct Outgoing {
   codec::Frame frame;
   std::shared_ptr<Call> call;  // null for Post
 };
+
+Status CheckDescriptors() {
+  std::array<int, kDescriptors> fds;
+  fds.fill(-1);
+  for (int& fd : fds) fd = ::eventfd(0, EFD_CLOEXEC);
+  const Status status = fds.back() >= 0 ? OkStatus()
+                                        : Unavailable(std::string("too few descriptors are left for a connection: ") +
+                                                      std::strerror(errno) + "; close some, or raise ulimit -n");
+  for (const int fd : fds) {
+    if (fd >= 0) ::close(fd);
+  }
+  return status;
+}
 
 class ZmqConnection final : public Connection {
  public:
@@ -107,10 +122,12 @@ class ZmqConnection final : public Connection {
     return OkStatus();
   }
 
-  Result<std::shared_ptr<Call>> Start(const codec::Request& request, CallKind kind, std::size_t inbox_max) override {
+  Result<std::shared_ptr<Call>> Start(const codec::Request& request, CallKind kind, std::size_t inbox_max,
+                                      std::uint64_t only) override {
     auto call = std::make_shared<Call>();
     call->kind = kind;
     call->inbox_max = inbox_max;
+    call->only = only;
     {
       const std::lock_guard lock(mu_);
       call->correlation = ++last_correlation_;
@@ -119,6 +136,7 @@ class ZmqConnection final : public Connection {
     {
       const std::lock_guard lock(mu_);
       if (!refused_.ok()) return refused_;
+      if (only != 0 && (!ready_ || only != link_)) return GoneStatus();
       calls_[call->correlation] = call;
       outbox_.push_back({std::move(frame), call});
     }
@@ -185,6 +203,8 @@ class ZmqConnection final : public Connection {
   }
 
  private:
+  Status GoneStatus() const { return Unavailable("the daemon at " + endpoint_ + " went away"); }
+
   void Wake() {
     const std::uint64_t one = 1;
     // Fails only when the counter is full, and then the thread is awake anyway.
@@ -264,10 +284,11 @@ class ZmqConnection final : public Connection {
     const std::lock_guard lock(mu_);
     ready_ = false;
     refused_ = OkStatus();
-    outbox_.erase(std::remove_if(outbox_.begin(), outbox_.end(),
-                                 [](const Outgoing& outgoing) { return outgoing.call == nullptr; }),
-                  outbox_.end());
-    EndAllLocked(Unavailable("the daemon at " + endpoint_ + " went away"), /*sent_only=*/true);
+    const auto meant_for_it = [](const Outgoing& outgoing) {
+      return outgoing.call == nullptr || outgoing.call->only != 0;
+    };
+    outbox_.erase(std::remove_if(outbox_.begin(), outbox_.end(), meant_for_it), outbox_.end());
+    EndAllLocked(GoneStatus(), /*sent_only=*/true);
   }
 
   void Greet() {
@@ -405,7 +426,7 @@ class ZmqConnection final : public Connection {
 
   void EndAllLocked(const Status& status, bool sent_only) {
     for (auto it = calls_.begin(); it != calls_.end();) {
-      if (sent_only && !it->second->sent) {
+      if (sent_only && !it->second->sent && it->second->only == 0) {
         ++it;
         continue;
       }
@@ -451,6 +472,7 @@ class ZmqConnection final : public Connection {
 }  // namespace
 
 Result<std::unique_ptr<Connection>> Connection::Open(const std::string& endpoint) {
+  KVS_RETURN_IF_ERROR(CheckDescriptors());
   try {
     auto connection = std::make_unique<ZmqConnection>(endpoint);
     KVS_RETURN_IF_ERROR(connection->Init());

@@ -35,6 +35,7 @@ struct Call {
   std::uint64_t correlation = 0;
   CallKind kind = CallKind::kUnary;
   std::uint64_t link = 0;     // which link the last reply came by; see Greeting
+  std::uint64_t only = 0;     // not 0: the one link that it may be sent by
   std::size_t inbox_max = 0;  // more is a daemon that ignores credit
   Clock::time_point started = Clock::now();
   bool sent = false;
@@ -56,8 +57,10 @@ class Connection {
   static Result<std::unique_ptr<Connection>> Open(const std::string& endpoint);
   virtual ~Connection() = default;  // ends all calls with Cancelled
 
-  // Queues a request. InvalidArgument when it exceeds the wire's limits.
-  virtual Result<std::shared_ptr<Call>> Start(const codec::Request& request, CallKind kind, std::size_t inbox_max) = 0;
+  // Queues a request. InvalidArgument when it exceeds the wire's limits. `only`: for the daemon of that link alone;
+  // Unavailable when it has gone, and the call's end when it goes (0: whichever is there).
+  virtual Result<std::shared_ptr<Call>> Start(const codec::Request& request, CallKind kind, std::size_t inbox_max,
+                                              std::uint64_t only = 0) = 0;
   // The call's next reply; an Error of the daemon's is returned as its Status. When `deadline` passes first:
   // DeadlineExceeded, or Unavailable when the request could not even be sent.
   virtual Result<codec::Reply> Next(Call& call, Clock::time_point deadline) = 0;

@@ -69,11 +69,12 @@ Status Receive(int link, Received* received) {
       std::memcpy(&received->fds[count++], CMSG_DATA(header) + i * sizeof(int), sizeof(int));
     }
   }
-  if (got == 0) return FailedPrecondition("the daemon closed the connection that hands over its memory");
+  if (got == 0) return Unavailable("the daemon closed the connection that hands over its memory");
   const auto grant = wire::DecodeGrant({bytes.data(), static_cast<std::size_t>(got)});
   if (!grant.has_value()) return FailedPrecondition("the daemon hands over its memory in another version's words");
   if (!grant->granted) return FailedPrecondition("the daemon refused to hand over its memory to this client");
-  if (count != received->fds.size()) return FailedPrecondition("the daemon granted its memory without passing it");
+  if (count != received->fds.size())
+    return Unavailable("the daemon's memory did not come with its grant; is a descriptor left?");
   received->grant = *grant;
   return OkStatus();
 }

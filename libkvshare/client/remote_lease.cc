@@ -49,8 +49,9 @@ class RemoteLease final : public Lease::Backing {
     if (connection == nullptr || connection->link() != parts_.link || owner_ != ::getpid()) {
       return NotFound("the lease ended with the connection that it came by");
     }
+    // The next daemon's lease of this number would be another one.
     KVS_ASSIGN_OR_RETURN(const std::shared_ptr<Call> call,
-                         connection->Start(codec::Release{.lease = parts_.info.id}, CallKind::kUnary, 1));
+                         connection->Start(codec::Release{.lease = parts_.info.id}, CallKind::kUnary, 1, parts_.link));
     const Result<codec::Reply> reply = connection->Next(*call, Clock::now() + parts_.timeout);
     connection->Forget(*call);
     if (!reply.ok()) return reply.status();

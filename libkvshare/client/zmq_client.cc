@@ -28,8 +28,10 @@ using std::chrono::milliseconds;
 // Chunks that may be on their way or waiting to be read. A reader that keeps up never exhausts it (it grants the next
 // half after each half); one that does not makes the daemon put the tokens that follow into one larger chunk.
 constexpr std::uint32_t kCreditWindow = 64;
-// Accepted, the chunks, and Done.
-constexpr std::size_t kStreamInboxMax = kCreditWindow + 2;
+// Accepted, the chunks, the rest that a draining daemon sends without credit, and Done.
+constexpr std::size_t kStreamInboxMax = kCreditWindow + 3;
+// A daemon that could not hand over its memory in time is asked again after this.
+constexpr milliseconds kClaimAgain{1000};
 
 milliseconds ClampTimeout(milliseconds timeout) { return std::min(timeout, milliseconds(wire::kMaxTimeoutMs)); }
 
@@ -41,7 +43,8 @@ class ZmqTokenStream final : public TokenStream {
       : connection_(connection), call_(std::move(call)), deadline_(deadline) {}
 
   ~ZmqTokenStream() override {
-    if (!done_ && end_.ok()) Cancel();
+    // A child of fork() has a copy of the object, and the parent's request goes on.
+    if (!done_ && end_.ok() && owner_ == ::getpid()) Cancel();
   }
 
   Result<std::optional<TokenChunk>> Next() override {
@@ -92,6 +95,7 @@ class ZmqTokenStream final : public TokenStream {
   Connection* const connection_;
   const std::shared_ptr<Call> call_;
   const Clock::time_point deadline_;
+  const pid_t owner_ = ::getpid();
   std::uint32_t consumed_ = 0;
   bool done_ = false;
   Status end_;
@@ -247,7 +251,13 @@ class ZmqClient final : public Client {
     std::uint64_t link = 0;
     std::shared_ptr<MappedPages> pages;  // null: see error
     Status error;
+    Clock::time_point claim_again = Clock::time_point::max();
   };
+
+  // Requires: mu_ held.
+  bool IsMapped(std::uint64_t link) const {
+    return link != 0 && mapped_.link == link && Clock::now() < mapped_.claim_again;
+  }
 
   // On the mapped memory's own socket where that is free, else by ZeroMQ.
   template <typename T>
@@ -278,17 +288,17 @@ class ZmqClient final : public Client {
     mapped_ = {};  // only memory and a descriptor, and both are this process's own
   }
 
-  // The memory of the daemon that is there now; claimed once for each link, also where that fails.
+  // The memory of the daemon that is there now; claimed once for each link, or again where it was not there in time.
   Result<Mapped> MappedFor(Connection& connection, Clock::time_point deadline) {
     {
       const std::lock_guard lock(mu_);
-      if (mapped_.link != 0 && mapped_.link == connection.link()) return mapped_;
+      if (IsMapped(connection.link())) return mapped_;
     }
     KVS_ASSIGN_OR_RETURN(const client_internal::Greeting greeting, connection.WaitGreeting(deadline));
     const std::lock_guard claiming(claim_mu_);  // one claim for each link, and no other call waits for it
     {
       const std::lock_guard lock(mu_);
-      if (mapped_.link == greeting.link) return mapped_;
+      if (IsMapped(greeting.link)) return mapped_;
     }
     Mapped mapped{.link = greeting.link};
     if (greeting.ack.memory_socket.empty()) {
@@ -301,6 +311,7 @@ class ZmqClient final : public Client {
         mapped.pages = *std::move(pages);
       } else {
         mapped.error = pages.status();
+        if (pages.status().code() == StatusCode::kUnavailable) mapped.claim_again = Clock::now() + kClaimAgain;
       }
     }
     const std::lock_guard lock(mu_);

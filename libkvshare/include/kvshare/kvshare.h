@@ -67,7 +67,8 @@ typedef struct kvs_options {
 
 /* Does not wait for the daemon: the first call does. */
 kvs_status kvs_open(const kvs_options* options, kvs_client** client);
-/* The client's leases end. Streams may be read on. Their handles are freed by their own functions, before or after. */
+/* The client's leases end; where a stream is open, which may be read on, with that. Handles of either are freed by
+ * their own functions, before or after. */
 void kvs_close(kvs_client* client);
 
 typedef struct kvs_server_info {

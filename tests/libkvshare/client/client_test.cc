@@ -20,6 +20,7 @@
 #include "agentd/server/router_server.h"
 #include "libkvshare/codec/codec.h"
 #include "tests/testing/echo_service.h"
+#include "tests/testing/one_more_descriptor.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 
@@ -139,6 +140,17 @@ TEST_F(ClientTest, NoThreadOfTheClientTakesSignals) {
   sigset_t here;
   ASSERT_EQ(pthread_sigmask(SIG_SETMASK, nullptr, &here), 0);
   EXPECT_FALSE(sigismember(&here, SIGUSR1)) << "the caller's mask changed";
+}
+
+// libzmq would end the process.
+TEST_F(ClientTest, WithoutDescriptorsItIsRefused) {
+  {
+    const kvshare::testing::OneMoreDescriptor one_more;
+    const Result<std::unique_ptr<Client>> client = Connect({.endpoint = endpoint_, .timeout = kLong});
+    KVS_EXPECT_FAILS(client, StatusCode::kUnavailable, "descriptors");
+  }
+  StartServer();
+  KVS_EXPECT_OK(NewClient()->Ping(kLong));
 }
 
 TEST_F(ClientTest, UnaryCallsBringTheServicesAnswers) {

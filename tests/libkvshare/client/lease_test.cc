@@ -1,6 +1,7 @@
 // Stored KV by name, over a real socket: leases are read where they lie, and end with whoever held them.
 #include "kvshare/lease.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
@@ -286,6 +287,36 @@ TEST_F(LeaseTest, ANewDaemonsMemoryIsNotMistakenForTheOldOnes) {
   // One that came before the new daemon's memory was mapped is on its way back.
   EXPECT_TRUE(service_.WaitForLeases(1));
   EXPECT_EQ(service_.leases(), 1);
+}
+
+TEST_F(LeaseTest, IsNotReleasedOnceItsDaemonHasGone) {
+  StartServer({.endpoint = "tcp://127.0.0.1:0"});  // by ZeroMQ alone
+  const auto client = NewClient();
+  Result<Lease> lease = client->Acquire(Whole("abc"));
+  KVS_ASSERT_OK(lease);
+  server_.reset();
+  // Nor does it wait for the next daemon, whose lease of this number would be another one.
+  const Status released = lease->Release();
+  EXPECT_EQ(released.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(released.message(), ::testing::HasSubstr("went away"));
+}
+
+TEST_F(LeaseTest, MemoryThatWasNotThereIsAskedForAgain) {
+  StartServer();
+  const auto client = NewClient();
+  const std::string socket = server_->memory_socket(), elsewhere = dir_.File("elsewhere");
+  ASSERT_EQ(std::rename(socket.c_str(), elsewhere.c_str()), 0);
+  const Result<Lease> unread = client->Acquire(Whole("abc"));
+  KVS_ASSERT_OK(unread);
+  EXPECT_EQ(unread->PageBytes(0).status().code(), StatusCode::kUnavailable);
+  ASSERT_EQ(std::rename(elsewhere.c_str(), socket.c_str()), 0);
+  const auto give_up = steady_clock::now() + kLong;
+  for (bool read = false; !read;) {
+    ASSERT_LT(steady_clock::now(), give_up);
+    const Result<Lease> lease = client->Acquire(Whole("abc"));
+    KVS_ASSERT_OK(lease);
+    read = lease->PageBytes(0).ok();
+  }
 }
 
 TEST_F(LeaseTest, OverTcpALeaseIsMetadata) {
