@@ -34,6 +34,9 @@ Status AddSafetensors(const fs::path& path, const std::map<std::string, std::str
   KVS_ASSIGN_OR_RETURN(auto file, MappedFile::Open(path.string()));
   auto tensors = ParseSafetensors(file->bytes());
   if (!tensors.ok()) return tensors.status().WithContext(path.string());
+  if (out->unclaimed.ok()) {
+    out->unclaimed = CheckEveryByteClaimed(file->bytes(), *tensors).WithContext(path.string());
+  }
   for (auto& [name, tensor] : *tensors) {
     if (shard_of != nullptr) {
       const auto it = shard_of->find(name);

@@ -307,6 +307,7 @@ Result<LoraAdapter> OpenLora(const std::string& path, const ModelConfig& config)
   const auto tensors = ParseSafetensors(adapter.mapping->bytes());
   if (!tensors.ok()) return tensors.status().WithContext(weights.string());
   KVS_RETURN_IF_ERROR(ReadUpdates(*lora, *tensors, shapes, &adapter).WithContext(weights.string()));
+  KVS_RETURN_IF_ERROR(CheckEveryByteClaimed(adapter.mapping->bytes(), *tensors).WithContext(weights.string()));
   adapter.digest = UpdatesDigest(adapter.updates);
   return adapter;
 }

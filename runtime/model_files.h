@@ -19,6 +19,7 @@ struct ModelFiles {
   ModelConfig config;
   std::vector<std::unique_ptr<MappedFile>> mappings;  // what the tensors' views point into
   TensorMap tensors;                                  // by their Hugging Face names
+  Status unclaimed;                                   // not OK: bytes of a weights file that are no tensor's
   // llama.cpp stores the rows of Llama's q and k so that RoPE's pairs are neighbours; transformers pairs a row with the
   // one half a head further down. True: rows have to be put back (weights.cc).
   bool interleaved_rope = false;

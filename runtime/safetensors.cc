@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <string_view>
 #include <tuple>
 #include <utility>
@@ -97,6 +98,27 @@ Result<TensorMap> ParseSafetensors(std::span<const std::byte> file) {
     }
   }
   return tensors;
+}
+
+Status CheckEveryByteClaimed(std::span<const std::byte> file, const TensorMap& tensors) {
+  std::uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, file.data(), sizeof header_bytes);
+  const std::byte* end = file.data() + sizeof header_bytes + header_bytes;
+  std::map<const std::byte*, const TensorMap::value_type*> by_place;
+  for (const auto& tensor : tensors) {
+    if (!tensor.second.bytes.empty()) by_place.emplace(tensor.second.bytes.data(), &tensor);
+  }
+  for (const auto& [begin, tensor] : by_place) {
+    if (begin != end) {
+      return InvalidArgument(std::to_string(begin - end) + " bytes before tensor '" + tensor->first +
+                             "' belong to no tensor");
+    }
+    end = begin + tensor->second.bytes.size();
+  }
+  if (const auto left = file.data() + file.size() - end; left != 0) {
+    return InvalidArgument("the file is " + std::to_string(left) + " bytes longer than its tensors");
+  }
+  return OkStatus();
 }
 
 }  // namespace kvshare::runtime

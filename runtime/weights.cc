@@ -343,7 +343,9 @@ Digest WeightsDigest(const ModelConfig& config, const TensorMap& tensors, int th
 }
 
 Result<ModelWeights> LoadWeights(const ModelFiles& files, Backend* backend, int threads) {
-  return Builder(files.config, FillFromFiles(files, threads), backend, threads).Build();
+  Result<ModelWeights> weights = Builder(files.config, FillFromFiles(files, threads), backend, threads).Build();
+  if (weights.ok() && !files.unclaimed.ok()) return files.unclaimed;
+  return weights;
 }
 
 Result<ModelWeights> MakeRandomWeights(const ModelConfig& config, Backend* backend, int threads, std::uint64_t seed) {

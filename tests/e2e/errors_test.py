@@ -98,6 +98,8 @@ class ErrorsTest(ProgramTest):
         generate = ("generate", "--model", MODEL, "--prompt", "x", "--max-tokens", 1)
         for flag, value, why in (
             ("--temperature", "nan", "'nan' is not a number from 0 to 100"),
+            ("--seed", "-1", "'-1' is not a whole number from 0"),
+            ("--seed", "18446744073709551616", "'18446744073709551616' is not a whole number from 0"),
             ("--temperature", "-1", "'-1' is not a number from 0 to 100"),
             ("--top-p", "0", "'0' is not a number above 0 and at most 1"),
             ("--top-p", "1.5x", "'1.5x' is not a number above 0 and at most 1"),

@@ -22,6 +22,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::vector<std::uint8_t> bytes(data, data + size);
   const auto tensors = runtime::ParseSafetensors(std::as_bytes(std::span(bytes)));
   if (!tensors.ok()) return 0;
+  (void)runtime::CheckEveryByteClaimed(std::as_bytes(std::span(bytes)), *tensors);
   std::vector<float> values;
   for (const auto& [name, tensor] : *tensors) {
     if (tensor.shape.size() > 2) continue;

@@ -79,6 +79,7 @@ TEST(ModelLoadTest, EveryFaultOfADirectoryIsNamed) {
   const Fault faults[] = {
       {"short", "safetensors", weights([](std::string b) { return b.substr(0, b.size() - 7); })},
       {"empty", "safetensors", weights([](std::string) { return ""; })},
+      {"long", "7 bytes longer", weights([](std::string b) { return b + "7 bytes"; })},
       {"huge header", "safetensors",
        weights([](std::string b) { return testing::LittleEndian64(1ull << 62) + b.substr(8); })},
       {"no JSON", "safetensors", weights([](std::string b) { return b[8] = '\xff', b; })},

@@ -86,6 +86,21 @@ TEST(SafetensorsTest, EveryLieIsNamed) {
       "overlap");
 }
 
+TEST(SafetensorsTest, BytesThatAreNoTensorsAreFound) {
+  const auto check = [](const std::string& a, const std::string& b, std::size_t data) {
+    const std::string file =
+        File(R"({"a":)" + Entry("F32", "[4]", a) + R"(,"b":)" + Entry("F16", "[2]", b) + "}", data);
+    const auto tensors = ParseSafetensors(Bytes(file));
+    EXPECT_TRUE(tensors.ok()) << tensors.status().message();
+    return CheckEveryByteClaimed(Bytes(file), *tensors).message();
+  };
+  EXPECT_EQ(check("[0,16]", "[16,20]", 20), "");
+  EXPECT_EQ(check("[4,20]", "[0,4]", 20), "");
+  EXPECT_EQ(check("[0,16]", "[16,20]", 21), "the file is 1 bytes longer than its tensors");
+  EXPECT_EQ(check("[6,22]", "[0,4]", 22), "2 bytes before tensor 'a' belong to no tensor");
+  EXPECT_EQ(check("[4,20]", "[20,24]", 24), "4 bytes before tensor 'a' belong to no tensor");
+}
+
 TEST(SafetensorsTest, EveryTruncationIsRefused) {
   testing::TinyModelOptions options;
   options.layers = 1;

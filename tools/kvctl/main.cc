@@ -78,6 +78,14 @@ std::string NotANumber(const std::string& text, double least, double most, const
   return right ? "" : "'" + text + "' is not a number " + wanted;
 }
 
+// CLI11 takes -1 and what 64 bits do not hold for other seeds.
+std::string NotASeed(const std::string& text) {
+  std::uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  const bool right = error == std::errc() && end == text.data() + text.size();
+  return right ? "" : "'" + text + "' is not a whole number from 0 to 18446744073709551615";
+}
+
 // A daemon or a model, one of the two.
 void AddEither(CLI::App* app, Source* source) {
   auto* group = app->add_option_group("target");
@@ -210,7 +218,9 @@ class CommandLine {
         ->check(Refusing([](const std::string& text) {
           return NotANumber(text, std::numeric_limits<float>::min(), 1, "above 0 and at most 1");
         }));
-    command->add_option("--seed", sampling->seed, "same seed, same reply")->type_name("S");
+    command->add_option("--seed", sampling->seed, "same seed, same reply; default: 0")
+        ->type_name("S")
+        ->check(Refusing(&NotASeed));
     command->add_option("--stop", generate_.stop, "end before this text; may be repeated")
         ->type_name("TEXT")
         ->check(Refusing([](const std::string& text) { return std::string(text.empty() ? "it is empty" : ""); }))
@@ -366,7 +376,9 @@ class CommandLine {
         ->type_name("N")
         ->check(CLI::Range(1, 1024));
     auto* source = quality->add_option_group("source");
-    source->add_option("--world", quality_.world, "notes and questions made up from this seed")->type_name("SEED");
+    source->add_option("--world", quality_.world, "notes and questions made up from this seed")
+        ->type_name("SEED")
+        ->check(Refusing(&NotASeed));
     source->add_option("--cases", quality_.cases_file, "chat cases, JSON lines; - is stdin")->type_name("FILE");
     source->require_option(1);
     AddParsed<std::vector<ReuseMode>>(quality, "--policies", &quality_.policies, ParseModes, "reuse modes", "MODE,...")
