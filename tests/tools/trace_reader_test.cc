@@ -309,9 +309,33 @@ TEST_F(TraceFileTest, ErrorsNameThePath) {
   ASSERT_FALSE(missing.ok());
   EXPECT_EQ(missing.status().code(), StatusCode::kNotFound);
   EXPECT_THAT(missing.status().message(), HasSubstr("none.jsonl"));
+  const auto directory = ReadTrace(dir_);
+  EXPECT_EQ(directory.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(directory.status().message(), HasSubstr("is a directory"));
   const auto broken = ReadTrace(Write("broken.jsonl", text_ + "{\n"));
   ASSERT_FALSE(broken.ok());
   EXPECT_THAT(broken.status().message(), HasSubstr("broken.jsonl: line 9: not JSON"));
+}
+
+// Whether or not the damage is seen first in a line that makes no sense.
+TEST_F(TraceFileTest, ADamagedGzipStreamIsDataLoss) {
+  std::string many = std::string(kHeader) + "\n";
+  for (int i = 0; i < 3000; ++i)
+    many += R"({"seg":"s)" + std::to_string(i * 7919) + R"(","text":"t)" + std::to_string(i * 104729) + "\"}\n";
+  const std::string path = Gzip("c.gz", many + R"({"request_id":"a","segments":[["user","s0"]]})"
+                                               "\n");
+  const auto size = static_cast<std::streamoff>(std::filesystem::file_size(path));
+  for (int i = 1; i < 40; ++i) {
+    const std::string damaged = (dir_ / "damaged.gz").string();
+    std::filesystem::copy_file(path, damaged, std::filesystem::copy_options::overwrite_existing);
+    std::fstream file(damaged, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(size * i / 40);
+    const char byte = static_cast<char>(file.get() ^ 0x10);
+    file.seekp(size * i / 40);
+    file.put(byte);
+    file.close();
+    EXPECT_EQ(ReadTrace(damaged).status().code(), StatusCode::kDataLoss) << i;
+  }
 }
 
 TEST_F(TraceFileTest, ACutGzipStreamIsDataLoss) {

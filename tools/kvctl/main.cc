@@ -419,13 +419,15 @@ class CommandLine {
                                       "MODE,...");
     replay->add_option("--limit", trace_.limit, "the first N requests only")
         ->type_name("N")
-        ->check(CLI::PositiveNumber);
+        ->check(CLI::Range(1, kMaxCount));
     replay->add_option("--max-output", trace_.max_output, "tokens decoded per request at most; default: as recorded")
         ->type_name("N")
         ->check(CLI::Range(1, kMaxCount));
     replay->add_option("--speedup", trace_.speedup, "divide recorded times by this")
         ->type_name("X")
-        ->check(CLI::PositiveNumber);
+        ->check(Refusing([](const std::string& text) {
+          return NotANumber(text, std::numeric_limits<double>::min(), std::numeric_limits<double>::max(), "above 0");
+        }));
     replay->add_flag("--as-fast-as-possible", trace_.as_fast_as_possible,
                      "ignore recorded times; keep order and hand-offs");
     replay->add_flag("--open-loop", trace_.open_loop,
@@ -441,8 +443,14 @@ class CommandLine {
     replay->add_option("--slots", trace_.slots, "requests (with a session clock: sessions) at once")
         ->type_name("N")
         ->check(CLI::Range(1, 1024));
-    AddParsed<std::int64_t>(replay, "--kv-pool-size", &trace_.kv_pool_bytes, ParseSize,
-                            "of the in-process engine, as 8GiB", "SIZE");
+    AddParsed<std::int64_t>(
+        replay, "--kv-pool-size", &trace_.kv_pool_bytes,
+        [](const std::string& text) -> Result<std::int64_t> {
+          const Result<std::int64_t> bytes = ParseSize(text);
+          if (bytes.ok() && *bytes == 0) return InvalidArgument("'" + text + "' is not a size above 0");
+          return bytes;
+        },
+        "of the in-process engine, as 8GiB", "SIZE");
     replay->add_option("--out", trace_.out_dir, "write report.json, report.html and requests.csv there")
         ->type_name("DIR");
     replay->add_option("--dump", trace_.dump_file, "write one JSON line per request and mode")->type_name("FILE");

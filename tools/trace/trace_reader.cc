@@ -3,6 +3,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
@@ -134,22 +135,31 @@ Result<Trace> ReadTrace(const std::string& path, std::size_t limit) {
   // zlib reads plain files too.
   const std::unique_ptr<std::remove_pointer_t<gzFile>, Close> file(gzopen(path.c_str(), "rb"));
   if (!file) return NotFound(path + ": cannot be opened");
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) return InvalidArgument(path + ": is a directory, not a trace");
   TraceParser parser;
   std::string line;
   std::vector<char> block(std::size_t{1} << 16);
-  const auto add = [&] {
-    const Status status = parser.AddLine(line);
-    line.clear();
-    return status.ok() ? status : status.WithContext(path);
-  };
-  while (parser.requests() < limit) {
+  // How many bytes of the next block there are; 0 at the end.
+  const auto read = [&]() -> Result<int> {
     const int n = gzread(file.get(), block.data(), static_cast<unsigned>(block.size()));
     int code = Z_OK;
     const char* cause = gzerror(file.get(), &code);
-    if (n < 0 || code == Z_BUF_ERROR) {
-      return DataLoss(path +
-                      ": cannot be read to its end: " + (code == Z_BUF_ERROR ? "the gzip stream is cut short" : cause));
-    }
+    if (n >= 0 && code != Z_BUF_ERROR) return n;
+    return DataLoss(path +
+                    ": cannot be read to its end: " + (code == Z_BUF_ERROR ? "the gzip stream is cut short" : cause));
+  };
+  const auto add = [&] {
+    Status status = parser.AddLine(line);
+    line.clear();
+    if (status.ok()) return status;
+    // What is wrong with a line may be wrong with the file: gzip's checksum stands at its end.
+    Result<int> n = 1;
+    while (n.ok() && *n > 0) n = read();
+    return n.ok() ? status.WithContext(path) : n.status();
+  };
+  while (parser.requests() < limit) {
+    KVS_ASSIGN_OR_RETURN(const int n, read());
     if (n == 0) break;
     std::string_view rest(block.data(), static_cast<std::size_t>(n));
     for (std::size_t end; parser.requests() < limit && (end = rest.find('\n')) != rest.npos;
