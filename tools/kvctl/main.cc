@@ -419,7 +419,7 @@ class CommandLine {
                                       "MODE,...");
     replay->add_option("--limit", trace_.limit, "the first N requests only")
         ->type_name("N")
-        ->check(CLI::Range(1, kMaxCount));
+        ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000'000'000}));
     replay->add_option("--max-output", trace_.max_output, "tokens decoded per request at most; default: as recorded")
         ->type_name("N")
         ->check(CLI::Range(1, kMaxCount));
