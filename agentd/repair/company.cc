@@ -19,8 +19,9 @@ bool Equal(std::span<const TokenId> here, std::int64_t i, std::span<const TokenI
 // Leaves out as little as can be before *i and *j, so that what is before that is equal. False when it is too much.
 bool LeaveOut(std::span<const TokenId> here, std::int64_t* i, std::span<const TokenId> there, std::int64_t* j,
               std::int64_t lead) {
-  for (std::int64_t both = 1; both <= 2 * kCompanyGap; ++both) {
-    for (std::int64_t a = std::max<std::int64_t>(0, both - kCompanyGap); a <= std::min(both, kCompanyGap); ++a) {
+  constexpr std::int64_t kMost = FirstPlaces::kOtherHeader;
+  for (std::int64_t both = 1; both <= 2 * kMost; ++both) {
+    for (std::int64_t a = std::max<std::int64_t>(0, both - kMost); a <= std::min(both, kMost); ++a) {
       const std::int64_t count = std::min(kSame, *i - a - lead);
       if (count <= 0 || !Equal(here, *i - a, there, *j - (both - a), count)) continue;
       *i -= a;
@@ -40,13 +41,13 @@ bool InCompany(std::span<const TokenId> here, std::int64_t lead, std::span<const
     if (Equal(here, i, there, j, 1)) {
       --i;
       --j;
-    } else if (i - lead <= kCompanyGap) {
+    } else if (i - lead <= FirstPlaces::kTask) {
       break;  // what is left is next to the lead
     } else if (!LeaveOut(here, &i, there, &j, lead)) {
       return false;
     }
   }
-  return std::abs(i - j) <= kCompanyShift && j <= lead_there + kCompanyGap;
+  return std::abs(i - j) <= kCompanyShift && j <= lead_there + FirstPlaces::kTask;
 }
 
 PromptCompany::PromptCompany(std::span<const TokenId> prompt, const RoleMarks& marks)

@@ -15,13 +15,13 @@
 
 namespace kvshare::agentd {
 
-// What may differ around chunks that are in company: message headers between them, an agent's first words before them.
-inline constexpr std::int64_t kCompanyGap = 32;
+// By how many tokens an agent's first words may be longer or shorter than another's.
 inline constexpr std::int64_t kCompanyShift = 32;
 
 // Whether a chunk would see in a prompt what it saw where it was computed. `here` and `there` are the tokens before it
 // in the two prompts, of which the first `lead` and `lead_there`, the reader's role, may be any, if they are about as
-// many (kCompanyShift); of the rest as much as kCompanyGap may differ in one place. Time linear in `here`.
+// many (kCompanyShift); of the rest a task may differ behind it, and in each other place a message's header
+// (FirstPlaces::kTask, kOtherHeader). Time linear in `here`.
 bool InCompany(std::span<const TokenId> here, std::int64_t lead, std::span<const TokenId> there,
                std::int64_t lead_there);
 

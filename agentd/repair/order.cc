@@ -42,7 +42,8 @@ FirstPlaces::Seen FirstPlaces::SeenIn(std::span<const TokenId> there, std::int64
       }
     }
     // The last tokens may yet be in a phrase that goes on.
-    if (end - seen.known[b] >= kUnknown + kPhrase) seen.latest[b] = kNowhere;
+    const bool behind_role = seen.known[b] == role;
+    if (end - seen.known[b] >= UnknownAtMost(behind_role) + kPhrase) seen.latest[b] = kNowhere;
   }
   return seen;
 }
@@ -57,7 +58,7 @@ bool FirstPlaces::SawOther(const Seen& seen, std::span<const TokenId> there, std
   for (std::int64_t here = start; unknown > known && here > 0; --unknown, --here) {
     if (there[static_cast<std::size_t>(unknown - 1)] != prompt_[static_cast<std::size_t>(here - 1)]) break;
   }
-  return unknown - known > kUnknown;
+  return unknown - known > UnknownAtMost(/*behind_role=*/known == seen.known.front());
 }
 
 }  // namespace kvshare::agentd

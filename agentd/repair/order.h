@@ -23,7 +23,8 @@ class FirstPlaces {
   // What was read before each position b of another prompt, b in [0, its size].
   struct Seen {
     // The greatest first place in this prompt of a phrase that lies before b; -1 where there is none, kNowhere where
-    // more than kUnknown tokens in one place beyond the role are in no phrase of this prompt, whatever follows b.
+    // more tokens in one place than another reader may have had beside (UnknownAtMost) are in no phrase of this prompt,
+    // whatever follows b.
     std::vector<std::int64_t> latest;
     // The end of the last phrase before b that stands in this prompt, or of the role.
     std::vector<std::int64_t> known;
@@ -38,11 +39,14 @@ class FirstPlaces {
   // Longer than what templates put between messages, shorter than most sentences.
   static constexpr std::int64_t kPhrase = 16;
   static constexpr std::int64_t kHeader = 8;
-  // What another reader may have had beside: a message's header, a name.
-  static constexpr std::int64_t kUnknown = 32;
+  // What another reader may have had beside: behind its role a task of its own, elsewhere a message's header and name.
+  static constexpr std::int64_t kTask = 32;
+  static constexpr std::int64_t kOtherHeader = 12;
   static constexpr std::int64_t kNowhere = std::numeric_limits<std::int64_t>::max();
 
  private:
+  static std::int64_t UnknownAtMost(bool behind_role) { return behind_role ? kTask : kOtherHeader; }
+
   const std::span<const TokenId> prompt_;
   std::unordered_map<std::uint64_t, std::int64_t> first_;  // by fingerprint
 };

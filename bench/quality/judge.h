@@ -42,7 +42,8 @@ enum class StoredIn {
   kAlone,     // after the sink and nothing else: what any session may share
   kThread,    // in the prompt of another agent of the session, which read the same messages under its own first words
   kReversed,  // likewise, which read them in the opposite order
-  kBehind     // likewise, but with another conversation's first chunk in front; the case's own has no stored KV
+  kBehind,    // likewise, but with another conversation's first chunk in front; the case's own has no stored KV
+  kAmid       // as kThread, with a short message of another conversation before the later half of them
 };
 
 struct Policy {

@@ -18,6 +18,8 @@ using kernels::PageIndex;
 
 constexpr std::int64_t kEdgeTokens = 2;
 constexpr std::int64_t kMinChunkTokens = 32;
+// Of kAmid's message, besides its header. With more it would be seen by its length alone.
+constexpr std::int64_t kOtherMessageTokens = 16;
 
 // Of a prompt's private runs (the lead, fresh rows, selected rows), those whose last page may be full in part.
 constexpr std::int64_t kPartlyFilled = 3;
@@ -102,7 +104,11 @@ std::int64_t MovedPrefill::PagesAtMost(const Case& c) const {
   if (Company() == StoredIn::kAlone) {
     for (const Chunk& chunk : c.chunks) stored += PagesFor(1 + chunk.end - chunk.begin);
   } else {
-    stored = PagesFor(static_cast<std::int64_t>(BeginningFor(c).size() + c.prompt.size()));
+    std::int64_t tokens = static_cast<std::int64_t>(BeginningFor(c).size() + c.prompt.size());
+    if (const std::size_t half = c.chunks.size() / 2; Company() == StoredIn::kAmid && half > 0) {
+      tokens += kOtherMessageTokens + c.chunks[half].begin - c.chunks[half - 1].end;
+    }
+    stored = PagesFor(tokens);
   }
   return stored + PagesFor(max_tokens_) + kPartlyFilled;
 }
@@ -127,6 +133,10 @@ Result<MovedPrefill::Stored> MovedPrefill::Find(std::size_t i, std::int64_t begi
       // What stands between two messages stands before each but the first.
       const std::size_t second = std::max<std::size_t>(c, 1);
       if (n > FirstStored()) add(chunks[second - 1].end, chunks[second].begin);
+      if (Company() == StoredIn::kAmid && n > 0 && n == chunks.size() / 2) {
+        tokens.insert(tokens.end(), other_message_.begin(), other_message_.end());
+        add(chunks[second - 1].end, chunks[second].begin);
+      }
       add_chunk(c);
     }
   }
@@ -170,6 +180,11 @@ Result<PrefillOutcome> MovedPrefill::Prefill(const Case& c) {
   if (c.session != session_ || full) {
     for (const auto& [tokens, pages] : stored_) free_.insert(free_.end(), pages.begin(), pages.end());
     stored_.clear();
+    if (c.session != session_ && !case_.chunks.empty()) {
+      const Chunk& other = case_.chunks.front();
+      const std::int64_t end = std::min(other.end, other.begin + kOtherMessageTokens);
+      other_message_.assign(case_.prompt.begin() + other.begin, case_.prompt.begin() + end);
+    }
     session_ = c.session;
   }
   if (prompt_ != nullptr && !prompt_->chunks().empty() && policy_.mode == ReuseMode::kAuto) {

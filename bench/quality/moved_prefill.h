@@ -70,6 +70,7 @@ class MovedPrefill final : public PrefillUnderTest {
   std::vector<kernels::PageIndex> free_;
   std::vector<kernels::PageIndex> used_;  // by the prompt
   std::string session_;
+  std::vector<TokenId> other_message_;  // the beginning of another session's first chunk
   // What stands before the first chunk with stored KV of an agent's prompts, by agent; of the agents seen so far. With
   // kBehind that of its last one.
   std::map<std::string, std::vector<TokenId>> beginnings_;

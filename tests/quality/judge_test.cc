@@ -164,11 +164,13 @@ TEST(JudgeTest, AutoTellsThemApart) {
   KVS_ASSERT_OK(suite);
   const auto run = Judge(model.get(), *suite,
                          {.policies = {{.mode = ReuseMode::kAuto, .stored_in = StoredIn::kThread},
-                                       {.mode = ReuseMode::kAuto, .stored_in = StoredIn::kBehind}}});
+                                       {.mode = ReuseMode::kAuto, .stored_in = StoredIn::kBehind},
+                                       {.mode = ReuseMode::kAuto, .stored_in = StoredIn::kAmid}}});
   KVS_ASSERT_OK(run);
   const QualityReport report = Summarise(*suite, *run, model->config().num_layers);
   EXPECT_LT(report.policies[0].charged_budget, 0.5);
   EXPECT_GT(report.policies[1].charged_budget, 0.9);
+  EXPECT_GT(report.policies[2].charged_budget, report.policies[0].charged_budget + 0.2) << "half of the chunks";
 }
 
 TEST(JudgeTest, EveryKindIsAskedOften) {
@@ -386,7 +388,8 @@ TEST_F(ComparisonTest, ALongSessionIsJudgedLikeAShortOne) {
   const auto short_session = FileSuite(*model_, line('i') + line('j'), 0);
   KVS_ASSERT_OK(long_session);
   KVS_ASSERT_OK(short_session);
-  for (const StoredIn where : {StoredIn::kAlone, StoredIn::kThread, StoredIn::kReversed, StoredIn::kBehind}) {
+  for (const StoredIn where :
+       {StoredIn::kAlone, StoredIn::kThread, StoredIn::kReversed, StoredIn::kBehind, StoredIn::kAmid}) {
     const QualityOptions options{.policies = {{.mode = ReuseMode::kRotate, .stored_in = where},
                                               {.mode = ReuseMode::kCacheBlend, .budget = 1.0, .stored_in = where}}};
     const auto run = Judge(model_.get(), *long_session, options);

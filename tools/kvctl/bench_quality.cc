@@ -93,6 +93,7 @@ std::optional<quality::StoredIn> StoredInOf(const std::string& name) {
   if (name == "thread") return quality::StoredIn::kThread;
   if (name == "reversed") return quality::StoredIn::kReversed;
   if (name == "behind") return quality::StoredIn::kBehind;
+  if (name == "amid") return quality::StoredIn::kAmid;
   return std::nullopt;
 }
 

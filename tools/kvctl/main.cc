@@ -391,10 +391,10 @@ class CommandLine {
     quality
         ->add_option(
             "--stored-in", quality_.stored_in,
-            "where stored chunks were computed: alone, thread, reversed or behind another first message; default: "
-            "alone, auto's in thread")
+            "where stored chunks were computed: alone, in a thread, reversed, behind another first message, or with "
+            "another short message amid; default: alone, auto's in thread")
         ->type_name("WHERE")
-        ->check(CLI::IsMember({"alone", "thread", "reversed", "behind"}));
+        ->check(CLI::IsMember({"alone", "thread", "reversed", "behind", "amid"}));
     quality->add_option("--samples", quality_.samples, "conversations of the world (75), or cases of the file (all)")
         ->type_name("N")
         ->check(CLI::Range(1, 100000));

@@ -42,12 +42,22 @@ TEST_F(InCompanyTest, WhatStandsBetweenMustBeTheSameButForALittle) {
                      Join({other_head, note_, between_there, answer_, Random(3)}), 50);
   };
   EXPECT_TRUE(with({}, {}));
-  EXPECT_TRUE(with(Random(6), Random(20)));
-  EXPECT_TRUE(with(Random(32), {}));
-  EXPECT_TRUE(with({}, Random(32)));
-  EXPECT_FALSE(with(Random(33), {})) << "something put in";
-  EXPECT_FALSE(with({}, Random(33))) << "something left out";
+  EXPECT_TRUE(with(Random(6), Random(12)));
+  EXPECT_TRUE(with(Random(12), {}));
+  EXPECT_TRUE(with({}, Random(12)));
+  EXPECT_FALSE(with(Random(13), {})) << "something put in";
+  EXPECT_FALSE(with({}, Random(13))) << "something left out";
   EXPECT_FALSE(with(Random(60), Random(60))) << "something changed";
+}
+
+TEST_F(InCompanyTest, BehindTheRoleATaskMayBeAnother) {
+  const Ids head = Random(50), other_head = Random(50);
+  const auto with = [&](int task_here, int task_there) {
+    return InCompany(Join({head, Random(task_here), note_}), Join({other_head, Random(task_there), note_}), 50);
+  };
+  EXPECT_TRUE(with(32, 32));
+  EXPECT_TRUE(with(32, 0));
+  EXPECT_FALSE(with(33, 33));
 }
 
 TEST_F(InCompanyTest, WhatFollowsTheOtherRoleIsNotARole) {

@@ -56,11 +56,12 @@ TEST_F(OrderTest, WhatStandsNowhereWasSeenBeyondTheRole) {
   };
   const std::int64_t all = 40 + 50 + 60 - 16;  // the last phrase of b
   EXPECT_EQ(latest(300, {}), all);
-  EXPECT_EQ(latest(300, Random(32)), all) << "a header";
+  EXPECT_EQ(latest(300, Random(32)), all) << "a task";
   EXPECT_EQ(latest(300, Random(33)), FirstPlaces::kNowhere);
   EXPECT_EQ(latest(10, Random(33)), FirstPlaces::kNowhere);
-  EXPECT_EQ(latest(0, Join({a_, Random(33)})), FirstPlaces::kNowhere) << "behind what is known";
-  EXPECT_EQ(latest(0, Join({a_, Random(20), a_, Random(20)})), all) << "little in each place";
+  EXPECT_EQ(latest(0, Join({a_, Random(12)})), all) << "a header";
+  EXPECT_EQ(latest(0, Join({a_, Random(13)})), FirstPlaces::kNowhere) << "a short message, behind what is known";
+  EXPECT_EQ(latest(0, Join({Random(32), a_, Random(12), a_, Random(12)})), all) << "little in each place";
 }
 
 // Right before the chunk a phrase may go on into it: there what both prompts share next to it decides.
@@ -74,10 +75,10 @@ TEST_F(OrderTest, WhatStandsNowhereWasSeenRightBeforeToo) {
     return places.SawOther(places.SeenIn(there, 12), there, base, start, start + 60);
   };
   EXPECT_FALSE(saw({}, header));
-  EXPECT_FALSE(saw({}, Random(32))) << "another header";
-  EXPECT_TRUE(saw({}, Random(33)));
-  EXPECT_FALSE(saw(Random(32), header));
-  EXPECT_TRUE(saw(Random(33), header)) << "too short for a phrase beyond what may differ";
+  EXPECT_FALSE(saw({}, Random(12))) << "another header";
+  EXPECT_TRUE(saw({}, Random(13)));
+  EXPECT_FALSE(saw(Random(12), header));
+  EXPECT_TRUE(saw(Random(13), header)) << "too short for a phrase beyond what may differ";
   EXPECT_TRUE(saw(Random(47), header));
   EXPECT_TRUE(saw(Random(300), header));
 }
@@ -120,6 +121,7 @@ TEST_F(OrderTest, IsTheGreatestFirstPlace) {
     }
     const FirstPlaces::Seen seen = FirstPlaces(here).SeenIn(there, 0);
     std::int64_t expected = -1, unknown = 0;  // places, one after the other, where no phrase of the prompt ends
+    bool behind_role = true;
     for (std::size_t b = 0; b <= there.size(); ++b) {
       unknown += b > 0;
       if (b >= 16) {
@@ -128,8 +130,9 @@ TEST_F(OrderTest, IsTheGreatestFirstPlace) {
                                     there.begin() + static_cast<std::ptrdiff_t>(b));
         if (at != end) expected = std::max<std::int64_t>(expected, at - here.begin());
         if (at != end) unknown = 0;
+        if (at != end) behind_role = false;
       }
-      if (unknown >= 32 + 16) expected = FirstPlaces::kNowhere;
+      if (unknown >= (behind_role ? 32 : 12) + 16) expected = FirstPlaces::kNowhere;
       ASSERT_EQ(seen.latest[b], expected) << b;
       ASSERT_EQ(seen.known[b], static_cast<std::int64_t>(b) - unknown) << b;
     }
