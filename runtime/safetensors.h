@@ -20,9 +20,9 @@ using TensorMap = std::map<std::string, TensorView, std::less<>>;
 // tensors are refused.
 Result<TensorMap> ParseSafetensors(std::span<const std::byte> file);
 
-// The format gives each byte behind the header to a tensor; bytes that no tensor claims, between them or at the end, may
-// be what one of them should have. `tensors`: what `file` was parsed to. Apart from ParseSafetensors, because a tensor
-// that is missing is worth telling before the hole it leaves. InvalidArgument says where they are.
+// The format gives each byte behind the header to a tensor; bytes that no tensor claims, between them or at the end,
+// may be what one of them should have. `tensors`: what `file` was parsed to. Apart from ParseSafetensors, because a
+// tensor that is missing is worth telling before the hole it leaves. InvalidArgument says where they are.
 Status CheckEveryByteClaimed(std::span<const std::byte> file, const TensorMap& tensors);
 
 }  // namespace kvshare::runtime
