@@ -269,6 +269,14 @@ class TraceFileTest : public ::testing::Test {
     std::ofstream(path, std::ios::binary) << bytes;
     return path;
   }
+  // Of more than one block of what the reader takes at a time.
+  std::string LongGzip(const std::string& name) {
+    std::string many = std::string(kHeader) + "\n";
+    for (int i = 0; i < 3000; ++i)
+      many += R"({"seg":"s)" + std::to_string(i * 7919) + R"(","text":"t)" + std::to_string(i * 104729) + "\"}\n";
+    return Gzip(name, many + R"({"request_id":"a","segments":[["user","s0"]]})"
+                             "\n");
+  }
   std::string Gzip(const std::string& name, const std::string& text) {
     const std::string path = dir_ / name;
     gzFile file = gzopen(path.c_str(), "wb");
@@ -319,11 +327,7 @@ TEST_F(TraceFileTest, ErrorsNameThePath) {
 
 // Whether or not the damage is seen first in a line that makes no sense.
 TEST_F(TraceFileTest, ADamagedGzipStreamIsDataLoss) {
-  std::string many = std::string(kHeader) + "\n";
-  for (int i = 0; i < 3000; ++i)
-    many += R"({"seg":"s)" + std::to_string(i * 7919) + R"(","text":"t)" + std::to_string(i * 104729) + "\"}\n";
-  const std::string path = Gzip("c.gz", many + R"({"request_id":"a","segments":[["user","s0"]]})"
-                                               "\n");
+  const std::string path = LongGzip("c.gz");
   const auto size = static_cast<std::streamoff>(std::filesystem::file_size(path));
   for (int i = 1; i < 40; ++i) {
     const std::string damaged = (dir_ / "damaged.gz").string();
@@ -339,11 +343,7 @@ TEST_F(TraceFileTest, ADamagedGzipStreamIsDataLoss) {
 }
 
 TEST_F(TraceFileTest, ACutGzipStreamIsDataLoss) {
-  std::string many = std::string(kHeader) + "\n";
-  for (int i = 0; i < 3000; ++i)
-    many += R"({"seg":"s)" + std::to_string(i * 7919) + R"(","text":"t)" + std::to_string(i * 104729) + "\"}\n";
-  const std::string path = Gzip("b.gz", many + R"({"request_id":"a","segments":[["user","s0"]]})"
-                                               "\n");
+  const std::string path = LongGzip("b.gz");
   ASSERT_TRUE(ReadTrace(path).ok());
   std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
   const auto cut = ReadTrace(path);
