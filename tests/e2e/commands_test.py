@@ -8,7 +8,7 @@ import socket
 import subprocess
 import unittest
 
-from programs import BIN, SOURCE, ProgramTest, talk
+from programs import BIN, MODEL, SOURCE, ProgramTest, talk
 
 SECTIONS = ("server", "model", "pool", "cold", "reuse", "agents")
 
@@ -131,6 +131,24 @@ class CommandsTest(ProgramTest):
                     self.assertGreater(len(os.listdir(f"/proc/{process.pid}/fd")), 300)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def test_few_files_and_endpoints_for_everybody_are_warned_of(self):
+        limited = ["sh", "-c", 'ulimit -n 1000 && exec "$0" "$@"', os.path.join(BIN, "agentd")]
+        p = subprocess.Popen(
+            [*limited, "--model", MODEL, "--listen", "tcp://0.0.0.0:0"], stderr=subprocess.PIPE, text=True
+        )
+        with p:
+            told = []
+            for line in p.stderr:
+                told.append(line)
+                if "ready at" in line:
+                    break
+            p.terminate()
+            self.assertEqual(p.wait(30), 0)
+        told = "".join(told)
+        self.assertIn("1000 files at most", told)
+        self.assertIn("ulimit -n", told)
+        self.assertIn("--listen: 0.0.0.0 can be reached from elsewhere", told)
 
     def test_interrupted_stat_says_130(self):
         with self.daemon() as (endpoint, _):
