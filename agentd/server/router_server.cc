@@ -511,7 +511,10 @@ class ZmqRouterServer final : public RouterServer {
                                                         std::to_string(kPendingBytesMax >> 20) +
                                                         " MiB waited; all of its requests have ended, ask again")));
     }
-    if (peer.pending.empty() && pending_peers_++ == 0) SetRetry(kRetry);
+    if (peer.pending.empty()) {
+      ++pending_peers_;
+      SetRetry(kRetry);  // also where another has been stuck for long
+    }
     peer.pending_bytes += frame.size();
     peer.pending.push_back(frame);
   }
