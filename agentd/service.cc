@@ -53,6 +53,8 @@ ColdStats ColdStatsOf(const ColdTier& cold) {
 
 // Of what may be used on disk, the part that is for anchors.
 constexpr std::int64_t AnchorBytes(std::int64_t cold_bytes) { return cold_bytes / 16; }
+// Of which so many are left for pages.
+constexpr std::int64_t LeastColdBytes(std::int64_t page_bytes) { return page_bytes + (page_bytes - 1) / 15; }
 
 // All requests share one scope until a daemon serves several tenants.
 Digest DefaultScope() { return DigestBuilder("scope").Text("default").Finish(); }
@@ -129,7 +131,17 @@ class ServiceImpl final : public Service {
                  .on_device_lost = options.on_device_lost,
                  .after_device_loss = options.after_device_loss}) {}
 
-  std::vector<std::string> Warnings() const override { return engine_.Warnings(); }
+  std::vector<std::string> Warnings() const override {
+    std::vector<std::string> warnings = engine_.Warnings();
+    const auto pool_bytes = static_cast<std::int64_t>(arena_->pages().num_pages) *
+                            static_cast<std::int64_t>(model_->kv_layout().page_bytes());
+    const std::int64_t available = AvailableMemoryBytes();
+    if (model_->backend().capabilities().host_memory && pool_bytes > available) {
+      warnings.push_back("the KV pool may grow to " + std::to_string(pool_bytes) + " bytes, and this machine has " +
+                         std::to_string(available) + " free: it may end this process when it has no more");
+    }
+    return warnings;
+  }
 
   SharedPages Shared() const override {
     const kernels::KvPages& pages = arena_->pages();
@@ -377,6 +389,11 @@ Result<std::unique_ptr<Service>> NewService(std::unique_ptr<runtime::Model> mode
     tier.max_bytes = options.cold_bytes - AnchorBytes(options.cold_bytes);
     tier.space = model->space();
     tier.page_bytes = model->kv_layout().page_bytes();
+    if (const std::int64_t least = ColdTier::LeastBytes(tier.page_bytes); tier.max_bytes < least) {
+      return InvalidArgument("--cold-size: " + std::to_string(options.cold_bytes) +
+                             " bytes on disk are too few: at least " + std::to_string(LeastColdBytes(least)) +
+                             " for this model");
+    }
     KVS_ASSIGN_OR_RETURN(cold, ColdTier::Open(tier));
   }
   return NewServiceOn(std::move(model), std::move(cold), options);

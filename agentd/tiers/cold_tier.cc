@@ -17,6 +17,10 @@ constexpr std::size_t kMaxPageBytes = std::size_t{256} << 20;
 
 }  // namespace
 
+std::int64_t ColdTier::LeastBytes(std::size_t page_bytes) {
+  return kIndexBaseBytes + kMinSlots * (static_cast<std::int64_t>(SlotBytes(page_bytes)) + kIndexBytesPerSlot);
+}
+
 Result<std::unique_ptr<ColdTier>> ColdTier::Open(const ColdTierOptions& options) {
   if (options.page_bytes < 1 || options.page_bytes > kMaxPageBytes) {
     return InvalidArgument("the cold tier's page size must be 1 byte to 256 MiB");
@@ -24,13 +28,12 @@ Result<std::unique_ptr<ColdTier>> ColdTier::Open(const ColdTierOptions& options)
   if (options.read_threads < 1 || options.write_threads < 1) {
     return InvalidArgument("the cold tier needs at least one thread to read and one to write");
   }
+  if (const std::int64_t least = LeastBytes(options.page_bytes); options.max_bytes < least) {
+    return InvalidArgument("a cold tier of " + std::to_string(options.max_bytes) + " bytes is too small: at least " +
+                           std::to_string(least) + " for pages of " + std::to_string(options.page_bytes));
+  }
   const auto slot_bytes = static_cast<std::int64_t>(SlotBytes(options.page_bytes));
   const std::int64_t slots = (options.max_bytes - kIndexBaseBytes) / (slot_bytes + kIndexBytesPerSlot);
-  if (slots < kMinSlots) {
-    return InvalidArgument("a cold tier of " + std::to_string(options.max_bytes) + " bytes is too small: at least " +
-                           std::to_string(kIndexBaseBytes + kMinSlots * (slot_bytes + kIndexBytesPerSlot)) +
-                           " for pages of " + std::to_string(options.page_bytes));
-  }
   KVS_ASSIGN_OR_RETURN(auto lock, DirectoryLock::Take(options.directory));
   const std::string name = SpaceDirectoryName(options.space, options.page_bytes);
   const std::string path = options.directory + "/" + name;

@@ -115,6 +115,8 @@ class ColdTier {
   // cannot be used or the quota holds less than a few pages, Unavailable when the disk fails or is so full that not
   // even an index can be opened (serve without a cold tier then).
   static Result<std::unique_ptr<ColdTier>> Open(const ColdTierOptions& options);
+  // The least max_bytes that Open takes.
+  static std::int64_t LeastBytes(std::size_t page_bytes);
   // Finishes accepted stores and loads (their `done` is called) first.
   virtual ~ColdTier() = default;
 

@@ -1,5 +1,6 @@
 """The cold tier through the programs: a warm restart, one daemon for each directory, what is said when it is wrong."""
 
+import re
 import unittest
 
 from programs import MODEL, ProgramTest, talk
@@ -57,7 +58,14 @@ class ColdTest(ProgramTest):
         args = ("--model", MODEL, "--listen", "ipc://" + self.path("x.sock"))
         file = self.path("file", "x")
         self.agentd_refuses(2, file, args=(*args, "--cold-dir", file))
-        self.agentd_refuses(2, "too small", "at least", args=(*args, "--cold-dir", self.path("c"), "--cold-size", "1"))
+
+    def test_the_least_that_is_named_will_do(self):
+        args = ("--model", MODEL, "--listen", "ipc://" + self.path("x.sock"), "--cold-dir", self.path("c"))
+        told = self.agentd_refuses(2, "--cold-size: 1 bytes", "at least", args=(*args, "--cold-size", "1"))
+        least = int(re.search(r"at least (\d+)", told)[1])
+        self.agentd_refuses(2, f"at least {least}", args=(*args, "--cold-size", least - 1))
+        with self.daemon("--cold-dir", self.path("c"), "--cold-size", least, name="least"):
+            pass
 
 
 if __name__ == "__main__":

@@ -150,6 +150,15 @@ class CommandsTest(ProgramTest):
         self.assertIn("ulimit -n", told)
         self.assertIn("--listen: 0.0.0.0 can be reached from elsewhere", told)
 
+    def test_a_pool_larger_than_the_machine_is_warned_of(self):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        with self.daemon("--kv-pool-size", total + 1, name="large"):
+            pass
+        self.assertIn("the KV pool may grow to", self.read(self.path("large.log")))
+        with self.daemon("--kv-pool-size", "64MiB", name="small"):
+            pass
+        self.assertNotIn("KV pool may grow", self.read(self.path("small.log")))
+
     def test_interrupted_stat_says_130(self):
         with self.daemon() as (endpoint, _):
             p = subprocess.Popen(

@@ -36,7 +36,7 @@ class ProgramTest(unittest.TestCase):
         return p.stdout, p.stderr
 
     def agentd_refuses(self, code, *words, args=(), env=None):
-        """agentd must end at once with `code` and one line that holds all `words`."""
+        """The line that agentd says, which must end at once with `code`; all `words` are in it."""
         p = subprocess.run(
             [os.path.join(BIN, "agentd"), *map(str, args)],
             capture_output=True,
@@ -49,6 +49,7 @@ class ProgramTest(unittest.TestCase):
         self.assertTrue(p.stderr.startswith("agentd: "), p.stderr)
         for word in words:
             self.assertIn(word, p.stderr)
+        return p.stderr
 
     def json(self, *argv):
         return json.loads(self.kvctl(*argv)[0])
