@@ -1,5 +1,6 @@
 #include "runtime/chat_template.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -67,6 +68,34 @@ Status CheckMessages(const Value& messages) {
   return OkStatus();
 }
 
+bool AllAreText(const Value& messages) {
+  return std::all_of(messages.AsList().items.begin(), messages.AsList().items.end(), [](const Value& message) {
+    const Value* content = message.AsDict().Find("content");
+    return content != nullptr && content->IsString();
+  });
+}
+
+// Text parts joined by line ends, and "" for the content of tool calls alone: what templates can read that take content
+// for a string. As vLLM and llama.cpp do; transformers fails there.
+Result<Value> AsText(const Value& messages) {
+  std::vector<Value> list = messages.AsList().items;
+  for (Value& message : list) {
+    jinja::Dict dict = message.AsDict();
+    const Value* content = dict.Find("content");
+    if (content != nullptr && content->IsString()) continue;
+    std::string text;
+    if (content != nullptr && content->IsList()) {
+      for (const Value& part : content->AsList().items) {
+        if (!text.empty()) text += '\n';
+        text += part.AsDict().Find("text")->AsString();
+      }
+    }
+    KVS_RETURN_IF_ERROR(dict.Set(Value::Str("content"), Value::Str(std::move(text))));
+    KVS_ASSIGN_OR_RETURN(message, Value::Mapping(std::move(dict)));
+  }
+  return Value::Sequence(std::move(list));
+}
+
 class JinjaTemplate : public ChatTemplate {
  public:
   JinjaTemplate(jinja::Block body, ChatTemplateTokens tokens) : body_(std::move(body)), tokens_(std::move(tokens)) {}
@@ -83,21 +112,29 @@ class JinjaTemplate : public ChatTemplate {
       if (!parsed->IsList()) return InvalidArgument("tools must be a list, not " + parsed->TypeName());
       tools = std::move(*parsed);
     }
+    Result<std::string> text = RenderValues(*messages, tools, add_generation_prompt);
+    if (text.ok()) return text;
+    if (text.status().code() == StatusCode::kInvalidArgument && !AllAreText(*messages)) {
+      KVS_ASSIGN_OR_RETURN(const Value as_text, AsText(*messages));
+      if (auto again = RenderValues(as_text, tools, add_generation_prompt); again.ok()) return again;
+    }
+    return text.status().WithContext("chat template");
+  }
+
+ private:
+  Result<std::string> RenderValues(const Value& messages, const Value& tools, bool add_generation_prompt) const {
     // The variables that transformers gives a template. A token that the model lacks stays undefined there too.
     std::vector<std::pair<std::string, Value>> variables = {
-        {"messages", std::move(*messages)},
-        {"tools", std::move(tools)},
+        {"messages", messages},
+        {"tools", tools},
         {"documents", Value::None()},
         {"add_generation_prompt", Value::Bool(add_generation_prompt)},
     };
     if (!tokens_.bos.empty()) variables.emplace_back("bos_token", Value::Str(tokens_.bos));
     if (!tokens_.eos.empty()) variables.emplace_back("eos_token", Value::Str(tokens_.eos));
-    auto text = jinja::Render(body_, std::move(variables));
-    if (!text.ok()) return text.status().WithContext("chat template");
-    return text;
+    return jinja::Render(body_, std::move(variables));
   }
 
- private:
   const jinja::Block body_;
   const ChatTemplateTokens tokens_;
 };

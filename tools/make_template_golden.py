@@ -438,13 +438,34 @@ STATEMENTS = [
 ]
 
 
+def as_text(message):
+    """Content as what a template can add to a string: what we render where the template fails on what was given."""
+    content = message.get("content") or ""
+    return message | {"content": content if isinstance(content, str) else "\n".join(part["text"] for part in content)}
+
+
 def render(template, chat, tools, add):
     row = {"template": template, "messages": chat, "tools": tools, "add_generation_prompt": add}
     row |= {"bos": "<s>", "eos": "</s>"}
-    try:
-        row["prompt"] = ENV.from_string(template).render(
-            messages=chat, tools=tools, documents=None, add_generation_prompt=add, bos_token="<s>", eos_token="</s>"
+
+    def prompt(messages):
+        return ENV.from_string(template).render(
+            messages=messages,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=add,
+            bos_token="<s>",
+            eos_token="</s>",
         )
+
+    try:
+        try:
+            row["prompt"] = prompt(chat)
+        except Exception:
+            texts = [as_text(message) for message in chat]
+            if texts == chat:
+                raise
+            row["prompt"] = prompt(texts)
     except TemplateSays as error:
         row["error"] = str(error)
         row["raised"] = True

@@ -88,6 +88,22 @@ TEST(ChatTemplateTest, WrongMessagesAreNamed) {
   EXPECT_TRUE(Failure("x", R"([{"role": "assistant", "content": null, "tool_calls": []}])").ok());
 }
 
+// Many templates add content to a string. The parts' text and no text do for them; others see what was given.
+TEST(ChatTemplateTest, TextPartsAndNullAreTextWhereTheTemplateNeedsIt) {
+  constexpr char kAdds[] = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + ';' }}{% endfor %}";
+  constexpr char kMixed[] =
+      R"([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+      {"role": "assistant", "content": null, "tool_calls": []}, {"role": "assistant", "tool_calls": []},
+      {"role": "user", "content": "c"}])";
+  const auto text = RenderText(kAdds, kMixed);
+  ASSERT_TRUE(text.ok()) << text.status().message();
+  EXPECT_EQ(*text, "user:a\nb;assistant:;assistant:;user:c;");
+  const auto seen = RenderText("{{ messages[0].content | length }}{{ messages[1].content is none }}", kMixed);
+  ASSERT_TRUE(seen.ok()) << seen.status().message();
+  EXPECT_EQ(*seen, "2True");
+  EXPECT_THAT(Failure("{{ messages[0].content + 1 }}", kMixed).message(), HasSubstr("list"));  // of what was given
+}
+
 TEST(ChatTemplateTest, ErrorsHaveLineAndColumn) {
   EXPECT_THAT(Failure("a\n  {{ 1 + }}").message(), HasSubstr("line 2, column 10"));
   EXPECT_THAT(Failure("{{ x }}\n{{ nothing.at_all }}").message(),
