@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "agentd/server/metrics.h"
+#include "libkvshare/core/json_text.h"
 
 namespace kvshare::agentd {
 namespace {
@@ -11,9 +12,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 HttpAnswer JsonLine(int status, const Json& json) {
-  return {.status = status,
-          .content_type = "application/json",
-          .body = json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"};
+  return {.status = status, .content_type = "application/json", .body = JsonText(json) + "\n"};
 }
 
 }  // namespace

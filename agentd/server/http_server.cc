@@ -21,6 +21,7 @@
 #include <thread>
 
 #include "agentd/server/http_connection.h"
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 
 namespace kvshare::agentd {
@@ -351,9 +352,7 @@ HttpAnswer HttpError(int status, std::string_view message) {
                                      : "server_error";
   const nlohmann::ordered_json error = {
       {"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}};
-  return {.status = status,
-          .content_type = "application/json",
-          .body = error.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n"};
+  return {.status = status, .content_type = "application/json", .body = JsonText(error) + "\n"};
 }
 
 }  // namespace kvshare::agentd

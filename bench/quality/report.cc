@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "libkvshare/core/json_text.h"
+
 namespace kvshare::quality {
 namespace {
 
@@ -254,7 +256,7 @@ std::string ReportJson(const QualityReport& report) {
   for (const PolicySummary& policy : report.policies) {
     json["policies"][std::string(ReuseModeName(policy.policy.mode))] = PolicyJson(policy);
   }
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return JsonText(json);
 }
 
 std::string ReportText(const QualityReport& report) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "libkvshare/capi/capi.h"
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 
 namespace kvshare::capi {
@@ -12,7 +13,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // Bytes that are not UTF-8 are replaced: JSON has none.
-std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+std::string Dump(const Json& json) { return JsonText(json); }
 
 Json TotalsJson(const ReuseTotals& totals) {
   return {{"requests", totals.requests},

@@ -43,6 +43,7 @@ class TextTest(ProgramTest):
             "déjà vu — 你好 🦉",
             "<|im_start|>user\nx<|im_end|>",
             "a\u0000b",
+            "no\u0085line\u2028ends\u2029here",
             "",
         ]
         lines = self.path("t.jsonl", "\n".join(json.dumps(dict(text=t)) for t in texts))

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/kvctl/ceilings.h"
 #include "tools/kvctl/commands.h"
@@ -156,7 +157,7 @@ int RunBenchModel(const BenchOptions& options) {
     PrintText(results);
   } else {
     const Json out = {{"results", std::move(results)}, {"ceilings", {{"per_threads", std::move(per_threads)}}}};
-    std::puts(out.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    std::puts(JsonText(out).c_str());
   }
   return kOk;
 }

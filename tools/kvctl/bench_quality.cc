@@ -10,6 +10,7 @@
 #include "bench/quality/quality_run.h"
 #include "bench/quality/report.h"
 #include "bench/quality/suite.h"
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/kvctl/commands.h"
 #include "tools/kvctl/files.h"
@@ -82,7 +83,7 @@ std::string DumpLines(const quality::Suite& suite, const quality::QualityRun& ru
         line["right"] = result.right;
         line["exact_right"] = result.exact_right;
       }
-      lines += line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+      lines += JsonText(line) + "\n";
     }
   }
   return lines;

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/cuda_plugin.h"
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/kvctl/ceilings.h"
 #include "tools/kvctl/commands.h"
@@ -127,7 +128,7 @@ int RunDoctor(const ModelOptions& options) {
     facts["checks"] = Json::array();
     for (const Finding& f : findings)
       facts["checks"].push_back({{"check", f.what}, {"ok", f.ok}, {"advice", f.ok ? "" : f.advice}});
-    std::puts(facts.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    std::puts(JsonText(facts).c_str());
     return kOk;
   }
   std::printf("machine   %s, %d cores, %.1f GiB memory (%.1f free), %s\n", CpuName().c_str(), AvailableCores(),

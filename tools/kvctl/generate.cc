@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/kvctl/commands.h"
 #include "tools/kvctl/files.h"
@@ -49,7 +50,7 @@ void PrintJson(const GenerateReply& reply) {
         {"ttft_ms", reply.timings.ttft_ms},
         {"prompt_ms", reply.timings.prompt_ms},
         {"predicted_ms", reply.timings.predicted_ms}}}};
-  std::puts(json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+  std::puts(JsonText(json).c_str());
 }
 
 void PrintSummary(const GenerateReply& reply) {

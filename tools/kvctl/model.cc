@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "libkvshare/core/json_text.h"
 #include "tools/kvctl/commands.h"
 #include "tools/kvctl/target.h"
 
@@ -79,7 +80,7 @@ int RunModel(const ModelOptions& options) {
   if (!model.ok()) return Fail(kModel, model.status().message());
   const Json facts = Facts(**model, options.source.model);
   if (options.format == OutputFormat::kJson) {
-    std::puts(facts.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    std::puts(JsonText(facts).c_str());
     return kOk;
   }
   for (const auto& [key, value] : facts.items()) {

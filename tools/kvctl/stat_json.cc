@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <numeric>
 
+#include "libkvshare/core/json_text.h"
+
 namespace kvshare::kvctl {
 namespace {
 
@@ -154,7 +156,7 @@ double Percent(std::int64_t part, std::int64_t whole) {
 }
 
 void PrintJson(const Json& json) {
-  std::puts(json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+  std::puts(JsonText(json).c_str());
   std::fflush(stdout);
 }
 

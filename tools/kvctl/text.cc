@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <span>
 
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/kvctl/commands.h"
 #include "tools/kvctl/files.h"
@@ -14,7 +15,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-void Print(const Json& json) { std::puts(json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str()); }
+void Print(const Json& json) { std::puts(JsonText(json).c_str()); }
 
 // The text half of a model, from a daemon or from files; with files no KV pool is made.
 class TextSource {

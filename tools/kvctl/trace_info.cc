@@ -7,6 +7,7 @@
 #include <string>
 #include <unordered_set>
 
+#include "libkvshare/core/json_text.h"
 #include "tools/kvctl/commands.h"
 #include "tools/kvctl/exit_code.h"
 #include "tools/trace/mix.h"
@@ -174,7 +175,7 @@ int RunTraceInfo(const TraceOptions& options) {
                      {"block_refs", c.block_refs},
                      {"unique_blocks", c.unique_blocks},
                      {"known_prefix_tokens", static_cast<std::int64_t>(c.known_prefix_tokens)}};
-  std::puts(json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+  std::puts(JsonText(json).c_str());
   return kOk;
 }
 

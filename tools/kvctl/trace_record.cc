@@ -9,6 +9,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/kvctl/commands.h"
 #include "tools/kvctl/exit_code.h"
@@ -101,7 +102,7 @@ class Recorder {
                        {"prefix_tokens", reply.reuse.prefix_tokens},
                        {"moved_tokens", reply.reuse.moved_tokens},
                        {"ttft_ms", reply.timings.ttft_ms}};
-    std::puts(json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    std::puts(JsonText(json).c_str());
     std::fflush(stdout);
   }
 

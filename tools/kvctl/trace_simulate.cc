@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "libkvshare/core/json_text.h"
 #include "tools/kvctl/commands.h"
 #include "tools/kvctl/exit_code.h"
 #include "tools/trace/simulate.h"
@@ -48,7 +49,7 @@ int RunTraceSimulate(const SimulateOptions& options) {
                        {"tokens", trace->tokens},
                        {"unique_blocks", trace->unique_blocks},
                        {"results", results}};
-    std::puts(json.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    std::puts(JsonText(json).c_str());
   }
   return kOk;
 }

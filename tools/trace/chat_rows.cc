@@ -8,6 +8,7 @@
 #include <limits>
 #include <utility>
 
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/trace/fields.h"
 
@@ -16,7 +17,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+std::string Dump(const Json& json) { return JsonText(json); }
 
 // The member if it is there and not null.
 const Json* Find(const Json* object, const char* name) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "libkvshare/core/check.h"
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 
 namespace kvshare::trace {
@@ -12,7 +13,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string Line(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"; }
+std::string Line(const Json& json) { return JsonText(json) + "\n"; }
 
 const char* Name(TimeBase base) {
   switch (base) {

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "libkvshare/core/check.h"
+#include "libkvshare/core/json_text.h"
 
 namespace kvshare::trace {
 namespace {
@@ -80,7 +81,7 @@ std::string MooncakeWriter::Row(std::size_t index, std::optional<std::span<const
       json["delay"] = static_cast<std::int64_t>(request.delay_ms);
     }
   }
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return JsonText(json) + "\n";
 }
 
 }  // namespace kvshare::trace

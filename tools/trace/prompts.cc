@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/trace/mix.h"
 
@@ -17,8 +18,7 @@ constexpr int kMaxCuts = 16;
 constexpr std::int64_t kCutTokens = 64;  // what token prompts are cut by where they have no blocks
 
 std::string ToJson(const std::string& role, const std::string& text) {
-  return nlohmann::json{{"role", role}, {"content", text}}.dump(-1, ' ', false,
-                                                                nlohmann::json::error_handler_t::replace);
+  return JsonText(nlohmann::json{{"role", role}, {"content", text}});
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 #include "tools/trace/report.h"
 
@@ -170,7 +171,7 @@ std::string ReportJson(const Report& report) {
                         {"unlimited", row(c.unlimited_tokens)}, {"lru", row(c.lru_tokens)},
                         {"belady", row(c.belady_tokens)}};
   }
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return JsonText(json);
 }
 
 Result<Report> ParseReport(const std::string& text) {

@@ -1,6 +1,7 @@
 // Requests one by one: the dump that checks read, and the table that a spreadsheet reads.
 #include <nlohmann/json.hpp>
 
+#include "libkvshare/core/json_text.h"
 #include "tools/trace/csv.h"
 #include "tools/trace/report.h"
 
@@ -35,7 +36,7 @@ void WriteDump(const Replay& replay, std::ostream& out) {
                          {"start_ms", Round(result.start_ms)},
                          {"end_ms", Round(result.end_ms)},
                          {"miss_reasons", std::move(misses)}};
-      out << json.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';
+      out << JsonText(json) << '\n';
     }
   }
 }

@@ -1,0 +1,19 @@
+// JSON on one line, whoever splits a text into lines.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace kvshare {
+
+// `text` with U+0085, U+2028 and U+2029, which end lines for Python and others and which JSON leaves as they are,
+// written as \u0085, \u2028 and \u2029. Of JSON, where they stand in strings alone, the meaning stays.
+std::string EscapeLineEnds(std::string text);
+
+// Without spaces; bytes that are not UTF-8 become U+FFFD. `Json`: nlohmann::json or ordered_json.
+template <typename Json>
+std::string JsonText(const Json& json) {
+  return EscapeLineEnds(json.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
+}  // namespace kvshare
