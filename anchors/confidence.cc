@@ -177,7 +177,7 @@ Guard::State Guard::Snapshot() const {
 }
 
 void Guard::Restore(const State& state) {
-  quantile_.Restore(state.quantile);
+  quantile_.Restore(state.quantile, !state.least.empty());
   least_.clear();
   next_ = 0;
   for (const double least : state.least) Remember(least);

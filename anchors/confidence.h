@@ -22,27 +22,37 @@ double ClopperPearsonUpper(std::int64_t failures, std::int64_t trials, double co
 
 // The margin that an answer must have to be trusted. How peaked distributions are differs from model to model and from
 // task to task, so no fixed number serves: this one moves until a given share of requests is sent back, the least sure
-// ones. It starts strict and loosens, by stochastic approximation of the quantile (Robbins and Monro 1951). Where the
-// margin is small, a step is a share of it: a fixed one is coarse there, and sends back more than it was told to.
+// ones, by stochastic approximation of the quantile (Robbins and Monro 1951). Where the margin is small, a step is a
+// share of it: a fixed one is coarse there, and sends back more than it was told to. It starts strict, and until one
+// answer has it, it halves: models whose answers all lie near ties would have a team's whole talk sent back before such
+// steps had come down to them.
 class GuardMargin {
  public:
   double value() const { return value_; }
   void Answered(bool doubted) {
+    reached_ = reached_ || !doubted;
+    if (!reached_) return MoveTo(value_ / 2);
     const double step = kShare * value_ < kMostStep ? kShare * value_ : kMostStep;
-    value_ += step * (doubted ? kDoubtedShare - 1 : kDoubtedShare);
-    value_ = value_ < kLeast ? kLeast : value_ > kMost ? kMost : value_;
+    MoveTo(value_ + step * (doubted ? kDoubtedShare - 1 : kDoubtedShare));
   }
 
-  void Restore(double value) { value_ = value < kLeast ? kLeast : value > kMost ? kMost : value; }
+  // `reached`: answers have been seen before.
+  void Restore(double value, bool reached) {
+    MoveTo(value);
+    reached_ = reached;
+  }
 
   static constexpr double kDoubtedShare = 0.15;
   static constexpr double kLeast = 0.02;  // nats: a tie, in which either token is as good
   static constexpr double kMost = 4.0;    // 55 : 1
 
  private:
+  void MoveTo(double value) { value_ = value < kLeast ? kLeast : value > kMost ? kMost : value; }
+
   static constexpr double kMostStep = 0.1;  // nats
   static constexpr double kShare = 0.3;
   double value_ = 0.7;
+  bool reached_ = false;  // an answer had the margin
 };
 
 struct AuditLimits {

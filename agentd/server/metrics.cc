@@ -158,7 +158,8 @@ void Tokens(Writer& out, const Stats& stats) {
 void Tiers(Writer& out, const Stats& stats) {
   const Labels host = {{"tier", "host"}};
   const Labels cold = {{"tier", "cold"}};
-  out.Family("kvshare_pool_bytes", "gauge", "KV that is stored.");
+  out.Family("kvshare_pool_bytes", "gauge",
+             "KV that is stored; on disk: everything under the directory, as allocated.");
   out.Sample(stats.pool.used_bytes, host);
   out.Sample(stats.cold.bytes, cold);
   out.Family("kvshare_pool_capacity_bytes", "gauge", "What may be stored.");

@@ -213,5 +213,40 @@ TEST(ConfidenceTest, TheGuardMarginFindsTheQuantileOfAnyScale) {
   }
 }
 
+// Seven answers, all near ties: a team's talk, most of which is not to be sent back.
+TEST(ConfidenceTest, TheGuardMarginComesDownSoonToWhatAnswersHave) {
+  GuardMargin guard;
+  std::vector<double> asked;
+  int doubted = 0;
+  for (const double margin : {0.06, 0.2, 0.14, 0.1, 0.23, 0.09, 0.13}) {
+    doubted += margin < guard.value();
+    guard.Answered(margin < guard.value());
+    asked.push_back(guard.value());
+  }
+  EXPECT_LE(doubted, 4);
+  EXPECT_EQ(asked[2], 0.7 / 8);
+  EXPECT_GT(asked[3], asked[2]);  // reached: from here on it moves by steps
+  EXPECT_GT(asked[4], 0.08);
+}
+
+// One answer that has the margin is enough: later ones that miss it move it by a step.
+TEST(ConfidenceTest, TheGuardMarginHalvesOnlyUntilItIsReached) {
+  GuardMargin guard;
+  guard.Answered(/*doubted=*/false);
+  const double before = guard.value();
+  guard.Answered(/*doubted=*/true);
+  EXPECT_GT(guard.value(), before - 0.1);
+}
+
+TEST(GuardTest, AnEmptyStateIsNotTakenForAMarginThatWasReached) {
+  Guard fresh({.margin = 0, .doubts = 0.2}), old({.margin = 0, .doubts = 0.2});
+  fresh.Restore({});
+  fresh.Answered(0.01);
+  EXPECT_EQ(fresh.margin(), 0.35);
+  old.Restore({.quantile = 0.7, .least = {1.0}, .audits = {}});
+  old.Answered(0.01);
+  EXPECT_GT(old.margin(), 0.6);
+}
+
 }  // namespace
 }  // namespace kvshare::anchors
