@@ -42,8 +42,7 @@ FirstPlaces::Seen FirstPlaces::SeenIn(std::span<const TokenId> there, std::int64
       }
     }
     // The last tokens may yet be in a phrase that goes on.
-    const bool behind_role = seen.known[b] == role;
-    if (end - seen.known[b] >= UnknownAtMost(behind_role) + kPhrase) seen.latest[b] = kNowhere;
+    if (end - seen.known[b] >= UnknownAtMost(seen.known[b], role) + kPhrase) seen.latest[b] = kNowhere;
   }
   return seen;
 }
@@ -58,7 +57,7 @@ bool FirstPlaces::SawOther(const Seen& seen, std::span<const TokenId> there, std
   for (std::int64_t here = start; unknown > known && here > 0; --unknown, --here) {
     if (there[static_cast<std::size_t>(unknown - 1)] != prompt_[static_cast<std::size_t>(here - 1)]) break;
   }
-  return unknown - known > UnknownAtMost(/*behind_role=*/known == seen.known.front());
+  return unknown - known > UnknownAtMost(known, /*role=*/seen.known.front());
 }
 
 }  // namespace kvshare::agentd

@@ -45,7 +45,10 @@ class FirstPlaces {
   static constexpr std::int64_t kNowhere = std::numeric_limits<std::int64_t>::max();
 
  private:
-  static std::int64_t UnknownAtMost(bool behind_role) { return behind_role ? kTask : kOtherHeader; }
+  // Behind `known`. A phrase that began in the role may end in what all readers' tasks begin with.
+  static std::int64_t UnknownAtMost(std::int64_t known, std::int64_t role) {
+    return known < role + kPhrase ? kTask : kOtherHeader;
+  }
 
   const std::span<const TokenId> prompt_;
   std::unordered_map<std::uint64_t, std::int64_t> first_;  // by fingerprint

@@ -64,6 +64,24 @@ TEST_F(OrderTest, WhatStandsNowhereWasSeenBeyondTheRole) {
   EXPECT_EQ(latest(0, Join({Random(32), a_, Random(12), a_, Random(12)})), all) << "little in each place";
 }
 
+// Roles may end alike, and tasks begin alike: phrases of which are no message of what is shared.
+TEST_F(OrderTest, ATaskMayBeginAsOursDoes) {
+  const Ids alike = Random(15 + 16), task = Random(20), other_task = Random(20);
+  const auto saw = [&](int in_role, int in_task) {
+    const auto part = [](Ids::const_iterator from, int count) { return Ids(from, from + count); };
+    const Ids end = part(alike.begin(), in_role), begin = part(alike.begin() + in_role, in_task);
+    const Ids here = Join({Random(40), end, begin, task, b_, Random(20)});
+    const Ids there = Join({Random(40), end, begin, other_task, b_});
+    const FirstPlaces places(here);
+    const std::int64_t base = static_cast<std::int64_t>(there.size()) - 60;
+    return places.SawOther(places.SeenIn(there, 40 + in_role), there, base, base, base + 60);
+  };
+  EXPECT_FALSE(saw(0, 0));
+  EXPECT_FALSE(saw(11, 5));
+  EXPECT_FALSE(saw(15, 15));
+  EXPECT_TRUE(saw(15, 16)) << "a phrase of its own";
+}
+
 // Right before the chunk a phrase may go on into it: there what both prompts share next to it decides.
 TEST_F(OrderTest, WhatStandsNowhereWasSeenRightBeforeToo) {
   const Ids header = Random(5);
