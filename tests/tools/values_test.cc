@@ -44,6 +44,14 @@ TEST(ValuesTest, CountsArePositiveAndBounded) {
     EXPECT_FALSE(ParseCounts(bad, 100).ok()) << bad;
 }
 
+TEST(ValuesTest, FractionsAreShares) {
+  EXPECT_THAT(ParseFractions("0.01,1,1e-9,.5").value(), ElementsAre(0.01, 1, 1e-9, 0.5));
+  EXPECT_EQ(ParseFraction("0").value(), 0);
+  for (const char* bad : {"", "-0.1", "1.01", "nan", "inf", "0x1", "1%", "1e", "1e-9999"})
+    EXPECT_FALSE(ParseFraction(bad).ok()) << bad;
+  EXPECT_THAT(ParseFractions("0.5,0").status().message(), HasSubstr("'0' is not a number above 0"));
+}
+
 TEST(ValuesTest, ModesAreKnownAndNamedOnce) {
   EXPECT_THAT(ParseModes("off,exact").value(), ElementsAre(ReuseMode::kOff, ReuseMode::kExact));
   for (const char* bad : {"", "of", "off,off", "off,"}) EXPECT_FALSE(ParseModes(bad).ok()) << bad;

@@ -37,7 +37,7 @@ Result<std::vector<std::int64_t>> ParseCounts(std::string_view text, std::int64_
 
 Result<double> ParseFraction(std::string_view text) {
   double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, std::chars_format::fixed);
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || !(value >= 0 && value <= 1)) {
     return InvalidArgument("'" + std::string(text) + "' is not a number from 0 to 1");
   }
