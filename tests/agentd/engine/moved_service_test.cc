@@ -236,12 +236,12 @@ TEST_P(MovedServiceTest, NothingApproximateReachesAnExactReply) {
     made.request.reuse = mode < 6 ? kApproximate[mode] : mode == 6 ? ReuseMode::kOff : ReuseMode::kExact;
     cases.push_back(std::move(made));
   }
-  for (const std::int64_t pool_pages : {0, 24, 60}) {
-    for (const std::size_t in_flight : {std::size_t{1}, std::size_t{8}}) {
+  for (const std::size_t in_flight : {std::size_t{1}, std::size_t{8}}) {
+    std::int64_t moved = 0, approximate = 0;  // of small pools and many in flight it is little, by the moment
+    for (const std::int64_t pool_pages : {0, 24, 60}) {
       SCOPED_TRACE(std::to_string(pool_pages) + " pages, " + std::to_string(in_flight) + " in flight");
       const auto service = NewTinyService(GetParam(), {.prefill_chunk_tokens = 100}, pool_pages);
       ASSERT_NE(service, nullptr);
-      std::int64_t moved = 0, approximate = 0;
       std::deque<std::pair<const Case*, std::shared_ptr<Recorder>>> flights;
       const auto land = [&] {
         const auto [made, recorder] = flights.front();
@@ -271,13 +271,13 @@ TEST_P(MovedServiceTest, NothingApproximateReachesAnExactReply) {
         }
       }
       while (!flights.empty()) land();
-      EXPECT_GT(moved, 100);
-      EXPECT_GT(approximate, 0);
       KVS_EXPECT_OK(service->CheckIntegrity());
       EXPECT_EQ(service->GetStats().pool.leases, 0);
       service->ClearPool();
       EXPECT_EQ(service->GetStats().pool.pages, 0);
     }
+    EXPECT_GT(moved, 1000);
+    EXPECT_GT(approximate, 10);
   }
 }
 
