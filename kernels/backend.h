@@ -196,7 +196,7 @@ enum class CpuIsa { kAuto, kAmxBf16, kAvx512Bf16, kAvx512, kAvx2, kPlain };
 Result<CpuIsa> ParseCpuIsa(std::string_view name);
 
 struct CpuBackendOptions {
-  DType compute = DType::kBf16;  // dtype of activations between ops and of KV; weights follow where the ISA can
+  DType compute = DType::kBf16;  // or kF32: of activations between ops and of KV; weights follow where the ISA can
   int threads = 0;               // 0: one per core this process may use
   CpuIsa isa = CpuIsa::kAuto;    // for tests; InvalidArgument when this machine lacks it
 };

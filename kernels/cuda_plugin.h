@@ -18,6 +18,7 @@ struct CudaOptions {
   // Linear layers whose rows have the same bits in any batch, so that an exact hit equals recomputation bit for bit.
   // Without it, whatever algorithm is fastest for each number of rows.
   bool deterministic = true;
+  DType dtype = DType::kBf16;  // of weights, activations between operations, and KV; or kF16
   // Of partial results of attention that may lie side by side; with more, a block walks all keys of its rows.
   std::int64_t spread_bytes = 64 << 20;
 };
@@ -43,7 +44,7 @@ inline constexpr char kCudaPluginSymbol[] = "KvshareCudaPlugin";
 using CudaPluginFunction = const CudaPluginApi* (*)();
 
 // Raised with every change of an interface that the plug-in and its caller share.
-inline constexpr std::uint32_t kCudaPluginAbi = 3;
+inline constexpr std::uint32_t kCudaPluginAbi = 4;
 
 // A digest of the layouts that cross the boundary.
 constexpr std::uint32_t CudaPluginSizes() {
@@ -67,7 +68,7 @@ Result<const CudaPluginApi*> OpenCudaPluginAt(const std::string& path);
 // Whether the CUDA backend can be used here, and on what.
 Result<CudaDeviceInfo> ProbeCuda(int device = 0);
 
-// Weights and KV in bfloat16. Errors: those of OpenCudaPlugin and of the plug-in's probe; ResourceExhausted.
+// Errors: those of OpenCudaPlugin and of the plug-in's probe; ResourceExhausted.
 Result<std::unique_ptr<Backend>> NewCudaBackend(const CudaOptions& options);
 
 }  // namespace kvshare::kernels

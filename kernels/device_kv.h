@@ -104,12 +104,12 @@ class DeviceKv {
   // a NaN is greater than all. Waits. Requires 0 <= count <= n = chosen's bound.
   virtual Status ChooseRows(const RowDeviation* deviations, std::int64_t n, std::span<std::int32_t> chosen) = 0;
 
-  // AttentionMass of attention_mass.h with the scores that attention itself computes here (bf16 queries and keys, fp32
-  // sums): adds to mass[s][t] the sum over `rows` and all heads of the weight that the row's softmax gives key t of
-  // segment s. mass[s]: [p.segments[s].length] floats in the backend's memory, or null where nobody asks. `rows`:
-  // ascending indices into p.q and p.positions. Requires pages of bf16 and a head_dim of 64 or 128; p.out is not used.
-  // Takes 4 * heads * head_dim FLOP a row and visible key. ResourceExhausted, in Sync(), where there is no memory for
-  // 1024 floats for each kv head, 64 packed rows (of 512 at a time) and split that is asked about.
+  // AttentionMass of attention_mass.h with the scores that attention itself computes here (queries and keys of 16 bits,
+  // fp32 sums): adds to mass[s][t] the sum over `rows` and all heads of the weight that the row's softmax gives key t
+  // of segment s. mass[s]: [p.segments[s].length] floats in the backend's memory, or null where nobody asks. `rows`:
+  // ascending indices into p.q and p.positions. Requires pages of bf16 or fp16 and a head_dim of 64 or 128; p.out is
+  // not used. Takes 4 * heads * head_dim FLOP a row and visible key. ResourceExhausted, in Sync(), where there is no
+  // memory for 1024 floats for each kv head, 64 packed rows (of 512 at a time) and split that is asked about.
   virtual void AttentionMass(const AttentionParams& p, std::span<const std::int64_t> rows,
                              std::span<float* const> mass) = 0;
 

@@ -1,10 +1,10 @@
 #include "kernels/kv_rows.h"
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "kernels/half.h"
 #include "libkvshare/core/check.h"
 
 namespace kvshare::kernels {
@@ -25,13 +25,6 @@ void CheckRow(const KvPages& pages, int layer, KvSlot slot) {
 }
 
 std::size_t RowWidth(const KvLayout& layout) { return Index(layout.num_kv_heads) * Index(layout.head_dim); }
-
-// Round to nearest even; NaN stays NaN.
-std::uint16_t Bf16(float f) {
-  const auto bits = std::bit_cast<std::uint32_t>(f);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
 
 // Multiplies every head of `row` by scale * e^{i angle}, with cos and sin of the table's row `position`, the angle
 // negated where `sign` is -1.
@@ -68,7 +61,7 @@ void LoadRow(const KvPages& pages, int layer, KvPart part, KvSlot slot, std::spa
       continue;
     }
     const auto* narrow = reinterpret_cast<const std::uint16_t*>(from);
-    for (int i = 0; i < layout.head_dim; ++i) to[i] = std::bit_cast<float>(std::uint32_t{narrow[i]} << 16);
+    for (int i = 0; i < layout.head_dim; ++i) to[i] = FromHalf(layout.dtype, narrow[i]);
   }
 }
 
@@ -84,7 +77,7 @@ void StoreRow(const KvPages& pages, int layer, KvPart part, KvSlot slot, std::sp
       continue;
     }
     auto* narrow = reinterpret_cast<std::uint16_t*>(to);
-    for (int i = 0; i < layout.head_dim; ++i) narrow[i] = Bf16(from[i]);
+    for (int i = 0; i < layout.head_dim; ++i) narrow[i] = static_cast<std::uint16_t>(HalfBits(layout.dtype, from[i]));
   }
 }
 

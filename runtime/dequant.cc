@@ -1,28 +1,15 @@
 #include "runtime/dequant.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
+#include "kernels/half.h"
 #include "libkvshare/core/check.h"
 
 namespace kvshare::runtime {
 namespace {
 
 constexpr int kQuantBlock = 32;  // ggml's QK4_0, QK4_1 and QK8_0
-
-// IEEE binary16 to binary32, exact. Subnormals come out of a subtraction whose result fp32 holds exactly.
-float HalfToFloat(std::uint16_t half) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
-  const std::uint32_t exponent = (half >> 10) & 0x1fu;
-  const std::uint32_t mantissa = half & 0x3ffu;
-  if (exponent == 0) {
-    const float magnitude = std::bit_cast<float>(0x38800000u | (mantissa << 13)) - 0x1p-14f;
-    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
-  }
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-}
 
 template <typename T>
 T Load(const std::byte* p) {
@@ -36,19 +23,19 @@ void DecodeF32(const std::byte* in, std::int64_t blocks, float* out) {
 }
 
 void DecodeF16(const std::byte* in, std::int64_t blocks, float* out) {
-  for (std::int64_t i = 0; i < blocks; ++i) out[i] = HalfToFloat(Load<std::uint16_t>(in + 2 * i));
+  for (std::int64_t i = 0; i < blocks; ++i) out[i] = kernels::FromF16(Load<std::uint16_t>(in + 2 * i));
 }
 
 void DecodeBf16(const std::byte* in, std::int64_t blocks, float* out) {
   for (std::int64_t i = 0; i < blocks; ++i) {
-    out[i] = std::bit_cast<float>(static_cast<std::uint32_t>(Load<std::uint16_t>(in + 2 * i)) << 16);
+    out[i] = kernels::FromBf16(Load<std::uint16_t>(in + 2 * i));
   }
 }
 
 // Block {half d; 16 bytes}: byte j holds value j in its low and value j + 16 in its high half; x = (q - 8) d.
 void DecodeQ4_0(const std::byte* in, std::int64_t blocks, float* out) {
   for (std::int64_t b = 0; b < blocks; ++b, in += 18, out += kQuantBlock) {
-    const float d = HalfToFloat(Load<std::uint16_t>(in));
+    const float d = kernels::FromF16(Load<std::uint16_t>(in));
     for (int j = 0; j < kQuantBlock / 2; ++j) {
       const int q = std::to_integer<int>(in[2 + j]);
       out[j] = static_cast<float>((q & 15) - 8) * d;
@@ -60,8 +47,8 @@ void DecodeQ4_0(const std::byte* in, std::int64_t blocks, float* out) {
 // Block {half d; half m; 16 bytes}: as Q4_0, x = q d + m.
 void DecodeQ4_1(const std::byte* in, std::int64_t blocks, float* out) {
   for (std::int64_t b = 0; b < blocks; ++b, in += 20, out += kQuantBlock) {
-    const float d = HalfToFloat(Load<std::uint16_t>(in));
-    const float m = HalfToFloat(Load<std::uint16_t>(in + 2));
+    const float d = kernels::FromF16(Load<std::uint16_t>(in));
+    const float m = kernels::FromF16(Load<std::uint16_t>(in + 2));
     for (int j = 0; j < kQuantBlock / 2; ++j) {
       const int q = std::to_integer<int>(in[4 + j]);
       out[j] = static_cast<float>(q & 15) * d + m;
@@ -73,7 +60,7 @@ void DecodeQ4_1(const std::byte* in, std::int64_t blocks, float* out) {
 // Block {half d; 32 signed bytes}: x = q d.
 void DecodeQ8_0(const std::byte* in, std::int64_t blocks, float* out) {
   for (std::int64_t b = 0; b < blocks; ++b, in += 34, out += kQuantBlock) {
-    const float d = HalfToFloat(Load<std::uint16_t>(in));
+    const float d = kernels::FromF16(Load<std::uint16_t>(in));
     for (int j = 0; j < kQuantBlock; ++j) out[j] = static_cast<float>(Load<std::int8_t>(in + 2 + j)) * d;
   }
 }
@@ -137,12 +124,6 @@ void DecodeRows(const TensorView& tensor, std::int64_t begin, std::int64_t end, 
   if (begin == end || row_blocks == 0) return;  // `out` may be null where there is nothing to write
   const std::byte* in = tensor.bytes.data() + static_cast<std::size_t>(begin * row_blocks) * tensor.type->block_bytes;
   tensor.type->decode(in, (end - begin) * row_blocks, out);
-}
-
-std::uint16_t ToBf16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 }  // namespace kvshare::runtime

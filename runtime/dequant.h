@@ -47,7 +47,4 @@ Result<std::uint64_t> TensorBytes(const TensorType& type, std::span<const std::i
 // Decodes rows [begin, end) of a tensor of one or two dimensions to out[(r - begin) * cols].
 void DecodeRows(const TensorView& tensor, std::int64_t begin, std::int64_t end, float* out);
 
-// To the nearest bfloat16, ties to even; NaN stays NaN.
-std::uint16_t ToBf16(float value);
-
 }  // namespace kvshare::runtime

@@ -84,14 +84,14 @@ Digest SpaceDigest(const ModelConfig& c, const Digest& weights, const Tokenizer*
 }
 
 Result<std::unique_ptr<kernels::Backend>> MakeBackend(const LoadOptions& options) {
-  const bool narrow = options.dtype == kernels::DType::kBf16;
+  const bool narrow = options.dtype != kernels::DType::kF32;
   if (options.device == Device::kCuda && !narrow) {
-    return InvalidArgument("the CUDA backend computes in bfloat16 only, not in " +
-                           std::string(kernels::DTypeName(options.dtype)));
+    return InvalidArgument("the CUDA backend computes in bfloat16 or float16, not in float32");
   }
   if (options.device != Device::kCpu && narrow) {
-    auto cuda = kernels::NewCudaBackend({});
-    if (cuda.ok() || options.device == Device::kCuda) return cuda;
+    auto cuda = kernels::NewCudaBackend({.dtype = options.dtype});
+    const bool cpu_can = options.device == Device::kAuto && options.dtype != kernels::DType::kF16;
+    if (cuda.ok() || !cpu_can) return cuda;
   }
   return kernels::NewCpuBackend({.compute = options.dtype, .threads = options.threads});
 }

@@ -21,14 +21,13 @@ enum class Device { kCpu, kCuda, kAuto };
 Result<Device> ParseDevice(std::string_view name);  // cpu, cuda, auto
 
 struct LoadOptions {
-  kernels::DType dtype = kernels::DType::kBf16;
-  int threads = 0;              // 0: one per core this process may use
-  bool random_weights = false;  // from config.json alone: for speed, not for text
+  kernels::DType dtype = kernels::DType::kBf16;  // float32 is for the CPU alone, float16 for a GPU
+  int threads = 0;                               // 0: one per core this process may use
+  bool random_weights = false;                   // from config.json alone: for speed, not for text
   // Rows of one forward step at most; sizes the activations.
   std::int64_t max_batch_rows = 1024;
   // A LoRA adapter in PEFT's format (a directory), merged into the weights before they are converted; empty: none.
   std::string lora = "";
-  // On a GPU only bfloat16.
   Device device = Device::kCpu;
 };
 

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "kernels/round_weights.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 #include "runtime/parallel.h"
@@ -202,7 +203,7 @@ class Builder {
     if (dtype == kernels::DType::kF32) {
       KVS_RETURN_IF_ERROR(backend_.Upload(table, values, Index(vocab * hidden) * sizeof(float)));
     } else {
-      KVS_RETURN_IF_ERROR(UploadRounded(values, vocab, hidden, table));
+      KVS_RETURN_IF_ERROR(UploadRounded(dtype, values, vocab, hidden, table));
     }
     if (!config_.tied_embeddings) return MakeLinear({kLmHead}, {}, false, &out_.lm_head);
     const HostMatrix part{values, vocab, hidden};
@@ -211,15 +212,19 @@ class Builder {
   }
 
   // Some rows at a time, which bounds what is held beside the table.
-  Status UploadRounded(const float* values, std::int64_t rows, std::int64_t cols, std::byte* table) {
+  Status UploadRounded(kernels::DType dtype, const float* values, std::int64_t rows, std::int64_t cols,
+                       std::byte* table) {
     constexpr std::int64_t kRows = 4096;
     std::vector<std::uint16_t> rounded(Index(std::min(rows, kRows) * cols));
     for (std::int64_t first = 0; first < rows; first += kRows) {
       const std::int64_t count = std::min(kRows, rows - first);
+      std::atomic<const float*> beyond = nullptr;
       ParallelFor(count, 256, threads_, [&](std::int64_t begin, std::int64_t end) {
-        const float* from = values + first * cols;
-        for (std::int64_t i = begin * cols; i < end * cols; ++i) rounded[Index(i)] = ToBf16(from[i]);
+        const std::span from(values + (first + begin) * cols, Index((end - begin) * cols));
+        const float* const found = kernels::RoundWeights(dtype, from, rounded.data() + begin * cols);
+        if (found != nullptr) beyond = found;
       });
+      if (beyond != nullptr) return kernels::BeyondRange(dtype, *beyond);
       KVS_RETURN_IF_ERROR(backend_.Upload(table + Index(first * cols) * 2, rounded.data(), Index(count * cols) * 2));
     }
     return OkStatus();

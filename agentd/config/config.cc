@@ -194,14 +194,20 @@ Result<Config> Settings::Finish() const {
   if (Get("cold.dir").text.empty() && cold_size.layer != Layer::kDefault) {
     return InvalidArgument(cold_size.origin + ": a cold tier's size without its directory; add --cold-dir DIR");
   }
-  if (Get("model.device").text == "cuda" && Get("model.dtype").text == "float32") {
-    return InvalidArgument(Get("model.device").origin + ": a GPU computes in bfloat16 only, and " +
+  const bool on_gpu = Get("model.device").text == "cuda";
+  const std::string& dtype = Get("model.dtype").text;
+  if (on_gpu && dtype == "float32") {
+    return InvalidArgument(Get("model.device").origin + ": a GPU computes in bfloat16 or float16, and " +
                            Get("model.dtype").origin + " says float32");
+  }
+  // Not auto either, which goes on on the CPU when a GPU fails.
+  if (!on_gpu && dtype == "float16") {
+    return InvalidArgument(Get("model.dtype").origin + ": only a GPU computes in float16; add --device cuda");
   }
   Config config;
   config.model = Get("model.path").text;
   config.lora = Get("model.lora").text;
-  config.float32 = Get("model.dtype").text == "float32";
+  config.dtype = dtype;
   config.device = Get("model.device").text;
   config.threads = static_cast<int>(CountOf(Get("model.threads").text));
   config.listen = Get("server.listen").text;

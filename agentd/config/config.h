@@ -18,9 +18,9 @@ enum class LogLevel { kError = 0, kWarn = 1, kInfo = 2 };
 // The settings with their types, checked one by one and against each other.
 struct Config {
   std::string model;
-  std::string lora;  // empty: none
-  bool float32 = false;
-  std::string device;  // cpu | cuda | auto
+  std::string lora;                // empty: none
+  std::string dtype = "bfloat16";  // or float32, float16
+  std::string device;              // cpu | cuda | auto
   int threads = 0;
   std::string listen;
   std::string http_host;  // empty: no HTTP

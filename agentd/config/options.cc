@@ -20,8 +20,8 @@ constexpr std::size_t kMaxValueBytes = 4096;
 constexpr std::array kOptions = {
     Option{"model.path", "--model", OptionKind::kPath, "", "", 0, 0, "A Hugging Face directory or one .gguf file"},
     Option{"model.lora", "--lora", OptionKind::kPath, "", "", 0, 0, "A PEFT LoRA adapter, merged in at load"},
-    Option{"model.dtype", "--dtype", OptionKind::kChoice, "bfloat16", "bfloat16|float32", 0, 0,
-           "What KV and activations are kept in"},
+    Option{"model.dtype", "--dtype", OptionKind::kChoice, "bfloat16", "bfloat16|float16|float32", 0, 0,
+           "What KV and activations are kept in; float16 on a GPU alone"},
     Option{"model.device", "--device", OptionKind::kChoice, "cpu", "cpu|cuda|auto", 0, 0,
            "Where the model computes and KV lies; auto: a GPU where one can be used, and the CPU once it fails"},
     Option{"model.threads", "--threads", OptionKind::kCount, "0", "", 0, 1024,

@@ -29,7 +29,7 @@ namespace {
 runtime::LoadOptions LoadOptionsOf(const Config& config, runtime::Device device) {
   runtime::LoadOptions load;
   load.device = device;
-  load.dtype = config.float32 ? kernels::DType::kF32 : kernels::DType::kBf16;
+  load.dtype = kernels::DTypeNamed(config.dtype).value();  // one of the option's choices
   load.threads = config.threads;
   load.lora = config.lora;
   load.max_batch_rows = config.max_running + config.prefill_chunk;

@@ -197,6 +197,9 @@ Result<std::unique_ptr<Backend>> NewCpuBackend(const CpuBackendOptions& options)
   if (options.threads < 0 || options.threads > 1024) {
     return InvalidArgument("threads must be from 1 to 1024 (0: one per core), not " + std::to_string(options.threads));
   }
+  if (options.compute == DType::kF16) {
+    return InvalidArgument("the CPU computes in bfloat16 or float32; float16 is for a GPU (--device cuda)");
+  }
   KVS_ASSIGN_OR_RETURN(const CpuIsa isa, ResolveCpuIsa(options.isa));
   auto backend =
       std::make_unique<CpuBackend>(isa, options.compute, options.threads == 0 ? UsableCores() : options.threads);

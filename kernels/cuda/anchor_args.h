@@ -31,6 +31,7 @@ struct AnchorArgs {
   int layers = 0;
   int kv_heads = 0;
   int head_dim = 0;
+  DType dtype = DType::kBf16;  // of the pages; or kF16
   RopeView rope;
   const SlotView* stored = nullptr;         // [tokens]
   const std::int64_t* positions = nullptr;  // [tokens]

@@ -15,19 +15,21 @@ struct UnitValues {
   float x[8];
 };
 
+template <DType kHalf>
 KVS_DEV UnitValues Widen(std::uint64_t low, std::uint64_t high) {
   UnitValues v;
   KVS_UNROLL
   for (int i = 0; i < 4; ++i) {
-    v.x[i] = FromBf16(static_cast<std::uint32_t>(low >> (16 * i)) & 0xffffu);
-    v.x[4 + i] = FromBf16(static_cast<std::uint32_t>(high >> (16 * i)) & 0xffffu);
+    v.x[i] = FromHalf(kHalf, static_cast<std::uint32_t>(low >> (16 * i)) & 0xffffu);
+    v.x[4 + i] = FromHalf(kHalf, static_cast<std::uint32_t>(high >> (16 * i)) & 0xffffu);
   }
   return v;
 }
+template <DType kHalf>
 KVS_DEV void Store4(std::uint16_t* to, const float* x) {
   std::uint64_t word = 0;
   KVS_UNROLL
-  for (int i = 0; i < 4; ++i) word |= static_cast<std::uint64_t>(Bf16Bits(x[i])) << (16 * i);
+  for (int i = 0; i < 4; ++i) word |= static_cast<std::uint64_t>(HalfBits(kHalf, x[i])) << (16 * i);
   StoreLong(to, word);
 }
 // One unit of kAnchorsAtATime anchors as it is coded: loaded all together, so that memory has enough to do. Beyond the
@@ -79,10 +81,11 @@ KVS_DEV void TurnUnit(const RopeView& rope, std::int64_t position, float sign, f
 }
 
 // A unit of a stored token, keys in the canonical frame.
+template <DType kHalf>
 KVS_DEV UnitValues LoadCanonical(const AnchorArgs& a, std::int64_t token, int layer, int part, int head,
                                  const ChannelUnit& unit) {
   const std::uint16_t* from = a.Head(a.stored[token], layer, part, head);
-  UnitValues v = Widen(LoadLong(from + unit.low), LoadLong(from + unit.high));
+  UnitValues v = Widen<kHalf>(LoadLong(from + unit.low), LoadLong(from + unit.high));
   if (part == 0 && unit.rotated) {
     const float m = a.rope.cos[0];  // yarn's factor, which the table and the stored key both hold
     TurnUnit(a.rope, a.positions[token], -1.0f, 1.0f / (m * m), unit.low, v);
@@ -93,7 +96,7 @@ KVS_DEV UnitValues LoadCanonical(const AnchorArgs& a, std::int64_t token, int la
 // One block of one token's K or V and one group of anchors: sums over all layers, heads and channels. Each thread takes
 // every kRowThreads-th unit (layers outermost, then heads, then units), its 8 channels in order; then a tree over the
 // warp, then the warps pairwise.
-template <class Lane>
+template <class Lane, DType kHalf>
 KVS_DEV void AnchorDifferenceBlock(const AnchorArgs& a, Lane& lane) {
   const std::int64_t token = lane.block_x() / 2;
   const int part = lane.block_x() % 2, first = lane.block_y() * kAnchorsAtATime;
@@ -106,7 +109,7 @@ KVS_DEV void AnchorDifferenceBlock(const AnchorArgs& a, Lane& lane) {
     const int layer = i / units, head = i % units / head_units;
     const ChannelUnit unit = UnitOf(i % head_units, a.rope.half);
     const AnchorUnits anchors = LoadAnchors(a, false, first, layer, part, token, head, unit);
-    const UnitValues ours = LoadCanonical(a, token, layer, part, head, unit);
+    const UnitValues ours = LoadCanonical<kHalf>(a, token, layer, part, head, unit);
     KVS_UNROLL
     for (int n = 0; n < kAnchorsAtATime; ++n) {
       const UnitValues theirs = Decode(anchors, n, 1.0f);
@@ -183,7 +186,7 @@ inline constexpr int kAnchorWeightsShared = 2 * kMaxAnchors * 4;
 // One block of one token and some layers, K and V: canonical + sum of weight * offset, anchors in order, each product
 // rounded by itself; keys turned to where they go. Layer 0 depends on token and position alone and gets no offset. A
 // thread reads a unit and writes it, so that a token may go where it stands.
-template <class Lane>
+template <class Lane, DType kHalf>
 KVS_DEV void ApplyAnchorsBlock(const AnchorArgs& a, Lane& lane) {
   const std::int64_t token = lane.block_x();
   const int begin = lane.block_y() * kLayersAtATime;
@@ -195,7 +198,7 @@ KVS_DEV void ApplyAnchorsBlock(const AnchorArgs& a, Lane& lane) {
   for (int i = lane.thread(); i < (end - begin) * 2 * units; i += kRowThreads) {
     const int layer = begin + i / (2 * units), part = i / units % 2, head = i % units / head_units;
     const ChannelUnit unit = UnitOf(i % head_units, a.rope.half);
-    UnitValues v = LoadCanonical(a, token, layer, part, head, unit);
+    UnitValues v = LoadCanonical<kHalf>(a, token, layer, part, head, unit);
     KVS_NO_UNROLL
     for (int first = 0; layer > 0 && first < a.count; first += kAnchorsAtATime) {
       const AnchorUnits offsets = LoadAnchors(a, true, first, layer, part, token, head, unit);
@@ -210,8 +213,8 @@ KVS_DEV void ApplyAnchorsBlock(const AnchorArgs& a, Lane& lane) {
     }
     if (part == 0 && unit.rotated) TurnUnit(a.rope, a.to_positions[token], 1.0f, 1.0f, unit.low, v);
     std::uint16_t* to = a.Head(a.to[token], layer, part, head);
-    Store4(to + unit.low, v.x);
-    Store4(to + unit.high, v.x + 4);
+    Store4<kHalf>(to + unit.low, v.x);
+    Store4<kHalf>(to + unit.high, v.x + 4);
   }
 }
 

@@ -17,6 +17,7 @@ struct PageView {
   std::int64_t page_bytes = 0;
   std::int64_t slab_bytes = 0;
   int kv_heads = 0;
+  DType dtype = DType::kBf16;  // or kF16
 
   KVS_HD std::byte* Slab(std::uint32_t page, int value, int head) const {
     return base + static_cast<std::int64_t>(page) * page_bytes +
@@ -153,7 +154,7 @@ struct AttentionArgs {
   PageView pages;
   void* out = nullptr;  // [T, heads * head_dim]
   std::int64_t out_stride = 0;
-  bool out_bf16 = true;
+  DType out_dtype = DType::kBf16;
   float* partial_out = nullptr;    // [partials, head_dim]
   float* partial_stats = nullptr;  // [partials, 2]: sum, reference
 };

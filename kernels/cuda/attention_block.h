@@ -22,7 +22,7 @@ struct AttentionShared {
   static constexpr int kWalkBytes = kTotal + kTileRows * kHeadDim * 4;
 };
 
-template <class Lane, int kHeadDim>
+template <class Lane, int kHeadDim, DType kHalf>
 class AttentionBlock {
   static constexpr int kOutTiles = kHeadDim / 8;    // n-tiles of output
   static constexpr int kKeySteps = kTileRows / 16;  // k-steps of output
@@ -51,7 +51,7 @@ class AttentionBlock {
     for (int n = item_.segment_begin; n < item_.segment_end; ++n) {
       const SegmentView& s = a_.segments[n];
       if (!Covers(s, a_.group, item_)) continue;
-      const RowRange seen = EnterSegment<Lane, kHeadDim>(a_, s, item_, head_, nullptr, seen_, q_, lane_);
+      const RowRange seen = EnterSegment<Lane, kHeadDim, kHalf>(a_, s, item_, head_, nullptr, seen_, q_, lane_);
       if (seen.end <= seen.begin) continue;
       if (item_.split >= 0) {
         RunSplit(s, seen, item_.split);
@@ -92,7 +92,7 @@ class AttentionBlock {
       lane_.Sync();
       const bool warp_lives = warp_row_ < item_.rows;  // a warp without rows only copies
       float scores[kKeyTiles][4];
-      if (warp_lives) TileScores<Lane, kHeadDim>(q_, k_, warp_row_, scores, lane_);
+      if (warp_lives) TileScores<Lane, kHeadDim, kHalf>(q_, k_, warp_row_, scores, lane_);
       lane_.Sync();
       LoadTile(s, 0, next, pages.end, k_);
       std::uint64_t masks[2];
@@ -176,7 +176,7 @@ class AttentionBlock {
     for (int step = 0; step < kKeySteps; ++step) {
       KVS_UNROLL
       for (int i = 0; i < 4; ++i) {
-        p[step][i] = lane_.PackBf16(w[2 * step + i / 2][i % 2 * 2], w[2 * step + i / 2][i % 2 * 2 + 1]);
+        p[step][i] = lane_.template Pack<kHalf>(w[2 * step + i / 2][i % 2 * 2], w[2 * step + i / 2][i % 2 * 2 + 1]);
       }
     }
     const bool differ = lane_.Any((masks[0] != keep && RowLives(0)) || (masks[1] != keep && RowLives(1)));
@@ -188,8 +188,8 @@ class AttentionBlock {
       for (int n = 0; n < kOutTiles; n += 2) {
         std::uint32_t v[4];
         lane_.LoadMatrix4Transposed(v, Chunk(v_, step * 16 + l % 16, n + l / 16));
-        lane_.Mma(out_[n], p[step], v[0], v[1]);
-        lane_.Mma(out_[n + 1], p[step], v[2], v[3]);
+        lane_.template Mma<kHalf>(out_[n], p[step], v[0], v[1]);
+        lane_.template Mma<kHalf>(out_[n + 1], p[step], v[2], v[3]);
       }
     }
   }
@@ -197,11 +197,12 @@ class AttentionBlock {
 
   // Whether this lane's share of the values (a 32nd) has an infinity or a NaN.
   KVS_DEV bool HoldsNonFinite() const {
+    const std::uint32_t ones = HalfExponent(kHalf);
     bool bad = false;
     KVS_NO_UNROLL
     for (int i = thread_ % 32; i < kTileRows * kHeadDim / 2; i += 32) {
       const std::uint32_t pair = LoadWord(v_ + i * 4);
-      bad |= (pair & 0x7f80u) == 0x7f80u || (pair & 0x7f800000u) == 0x7f800000u;
+      bad |= (pair & ones) == ones || (pair >> 16 & ones) == ones;
     }
     return bad;
   }
@@ -232,8 +233,8 @@ class AttentionBlock {
           lane_.LoadMatrix4Transposed(v, Chunk(v_, step * 16 + l % 16, n + l / 16));
           KVS_UNROLL
           for (int i = 0; i < 4; ++i) v[i] = KeepSeen(v[i], mask >> (step * 16 + i % 2 * 8));
-          lane_.Mma(sums[0], weights[step], v[0], v[1]);
-          lane_.Mma(sums[1], weights[step], v[2], v[3]);
+          lane_.template Mma<kHalf>(sums[0], weights[step], v[0], v[1]);
+          lane_.template Mma<kHalf>(sums[1], weights[step], v[2], v[3]);
         }
         KVS_UNROLL
         for (int i = 0; i < 8; ++i) {
@@ -294,8 +295,8 @@ class AttentionBlock {
     }
   }
   KVS_DEV void StorePair(std::int64_t at, const float (&x)[2]) const {
-    if (a_.out_bf16) {
-      StoreWord(static_cast<std::uint16_t*>(a_.out) + at, lane_.PackBf16(x[0], x[1]));
+    if (a_.out_dtype != DType::kF32) {
+      StoreWord(static_cast<std::uint16_t*>(a_.out) + at, lane_.template Pack<kHalf>(x[0], x[1]));
     } else {
       float* out = static_cast<float*>(a_.out) + at;
       out[0] = x[0];

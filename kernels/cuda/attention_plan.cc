@@ -32,10 +32,11 @@ class Planner {
  private:
   void Check() const {
     const KvLayout& layout = p_.pages.layout;
-    KVS_CHECK(layout.dtype == DType::kBf16 && (layout.head_dim == 64 || layout.head_dim == 128));
+    KVS_CHECK(layout.dtype != DType::kF32 && (layout.head_dim == 64 || layout.head_dim == 128));
     KVS_CHECK(p_.num_heads % layout.num_kv_heads == 0 && 2 * p_.rope.half <= layout.head_dim);
     KVS_CHECK(p_.q.dtype == DType::kF32 && static_cast<std::int64_t>(p_.positions.size()) == p_.q.rows);
     KVS_CHECK(p_.layer >= 0 && p_.layer < layout.num_layers && p_.out.rows == p_.q.rows);
+    KVS_CHECK(p_.out.dtype == DType::kF32 || p_.out.dtype == layout.dtype);
     for (const KvSegment& s : p_.segments) {
       KVS_CHECK(0 <= s.row_begin && s.row_begin <= s.row_end && s.row_end <= p_.q.rows);
       KVS_CHECK(0 <= s.first && s.first < kPageTokens && s.length >= 0);
@@ -157,7 +158,7 @@ class Planner {
 PageView ViewOf(const KvPages& pages, int layer) {
   const KvLayout& layout = pages.layout;
   return {pages.base + layout.slab_offset(layer, 0, 0), static_cast<std::int64_t>(layout.page_bytes()),
-          static_cast<std::int64_t>(layout.slab_bytes()), layout.num_kv_heads};
+          static_cast<std::int64_t>(layout.slab_bytes()), layout.num_kv_heads, layout.dtype};
 }
 
 AttentionPlan PlanAttention(const AttentionParams& p, const PlanLimits& limits) { return Planner(p, limits).Run(); }

@@ -1,8 +1,8 @@
 // What every kernel that scores keys does with a tile of 64 packed rows: their queries turned towards a segment, a slab
 // of keys or values, the scores of the one with the other.
 //
-// Tiles lie in shared memory as rows of head_dim bf16 whose 16-byte chunks are permuted by row (chunk c of row r at
-// c ^ (r & 7)), so that ldmatrix and cp.async hit every bank once.
+// Tiles lie in shared memory as rows of head_dim halves (bf16 or fp16) whose 16-byte chunks are permuted by row (chunk
+// c of row r at c ^ (r & 7)), so that ldmatrix and cp.async hit every bank once.
 //
 // Fragments of mma.m16n8k16, with g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"):
 //   sums    c0, c1: row g, columns 2t, 2t + 1; c2, c3: row g + 8
@@ -31,7 +31,7 @@ KVS_DEV float RotatedChannel(const AttentionArgs& a, const float* q, std::int64_
 
 // Two threads a row, each every other chunk of the lower half with its counterpart; then what is not rotated.
 // `q_rows`: where each token's queries are; null: in its own row.
-template <class Lane, int kHeadDim>
+template <class Lane, int kHeadDim, DType kHalf>
 KVS_DEV void RotateQueries(const AttentionArgs& a, const SegmentView& s, const WorkItem& item, int head,
                            const std::int64_t* q_rows, const RowRange* seen, std::byte* tile, Lane& lane) {
   const int row = lane.thread() / 2;
@@ -45,13 +45,13 @@ KVS_DEV void RotateQueries(const AttentionArgs& a, const SegmentView& s, const W
     float x[2] = {0, 0};
     KVS_UNROLL
     for (int i = 0; i < 2 && live; ++i) x[i] = RotatedChannel(a, q, angle, j + i);
-    StoreWord(TileChunk<kHeadDim>(tile, row, j / 8) + j % 8 * 2, lane.PackBf16(x[0], x[1]));
+    StoreWord(TileChunk<kHeadDim>(tile, row, j / 8) + j % 8 * 2, lane.template Pack<kHalf>(x[0], x[1]));
   }
 }
 
 // What the rows see of a segment, and their queries turned towards it, for all threads to read when it returns. Returns
 // what any of them sees.
-template <class Lane, int kHeadDim>
+template <class Lane, int kHeadDim, DType kHalf>
 KVS_DEV RowRange EnterSegment(const AttentionArgs& a, const SegmentView& s, const WorkItem& item, int head,
                               const std::int64_t* q_rows, RowRange* seen_rows, std::byte* tile, Lane& lane) {
   lane.Sync();  // nobody reads the last segment's ranges and queries any more
@@ -70,7 +70,7 @@ KVS_DEV RowRange EnterSegment(const AttentionArgs& a, const SegmentView& s, cons
     if (seen.begin < all.begin) all.begin = seen.begin;
     if (seen.end > all.end) all.end = seen.end;
   }
-  if (all.end > all.begin) RotateQueries<Lane, kHeadDim>(a, s, item, head, q_rows, seen_rows, tile, lane);
+  if (all.end > all.begin) RotateQueries<Lane, kHeadDim, kHalf>(a, s, item, head, q_rows, seen_rows, tile, lane);
   lane.Sync();
   return all;
 }
@@ -104,7 +104,7 @@ KVS_DEV void LoadSlab(const std::byte* slab, std::uint64_t keep, std::byte* tile
 }
 
 // Of the warp's 16 rows with the slab's 64 keys.
-template <class Lane, int kHeadDim>
+template <class Lane, int kHeadDim, DType kHalf>
 KVS_DEV void TileScores(std::byte* queries, std::byte* keys, int warp_row, float (&scores)[kKeyTiles][4], Lane& lane) {
   const int l = lane.thread() % 32;
   KVS_UNROLL
@@ -120,10 +120,21 @@ KVS_DEV void TileScores(std::byte* queries, std::byte* keys, int warp_row, float
     for (int n = 0; n < kKeyTiles; n += 2) {
       std::uint32_t k[4];
       lane.LoadMatrix4(k, TileChunk<kHeadDim>(keys, n * 8 + l / 16 * 8 + l % 8, 2 * step + l / 8 % 2));
-      lane.Mma(scores[n], q, k[0], k[1]);
-      lane.Mma(scores[n + 1], q, k[2], k[3]);
+      lane.template Mma<kHalf>(scores[n], q, k[0], k[1]);
+      lane.template Mma<kHalf>(scores[n + 1], q, k[2], k[3]);
     }
   }
+}
+
+// Calls `launch` for the kernel of these heads (64 or 128 channels) and pages (either half).
+template <class Launch>
+auto ForHeads(int head_dim, DType half, Launch launch) {
+  if (head_dim == 64) {
+    return half == DType::kF16 ? launch.template operator()<64, DType::kF16>()
+                               : launch.template operator()<64, DType::kBf16>();
+  }
+  return half == DType::kF16 ? launch.template operator()<128, DType::kF16>()
+                             : launch.template operator()<128, DType::kBf16>();
 }
 
 }  // namespace kvshare::kernels::cuda

@@ -12,6 +12,7 @@
 #include "kernels/cuda/attention_plan.h"
 #include "kernels/cuda/cuda_kv.h"
 #include "kernels/cuda/launch_queue.h"
+#include "kernels/round_weights.h"
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 
@@ -46,7 +47,7 @@ class CudaWeights final : public LinearWeights {
   std::int64_t n = 0, k = 0;
   bool gated = false;
   int algorithm = kFastGemm;
-  std::unique_ptr<Buffer> w;     // [n, k] bf16
+  std::unique_ptr<Buffer> w;     // [n, k], in the backend's dtype
   std::unique_ptr<Buffer> bias;  // [n] fp32, or null
 };
 
@@ -87,8 +88,8 @@ class CudaBackend final : public Backend {
     queue_.Do("embed", rows, p.out.cols, [&]() -> Status {
       KVS_RETURN_IF_ERROR(queue_.staging().Begin(StagedBytes(p.ids)));
       KVS_ASSIGN_OR_RETURN(const std::int32_t* ids, queue_.staging().Put(p.ids));
-      return device_->Embed({ids, p.table.data, p.table.stride, p.table.dtype == DType::kBf16, p.out.row<float>(0),
-                             p.out.stride, p.out.cols, rows});
+      return device_->Embed(
+          {ids, p.table.data, p.table.stride, p.table.dtype, p.out.row<float>(0), p.out.stride, p.out.cols, rows});
     });
   }
 
@@ -98,13 +99,13 @@ class CudaBackend final : public Backend {
     if (p.x.rows == 0) return;
     queue_.Do("rms_norm", p.x.rows, p.x.cols, [&] {
       return device_->RmsNorm({p.x.row<float>(0), p.x.stride, p.weight.data(), p.eps, p.out.data, p.out.stride,
-                               p.out.dtype == DType::kBf16, p.x.cols, p.x.rows});
+                               p.out.dtype, p.x.cols, p.x.rows});
     });
   }
 
   void Linear(const LinearParams& p) override {
     const auto& w = static_cast<const CudaWeights&>(*p.weights);
-    KVS_CHECK(p.x.dtype == DType::kBf16 && p.x.cols == w.k && p.out.dtype == DType::kF32);
+    KVS_CHECK(p.x.dtype == options_.dtype && p.x.cols == w.k && p.out.dtype == DType::kF32);
     KVS_CHECK(p.out.rows == p.x.rows && p.out.cols == w.n && !w.gated);
     if (p.x.rows == 0) return;
     Multiply(w, p.x, p.out.row<float>(0), p.out.stride, p.accumulate);
@@ -112,7 +113,7 @@ class CudaBackend final : public Backend {
 
   void GatedLinear(const GatedLinearParams& p) override {
     const auto& w = static_cast<const CudaWeights&>(*p.weights);
-    KVS_CHECK(p.x.dtype == DType::kBf16 && p.x.cols == w.k && p.out.rows == p.x.rows && 2 * p.out.cols == w.n &&
+    KVS_CHECK(p.x.dtype == options_.dtype && p.x.cols == w.k && p.out.rows == p.x.rows && 2 * p.out.cols == w.n &&
               w.gated);
     for (std::int64_t first = 0; first < p.x.rows; first += kGatedRows) {
       const std::int64_t rows = std::min(kGatedRows, p.x.rows - first);
@@ -125,7 +126,7 @@ class CudaBackend final : public Backend {
       Multiply(w, x, product, w.n, false);
       std::byte* out = p.out.row<std::byte>(0) + Index(first * p.out.stride) * DTypeBytes(p.out.dtype);
       queue_.Do("swiglu", rows, p.out.cols, [&] {
-        return device_->SwiGlu({product, w.n, out, p.out.stride, p.out.dtype == DType::kBf16, p.out.cols, rows});
+        return device_->SwiGlu({product, w.n, out, p.out.stride, p.out.dtype, p.out.cols, rows});
       });
     }
   }
@@ -172,7 +173,7 @@ class CudaBackend final : public Backend {
   void Multiply(const CudaWeights& w, const MatrixView& x, float* out, std::int64_t out_stride, bool accumulate) {
     queue_.Do("linear", x.rows, w.n, [&] {
       return device_->Gemm({reinterpret_cast<const std::uint16_t*>(w.w->data()), x.row<std::uint16_t>(0), x.stride, out,
-                            out_stride, x.rows, w.n, w.k, accumulate},
+                            out_stride, x.rows, ShapeOf(w), accumulate},
                            w.algorithm);
     });
     if (w.bias == nullptr) return;
@@ -181,6 +182,8 @@ class CudaBackend final : public Backend {
     });
   }
 
+  GemmShape ShapeOf(const CudaWeights& w) const { return {w.n, w.k, options_.dtype}; }
+
   Status Pin(CudaWeights* weights);
   Result<bool> RowsAreInvariant(const CudaWeights& weights, int algorithm);
 
@@ -188,7 +191,7 @@ class CudaBackend final : public Backend {
   const BackendOptions options_;
   LaunchQueue queue_;
   CudaKv kv_;
-  std::map<std::pair<std::int64_t, std::int64_t>, int> pinned_;  // (n, k): candidate
+  std::map<GemmShape, int> pinned_;  // candidate
   Capabilities capabilities_;
 };
 
@@ -197,7 +200,7 @@ void CudaBackend::Describe() {
   capabilities_ = {.device = "cuda",
                    .isa = facts.arch,
                    .linear = facts.linear + (options_.deterministic ? "/det" : "/fast"),
-                   .compute = DType::kBf16,
+                   .compute = options_.dtype,
                    .threads = facts.multiprocessors,
                    .numerics_id = "",
                    .host_memory = false,
@@ -206,11 +209,12 @@ void CudaBackend::Describe() {
   for (const auto& [shape, candidate] : pinned_) {
     char identity[20];
     std::snprintf(identity, sizeof identity, "#%016llx",
-                  static_cast<unsigned long long>(device_->GemmIdentity(shape.first, shape.second, candidate)));
-    capabilities_.linear += "/" + std::to_string(shape.first) + "x" + std::to_string(shape.second) + identity;
+                  static_cast<unsigned long long>(device_->GemmIdentity(shape, candidate)));
+    capabilities_.linear += "/" + std::to_string(shape.n) + "x" + std::to_string(shape.k) + identity;
   }
-  capabilities_.numerics_id = "cuda/" + facts.arch + "/bfloat16/" + capabilities_.linear + "/split" +
-                              std::to_string(kSplitTokens) + "/r" + std::to_string(kKernelRevision);
+  capabilities_.numerics_id = "cuda/" + facts.arch + "/" + std::string(DTypeName(options_.dtype)) + "/" +
+                              capabilities_.linear + "/split" + std::to_string(kSplitTokens) + "/r" +
+                              std::to_string(kKernelRevision);
 }
 
 Result<std::unique_ptr<LinearWeights>> CudaBackend::MakeLinear(const LinearSpec& spec) {
@@ -233,7 +237,8 @@ Result<std::unique_ptr<LinearWeights>> CudaBackend::MakeLinear(const LinearSpec&
   std::byte* to = weights->w->data();
   for (const HostMatrix& part : spec.parts) {
     rounded.resize(Index(part.rows * part.cols));
-    for (std::size_t i = 0; i < rounded.size(); ++i) rounded[i] = static_cast<std::uint16_t>(Bf16Bits(part.data[i]));
+    const float* const beyond = RoundWeights(options_.dtype, {part.data, rounded.size()}, rounded.data());
+    if (beyond != nullptr) return BeyondRange(options_.dtype, *beyond);
     KVS_RETURN_IF_ERROR(Upload(to, rounded.data(), rounded.size() * 2));
     to += rounded.size() * 2;
   }
@@ -247,12 +252,12 @@ Result<std::unique_ptr<LinearWeights>> CudaBackend::MakeLinear(const LinearSpec&
 
 // The first candidate whose rows have the same bits in any batch.
 Status CudaBackend::Pin(CudaWeights* weights) {
-  const std::pair shape{weights->n, weights->k};
+  const GemmShape shape = ShapeOf(*weights);
   if (const auto it = pinned_.find(shape); it != pinned_.end()) {
     weights->algorithm = it->second;
     return OkStatus();
   }
-  KVS_ASSIGN_OR_RETURN(const int candidates, device_->GemmCandidates(weights->n, weights->k));
+  KVS_ASSIGN_OR_RETURN(const int candidates, device_->GemmCandidates(shape));
   for (int c = 0; c < candidates; ++c) {
     KVS_ASSIGN_OR_RETURN(const bool invariant, RowsAreInvariant(*weights, c));
     if (!invariant) continue;
@@ -270,7 +275,9 @@ Result<bool> CudaBackend::RowsAreInvariant(const CudaWeights& weights, int algor
   const std::int64_t n = weights.n, k = weights.k;
   const std::int64_t all = std::clamp<std::int64_t>(kTestCells / n, 300, 2048);
   std::vector<std::uint16_t> values(Index(all * k));
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::uint16_t>(Bf16Bits(TestValue(i)));
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = static_cast<std::uint16_t>(HalfBits(options_.dtype, TestValue(i)));
+  }
   KVS_ASSIGN_OR_RETURN(const auto x, Take(values.size() * 2));
   KVS_ASSIGN_OR_RETURN(const auto out, Take(Index(all * n) * sizeof(float)));
   KVS_RETURN_IF_ERROR(Upload(x->data(), values.data(), values.size() * 2));
@@ -286,7 +293,7 @@ Result<bool> CudaBackend::RowsAreInvariant(const CudaWeights& weights, int algor
     queue_.Do("self_test", g.rows, n, [&] {
       launched = device_->Gemm({reinterpret_cast<const std::uint16_t*>(weights.w->data()),
                                 reinterpret_cast<const std::uint16_t*>(x->data()) + g.first * k, k,
-                                reinterpret_cast<float*>(out->data()), n, g.rows, n, k, false},
+                                reinterpret_cast<float*>(out->data()), n, g.rows, ShapeOf(weights), false},
                                algorithm);
       return launched.code() == StatusCode::kUnimplemented ? OkStatus() : launched;
     });
@@ -305,7 +312,7 @@ Status CudaBackend::SelfTest() {
   std::vector<float> values(256 * 256);
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = TestValue(i + 7);
   const HostMatrix part{values.data(), 256, 256};
-  pinned_.erase({256, 256});
+  pinned_.erase({256, 256, options_.dtype});
   return MakeLinear({.parts = {&part, 1}, .bias = {}, .gated = false}).status();
 }
 
@@ -314,7 +321,7 @@ void CudaBackend::StoreKv(const StoreKvParams& p) {
   const int d = layout.head_dim;
   KVS_CHECK(p.qkv.dtype == DType::kF32 && p.qkv.cols == std::int64_t{p.num_heads + 2 * layout.num_kv_heads} * d);
   KVS_CHECK(static_cast<std::int64_t>(p.positions.size()) == p.qkv.rows &&
-            static_cast<std::int64_t>(p.slots.size()) == p.qkv.rows && layout.dtype == DType::kBf16);
+            static_cast<std::int64_t>(p.slots.size()) == p.qkv.rows && layout.dtype == options_.dtype);
   KVS_CHECK(p.layer >= 0 && p.layer < layout.num_layers && 2 * p.rope.half <= d && d <= kMaxHeadDim);
   KVS_CHECK(p.q_norm.empty() || static_cast<int>(p.q_norm.size()) == d);
   KVS_CHECK(p.k_norm.empty() || static_cast<int>(p.k_norm.size()) == d);
@@ -355,7 +362,7 @@ void CudaBackend::Attention(const AttentionParams& p) {
   if (queue_.failed().ok()) queue_.Keep(StageAttention(p, &plan, 0, queue_.staging(), &args));
   args.out = p.out.data;
   args.out_stride = p.out.stride;
-  args.out_bf16 = p.out.dtype == DType::kBf16;
+  args.out_dtype = p.out.dtype;
   if (scratch != nullptr) {
     args.partial_out = reinterpret_cast<float*>(scratch->data());
     args.partial_stats = args.partial_out + plan.partials * d;

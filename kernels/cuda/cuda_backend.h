@@ -11,6 +11,7 @@
 namespace kvshare::kernels::cuda {
 
 struct BackendOptions {
+  DType dtype = DType::kBf16;  // of weights, activations between operations, and KV; or kF16
   std::size_t memory_limit_bytes = std::size_t{1} << 40;
   bool deterministic = true;
   std::int64_t spread_bytes = 64 << 20;              // PlanLimits

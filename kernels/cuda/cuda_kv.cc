@@ -18,7 +18,7 @@ constexpr std::size_t kMostPages = std::size_t{1} << 20;
 }  // namespace
 
 void CheckPages(const KvPages& pages, std::span<const PageIndex> index) {
-  KVS_CHECK(pages.layout.dtype == DType::kBf16 && pages.layout.head_dim % 8 == 0 && index.size() <= kMostPages);
+  KVS_CHECK(pages.layout.dtype != DType::kF32 && pages.layout.head_dim % 8 == 0 && index.size() <= kMostPages);
   for (const PageIndex page : index) KVS_CHECK(page < pages.num_pages);
 }
 
@@ -111,6 +111,7 @@ void CudaKv::CodePages(const KvPages& pages, std::span<const PageIndex> index, K
               args.slab_bytes = static_cast<std::int64_t>(layout.slab_bytes());
               args.slabs = slabs;
               args.head_dim = layout.head_dim;
+              args.dtype = layout.dtype;
               args.count = static_cast<int>(index.size());
               args.block = block;
               args.fp8 = code == KvCode::kFp8E4M3;

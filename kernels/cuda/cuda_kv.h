@@ -26,7 +26,7 @@ class AsideMarks {
   int next_ = 0;
 };
 
-// Requires bf16 pages, and that `index` names pages there are.
+// Requires pages of bf16 or fp16, and that `index` names pages there are.
 void CheckPages(const KvPages& pages, std::span<const PageIndex> index);
 
 class CudaKv final : public DeviceKv {

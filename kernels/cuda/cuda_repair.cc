@@ -25,7 +25,7 @@ bool Aligned(const void* p, std::size_t bytes) { return reinterpret_cast<std::ui
 
 void CheckTokens(const AnchoredTokens& t) {
   const KvLayout& layout = t.pages.layout;
-  KVS_CHECK(layout.dtype == DType::kBf16 && layout.head_dim % 8 == 0);
+  KVS_CHECK(layout.dtype != DType::kF32 && layout.head_dim % 8 == 0);
   KVS_CHECK(t.rope.half % 4 == 0 && 2 * t.rope.half <= layout.head_dim);
   KVS_CHECK(t.stored.size() == t.positions.size() && t.stored.size() <= kMostTokens);
   KVS_CHECK(t.anchors.size() <= kMostAnchors);
@@ -63,6 +63,7 @@ AnchorArgs ArgsOf(const AnchoredTokens& t, const float* differences) {
   args.layers = layout.num_layers;
   args.kv_heads = layout.num_kv_heads;
   args.head_dim = layout.head_dim;
+  args.dtype = layout.dtype;
   args.rope = {t.rope.cos.data(), t.rope.sin.data(), t.rope.positions, t.rope.half};
   args.tokens = static_cast<std::int64_t>(t.stored.size());
   args.count = static_cast<int>(t.anchors.size());

@@ -5,6 +5,7 @@
 // the status that the driver's error maps to; a device that failed once may fail ever after. One thread at a time.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -27,7 +28,15 @@ struct DeviceFacts {
   int multiprocessors = 0;
 };
 
-// out [rows, n] fp32 (+)= x [rows, k] bf16 times w [n, k] bf16, transposed. All row-major.
+// A linear layer of n outputs and k inputs, weights and inputs in `dtype` (bf16 or fp16).
+struct GemmShape {
+  std::int64_t n = 0;
+  std::int64_t k = 0;
+  DType dtype = DType::kBf16;
+  auto operator<=>(const GemmShape&) const = default;
+};
+
+// out [rows, n] fp32 (+)= x [rows, k] times w [n, k], transposed. All row-major.
 struct GemmArgs {
   const std::uint16_t* w = nullptr;
   const std::uint16_t* x = nullptr;
@@ -35,8 +44,7 @@ struct GemmArgs {
   float* out = nullptr;
   std::int64_t out_stride = 0;
   std::int64_t rows = 0;
-  std::int64_t n = 0;
-  std::int64_t k = 0;
+  GemmShape shape;
   bool accumulate = false;
 };
 
@@ -89,10 +97,10 @@ class Device {
   virtual Status AnchorDistances(const AnchorArgs& args) = 0;
   virtual Status ApplyAnchors(const AnchorArgs& args) = 0;
 
-  // How many pinned algorithms there are for this n and k: without split-K, at most kMaxGemmCandidates, best first.
-  virtual Result<int> GemmCandidates(std::int64_t n, std::int64_t k) = 0;
+  // How many pinned algorithms there are for a shape: without split-K, at most kMaxGemmCandidates, best first.
+  virtual Result<int> GemmCandidates(const GemmShape& shape) = 0;
   // A number that names what the candidate computes, in which order: the same wherever it is the same.
-  virtual std::uint64_t GemmIdentity(std::int64_t n, std::int64_t k, int algorithm) = 0;
+  virtual std::uint64_t GemmIdentity(const GemmShape& shape, int algorithm) = 0;
   // With candidate number `algorithm`, or kFastGemm: whatever is fastest for this number of rows.
   virtual Status Gemm(const GemmArgs& args, int algorithm) = 0;
 };

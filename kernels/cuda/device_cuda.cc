@@ -216,12 +216,12 @@ class CudaDevice final : public Device {
     return ToStatus(LaunchApplyAnchors(args, stream_), "apply_anchors");
   }
 
-  Result<int> GemmCandidates(std::int64_t n, std::int64_t k) override {
+  Result<int> GemmCandidates(const GemmShape& shape) override {
     KVS_RETURN_IF_ERROR(Use());
-    return gemm_->Candidates(n, k);
+    return gemm_->Candidates(shape);
   }
-  std::uint64_t GemmIdentity(std::int64_t n, std::int64_t k, int algorithm) override {
-    return gemm_->Identity(n, k, algorithm);
+  std::uint64_t GemmIdentity(const GemmShape& shape, int algorithm) override {
+    return gemm_->Identity(shape, algorithm);
   }
   Status Gemm(const GemmArgs& args, int algorithm) override {
     KVS_RETURN_IF_ERROR(Use());

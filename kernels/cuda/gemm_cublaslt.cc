@@ -45,9 +45,11 @@ struct GemmLayouts {
   Layout w, x, out;
 
   Status Create(const GemmArgs& a) {
-    KVS_RETURN_IF_ERROR(w.Create(CUDA_R_16BF, a.k, a.n, a.k));
-    KVS_RETURN_IF_ERROR(x.Create(CUDA_R_16BF, a.k, a.rows, a.x_stride));
-    return out.Create(CUDA_R_32F, a.n, a.rows, a.out_stride);
+    const auto [n, k, dtype] = a.shape;
+    const cudaDataType_t half = dtype == DType::kF16 ? CUDA_R_16F : CUDA_R_16BF;
+    KVS_RETURN_IF_ERROR(w.Create(half, k, n, k));
+    KVS_RETURN_IF_ERROR(x.Create(half, k, a.rows, a.x_stride));
+    return out.Create(CUDA_R_32F, n, a.rows, a.out_stride);
   }
 };
 
@@ -114,11 +116,12 @@ Gemm::~Gemm() {
 
 std::string Gemm::Version() { return "cublaslt-" + std::to_string(cublasLtGetVersion()); }
 
-Result<int> Gemm::Candidates(std::int64_t n, std::int64_t k) {
-  std::vector<cublasLtMatmulAlgo_t>& kept = pinned_[{n, k}];
+Result<int> Gemm::Candidates(const GemmShape& shape) {
+  std::vector<cublasLtMatmulAlgo_t>& kept = pinned_[shape];
   if (!kept.empty()) return static_cast<int>(kept.size());
   GemmLayouts layouts;
-  KVS_RETURN_IF_ERROR(layouts.Create({.x_stride = k, .out_stride = n, .rows = kCanonicalRows, .n = n, .k = k}));
+  KVS_RETURN_IF_ERROR(
+      layouts.Create({.x_stride = shape.k, .out_stride = shape.n, .rows = kCanonicalRows, .shape = shape}));
   KVS_ASSIGN_OR_RETURN(const Preference preference, MakePreference(0));
   const std::uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
   KVS_RETURN_IF_ERROR(Set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, no_reduction));
@@ -134,23 +137,23 @@ Result<int> Gemm::Candidates(std::int64_t n, std::int64_t k) {
   return static_cast<int>(kept.size());
 }
 
-const cublasLtMatmulAlgo_t& Gemm::Pinned(std::int64_t n, std::int64_t k, int algorithm) const {
-  const auto it = pinned_.find({n, k});
+const cublasLtMatmulAlgo_t& Gemm::Pinned(const GemmShape& shape, int algorithm) const {
+  const auto it = pinned_.find(shape);
   KVS_CHECK(it != pinned_.end() && algorithm >= 0 && static_cast<std::size_t>(algorithm) < it->second.size());
   return it->second[static_cast<std::size_t>(algorithm)];
 }
 
 // FNV-1a of the algorithm's own bytes: tile, stages, cluster and all else that it is made of. cuBLAS says of them that
 // they may be kept and used again with the same version of it.
-std::uint64_t Gemm::Identity(std::int64_t n, std::int64_t k, int algorithm) const {
-  const cublasLtMatmulAlgo_t& algo = Pinned(n, k, algorithm);
+std::uint64_t Gemm::Identity(const GemmShape& shape, int algorithm) const {
+  const cublasLtMatmulAlgo_t& algo = Pinned(shape, algorithm);
   std::uint64_t digest = 14695981039346656037u;
   for (const std::uint64_t word : algo.data) digest = (digest ^ word) * 1099511628211u;
   return digest;
 }
 
 Result<cublasLtMatmulAlgo_t> Gemm::Fastest(const GemmArgs& a, const GemmLayouts& layouts) {
-  const std::tuple key{a.n, a.k, a.rows};
+  const std::pair key{a.shape, a.rows};
   if (const auto it = fastest_.find(key); it != fastest_.end()) return it->second;
   KVS_ASSIGN_OR_RETURN(const Preference preference, MakePreference(kWorkspaceBytes));
   cublasLtMatmulHeuristicResult_t found{};
@@ -172,7 +175,7 @@ Status Gemm::Run(const GemmArgs& a, int algorithm) {
   if (algorithm == kFastGemm) {
     KVS_ASSIGN_OR_RETURN(algo, Fastest(a, layouts));
   } else {
-    algo = Pinned(a.n, a.k, algorithm);
+    algo = Pinned(a.shape, algorithm);
   }
   const float one = 1.0f, zero = 0.0f;
   return ToStatus(cublasLtMatmul(handle_, operation_, &one, a.w, layouts.w.get(), a.x, layouts.x.get(),

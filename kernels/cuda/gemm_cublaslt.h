@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -24,23 +23,23 @@ class Gemm {
   Gemm& operator=(const Gemm&) = delete;
 
   // As in Device.
-  Result<int> Candidates(std::int64_t n, std::int64_t k);
-  std::uint64_t Identity(std::int64_t n, std::int64_t k, int algorithm) const;
+  Result<int> Candidates(const GemmShape& shape);
+  std::uint64_t Identity(const GemmShape& shape, int algorithm) const;
   Status Run(const GemmArgs& args, int algorithm);
 
   static std::string Version();  // "cublaslt-130100"
 
  private:
   explicit Gemm(cudaStream_t stream) : stream_(stream) {}
-  const cublasLtMatmulAlgo_t& Pinned(std::int64_t n, std::int64_t k, int algorithm) const;
+  const cublasLtMatmulAlgo_t& Pinned(const GemmShape& shape, int algorithm) const;
   Result<cublasLtMatmulAlgo_t> Fastest(const GemmArgs& args, const struct GemmLayouts& layouts);
 
   const cudaStream_t stream_;
   cublasLtHandle_t handle_ = nullptr;
   cublasLtMatmulDesc_t operation_ = nullptr;
   void* workspace_ = nullptr;
-  std::map<std::pair<std::int64_t, std::int64_t>, std::vector<cublasLtMatmulAlgo_t>> pinned_;     // (n, k)
-  std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t>, cublasLtMatmulAlgo_t> fastest_;  // (n, k, rows)
+  std::map<GemmShape, std::vector<cublasLtMatmulAlgo_t>> pinned_;
+  std::map<std::pair<GemmShape, std::int64_t>, cublasLtMatmulAlgo_t> fastest_;  // (shape, rows)
 };
 
 }  // namespace kvshare::kernels::cuda

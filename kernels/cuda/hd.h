@@ -5,13 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/half.h"
+
 #if defined(__CUDACC__)
-#define KVS_HD __host__ __device__ __forceinline__  // index arithmetic, used on both sides
-#define KVS_DEV __device__ __forceinline__          // body of a kernel, over a Lane
-#define KVS_UNROLL _Pragma("unroll")                // a loop over what shall stay in registers
-#define KVS_NO_UNROLL _Pragma("unroll 1")           // one whose unrolling costs registers
+#define KVS_DEV __device__ __forceinline__  // body of a kernel, over a Lane
+#define KVS_UNROLL _Pragma("unroll")        // a loop over what shall stay in registers
+#define KVS_NO_UNROLL _Pragma("unroll 1")   // one whose unrolling costs registers
 #else
-#define KVS_HD inline
 #define KVS_DEV inline
 #define KVS_UNROLL
 #define KVS_NO_UNROLL
@@ -24,21 +24,6 @@ inline constexpr std::int64_t kSplitRows = 1024;  // kSplitTokens of kernels/bac
 
 // The reference of a row that has seen no key.
 KVS_HD float NoKeySeen() { return -__builtin_inff(); }
-
-// Round to nearest even; NaN stays NaN. What cvt.rn.bf16.f32 does, but for a NaN's payload.
-KVS_HD std::uint32_t Bf16Bits(float f) {
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &f, sizeof bits);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40u;
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-}
-
-KVS_HD float FromBf16(std::uint32_t half) {
-  const std::uint32_t bits = half << 16;
-  float f;
-  __builtin_memcpy(&f, &bits, sizeof f);
-  return f;
-}
 
 // Words and pairs in memory that also holds halves and floats; aligned to their own size.
 typedef std::uint32_t AliasedWord __attribute__((__may_alias__));
@@ -61,7 +46,9 @@ KVS_HD void CopyChunk(std::byte* to, const std::byte* from) {
 #endif
 }
 
-// Two bf16 of a register, the first in the low half, as mma wants them.
-KVS_HD std::uint32_t PackBf16(float low, float high) { return Bf16Bits(low) | (Bf16Bits(high) << 16); }
+// Two halves of a register, the first in the low one, as mma wants them.
+KVS_HD std::uint32_t PackHalves(DType half, float low, float high) {
+  return HalfBits(half, low) | (HalfBits(half, high) << 16);
+}
 
 }  // namespace kvshare::kernels::cuda

@@ -1,6 +1,8 @@
 // Every kernel, for every architecture of the build: bodies are in the *_block.h files, over CudaLane.
 #include "kernels/cuda/launch.h"
 
+#include <utility>
+
 #include "kernels/cuda/anchor_block.h"
 #include "kernels/cuda/attention_block.h"
 #include "kernels/cuda/lane_cuda.cuh"
@@ -14,10 +16,10 @@ namespace {
 
 extern __shared__ __align__(128) std::byte g_shared[];
 
-template <int kHeadDim>
+template <int kHeadDim, DType kHalf>
 __global__ void __launch_bounds__(kAttentionThreads, 2) AttentionKernel(const __grid_constant__ AttentionArgs args) {
   CudaLane lane(g_shared);
-  AttentionBlock<CudaLane, kHeadDim>(args, lane).Run();
+  AttentionBlock<CudaLane, kHeadDim, kHalf>(args, lane).Run();
 }
 
 template <int kHeadDim>
@@ -27,10 +29,10 @@ __global__ void __launch_bounds__(kMergeThreads)
   MergeBlock<CudaLane, kHeadDim>(args, packed_rows, lane);
 }
 
-template <int kHeadDim, bool kShares>
+template <int kHeadDim, DType kHalf, bool kShares>
 __global__ void __launch_bounds__(kAttentionThreads, 4) MassKernel(const __grid_constant__ MassArgs args) {
   CudaLane lane(g_shared);
-  MassBlock<CudaLane, kHeadDim, kShares>(args, lane).Run();
+  MassBlock<CudaLane, kHeadDim, kHalf, kShares>(args, lane).Run();
 }
 __global__ void __launch_bounds__(kMergeThreads) MassTotalsKernel(const __grid_constant__ MassArgs args) {
   CudaLane lane(g_shared);
@@ -94,25 +96,27 @@ __global__ void __launch_bounds__(kRowThreads) PlaceKernel(const __grid_constant
   CudaLane lane(g_shared);
   PlaceBlock(args, lane);
 }
+template <DType kHalf>
 __global__ void __launch_bounds__(kRowThreads) AnchorDifferenceKernel(const __grid_constant__ AnchorArgs args) {
   CudaLane lane(g_shared);
-  AnchorDifferenceBlock(args, lane);
+  AnchorDifferenceBlock<CudaLane, kHalf>(args, lane);
 }
 __global__ void __launch_bounds__(kRowThreads) AnchorDistanceKernel(const __grid_constant__ AnchorArgs args) {
   CudaLane lane(g_shared);
   AnchorDistanceBlock(args, lane);
 }
+template <DType kHalf>
 __global__ void __launch_bounds__(kRowThreads) ApplyAnchorsKernel(const __grid_constant__ AnchorArgs args) {
   CudaLane lane(g_shared);
-  ApplyAnchorsBlock(args, lane);
+  ApplyAnchorsBlock<CudaLane, kHalf>(args, lane);
 }
 
-template <int kHeadDim>
+template <int kHeadDim, DType kHalf>
 cudaError_t Attention(const AttentionArgs& args, int items, bool spread, cudaStream_t stream) {
   using Shared = AttentionShared<kHeadDim>;
   const dim3 grid(static_cast<unsigned>(items), static_cast<unsigned>(args.pages.kv_heads));
   const std::size_t bytes = spread ? Shared::kSpreadBytes : Shared::kWalkBytes;
-  AttentionKernel<kHeadDim><<<grid, kAttentionThreads, bytes, stream>>>(args);
+  AttentionKernel<kHeadDim, kHalf><<<grid, kAttentionThreads, bytes, stream>>>(args);
   return cudaGetLastError();
 }
 
@@ -124,16 +128,16 @@ cudaError_t Merge(const AttentionArgs& args, std::int64_t packed_rows, cudaStrea
   return cudaGetLastError();
 }
 
-template <int kHeadDim>
+template <int kHeadDim, DType kHalf>
 cudaError_t Mass(const MassArgs& args, cudaStream_t stream) {
   constexpr std::size_t kShared = MassShared<kHeadDim>::kBytes;
   static_assert(kShared <= 48 << 10, "more has to be asked for");
   const auto heads = static_cast<unsigned>(args.attention.pages.kv_heads);
   const dim3 all(static_cast<unsigned>(args.items), heads), asked(static_cast<unsigned>(args.asked_items), heads);
   const dim3 rows(static_cast<unsigned>((args.packed_rows + kMergeThreads - 1) / kMergeThreads), heads);
-  MassKernel<kHeadDim, false><<<all, kAttentionThreads, kShared, stream>>>(args);
+  MassKernel<kHeadDim, kHalf, false><<<all, kAttentionThreads, kShared, stream>>>(args);
   MassTotalsKernel<<<rows, kMergeThreads, 0, stream>>>(args);
-  MassKernel<kHeadDim, true><<<asked, kAttentionThreads, kShared, stream>>>(args);
+  MassKernel<kHeadDim, kHalf, true><<<asked, kAttentionThreads, kShared, stream>>>(args);
   MassSumKernel<<<static_cast<unsigned>(args.num_columns), kMergeThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
@@ -141,15 +145,20 @@ cudaError_t Mass(const MassArgs& args, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t PrepareKernels() {
-  const cudaError_t error = cudaFuncSetAttribute(AttentionKernel<64>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 AttentionShared<64>::kWalkBytes);
-  if (error != cudaSuccess) return error;
-  return cudaFuncSetAttribute(AttentionKernel<128>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              AttentionShared<128>::kWalkBytes);
+  for (const auto& [kernel, bytes] :
+       {std::pair{&AttentionKernel<64, DType::kBf16>, AttentionShared<64>::kWalkBytes},
+        std::pair{&AttentionKernel<64, DType::kF16>, AttentionShared<64>::kWalkBytes},
+        std::pair{&AttentionKernel<128, DType::kBf16>, AttentionShared<128>::kWalkBytes},
+        std::pair{&AttentionKernel<128, DType::kF16>, AttentionShared<128>::kWalkBytes}}) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t LaunchAttention(const AttentionArgs& args, int head_dim, int items, bool spread, cudaStream_t stream) {
-  return head_dim == 64 ? Attention<64>(args, items, spread, stream) : Attention<128>(args, items, spread, stream);
+  return ForHeads(head_dim, args.pages.dtype,
+                  [&]<int kHeadDim, DType kHalf>() { return Attention<kHeadDim, kHalf>(args, items, spread, stream); });
 }
 
 cudaError_t LaunchMerge(const AttentionArgs& args, int head_dim, std::int64_t packed_rows, cudaStream_t stream) {
@@ -201,7 +210,8 @@ cudaError_t LaunchDeviation(const DeviationArgs& args, cudaStream_t stream) {
   return cudaGetLastError();
 }
 cudaError_t LaunchMass(const MassArgs& args, int head_dim, cudaStream_t stream) {
-  return head_dim == 64 ? Mass<64>(args, stream) : Mass<128>(args, stream);
+  return ForHeads(head_dim, args.attention.pages.dtype,
+                  [&]<int kHeadDim, DType kHalf>() { return Mass<kHeadDim, kHalf>(args, stream); });
 }
 cudaError_t LaunchScore(const ScoreArgs& args, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>((args.n + kRowThreads - 1) / kRowThreads);
@@ -217,14 +227,17 @@ cudaError_t LaunchChoose(const ChooseArgs& args, cudaStream_t stream) {
 cudaError_t LaunchAnchorDistances(const AnchorArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(2 * args.tokens),
                   static_cast<unsigned>((args.count + kAnchorsAtATime - 1) / kAnchorsAtATime));
-  AnchorDifferenceKernel<<<grid, kRowThreads, kAnchorDifferenceShared, stream>>>(args);
+  const auto difference =
+      args.dtype == DType::kF16 ? AnchorDifferenceKernel<DType::kF16> : AnchorDifferenceKernel<DType::kBf16>;
+  difference<<<grid, kRowThreads, kAnchorDifferenceShared, stream>>>(args);
   AnchorDistanceKernel<<<static_cast<unsigned>(args.count), kRowThreads, kRowShared, stream>>>(args);
   return cudaGetLastError();
 }
 cudaError_t LaunchApplyAnchors(const AnchorArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(args.tokens),
                   static_cast<unsigned>((args.layers + kLayersAtATime - 1) / kLayersAtATime));
-  ApplyAnchorsKernel<<<grid, kRowThreads, kAnchorWeightsShared, stream>>>(args);
+  const auto apply = args.dtype == DType::kF16 ? ApplyAnchorsKernel<DType::kF16> : ApplyAnchorsKernel<DType::kBf16>;
+  apply<<<grid, kRowThreads, kAnchorWeightsShared, stream>>>(args);
   return cudaGetLastError();
 }
 

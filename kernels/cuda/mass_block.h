@@ -21,7 +21,7 @@ struct MassShared {
 };
 
 // One block for an item and a kv head. kShares: the third kernel, else the first.
-template <class Lane, int kHeadDim, bool kShares>
+template <class Lane, int kHeadDim, DType kHalf, bool kShares>
 class MassBlock {
   using Shared = MassShared<kHeadDim>;
 
@@ -41,7 +41,7 @@ class MassBlock {
 
   KVS_DEV void Run() {
     const SegmentView& s = a_.segments[item_.segment_begin];
-    const RowRange seen = EnterSegment<Lane, kHeadDim>(a_, s, item_, head_, m_.q_rows, seen_, q_, lane_);
+    const RowRange seen = EnterSegment<Lane, kHeadDim, kHalf>(a_, s, item_, head_, m_.q_rows, seen_, q_, lane_);
     Begin();
     const PageRange pages = PagesOfSplit(seen, item_.split);
     std::int64_t page = seen.begin < seen.end ? NextPage(s, pages.begin, pages.end) : pages.end;
@@ -52,7 +52,7 @@ class MassBlock {
       lane_.Sync();
       const bool warp_lives = warp_row_ < item_.rows;  // a warp without rows only copies
       float scores[kKeyTiles][4];
-      if (warp_lives) TileScores<Lane, kHeadDim>(q_, k_, warp_row_, scores, lane_);
+      if (warp_lives) TileScores<Lane, kHeadDim, kHalf>(q_, k_, warp_row_, scores, lane_);
       lane_.Sync();
       Load(s, next, pages.end);
       const std::uint64_t keep = KeptMask(s, page);

@@ -67,10 +67,10 @@ KVS_DEV void MergeBlock(const AttentionArgs& a, std::int64_t packed_rows, Lane& 
   for (int j = 0; j < kEach; ++j) {
     const float x = none ? 0.0f : out[j] * inverse + 0.0f;
     const std::int64_t to = at + j * 32 + l;
-    if (a.out_bf16) {
-      static_cast<std::uint16_t*>(a.out)[to] = static_cast<std::uint16_t>(Bf16Bits(x));
-    } else {
+    if (a.out_dtype == DType::kF32) {
       static_cast<float*>(a.out)[to] = x;
+    } else {
+      static_cast<std::uint16_t*>(a.out)[to] = static_cast<std::uint16_t>(HalfBits(a.out_dtype, x));
     }
   }
 }

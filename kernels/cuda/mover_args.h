@@ -37,6 +37,7 @@ struct CodePagesArgs {
   std::int64_t slab_bytes = 0;
   int slabs = 0;
   int head_dim = 0;
+  DType dtype = DType::kBf16;  // of the pages; or kF16
   const std::uint32_t* index = nullptr;
   int count = 0;
   std::byte* block = nullptr;

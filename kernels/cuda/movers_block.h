@@ -36,9 +36,9 @@ KVS_DEV void QuantizeRow(const CodePagesArgs& a, const std::uint16_t* row, std::
   float top = 0;
   bool whole = true;  // no infinity, no NaN
   for (int j = l; j < a.head_dim; j += 32) {
-    const float x = FromBf16(row[j]);
+    const float x = FromHalf(a.dtype, row[j]);
     const float size = x < 0 ? -x : x;
-    whole = whole && (row[j] & 0x7f80u) != 0x7f80u;
+    whole = whole && (row[j] & HalfExponent(a.dtype)) != HalfExponent(a.dtype);
     if (size > top) top = size;
   }
   for (int mask = 16; mask > 0; mask /= 2) {
@@ -51,7 +51,7 @@ KVS_DEV void QuantizeRow(const CodePagesArgs& a, const std::uint16_t* row, std::
   if (l == 0) *scale = bad ? __builtin_nanf("") : unit;
   for (int j = l; j < a.head_dim; j += 32) {
     // Divided, not multiplied by the inverse: of tiny rows that would be infinite.
-    float x = bad || unit == 0 ? 0.0f : FromBf16(row[j]) / unit;
+    float x = bad || unit == 0 ? 0.0f : FromHalf(a.dtype, row[j]) / unit;
     if (x > greatest) x = greatest;
     if (x < -greatest) x = -greatest;
     codes[j] = a.fp8 ? Fp8Bits(x) : static_cast<std::uint8_t>(static_cast<std::int8_t>(RoundEven(x)));
@@ -73,7 +73,7 @@ KVS_DEV void CodePagesBlock(const CodePagesArgs& a, Lane& lane) {
     }
     for (int j = lane.thread() % 32; j < a.head_dim; j += 32) {
       const float x = a.fp8 ? FromFp8(codes[j]) : static_cast<float>(static_cast<std::int8_t>(codes[j]));
-      row[j] = static_cast<std::uint16_t>(Bf16Bits(x * scales[token]));
+      row[j] = static_cast<std::uint16_t>(HalfBits(a.dtype, x * scales[token]));
     }
   }
 }
@@ -86,7 +86,8 @@ KVS_DEV void DeviationBlock(const DeviationArgs& a, Lane& lane) {
   float sums[4] = {0, 0, 0, 0};  // (fresh - stored)^2, fresh stored, fresh^2, stored^2
   for (int i = lane.thread(); i < a.pages.kv_heads * a.head_dim; i += kRowThreads) {
     const auto* slab = reinterpret_cast<const std::uint16_t*>(a.pages.Slab(slot.page, 1, i / a.head_dim));
-    const float x = a.fresh[row * a.fresh_stride + i], y = FromBf16(slab[slot.offset * a.head_dim + i % a.head_dim]);
+    const float x = a.fresh[row * a.fresh_stride + i];
+    const float y = FromHalf(a.pages.dtype, slab[slot.offset * a.head_dim + i % a.head_dim]);
     sums[0] = lane.Fma(x - y, x - y, sums[0]);
     sums[1] = lane.Fma(x, y, sums[1]);
     sums[2] = lane.Fma(x, x, sums[2]);

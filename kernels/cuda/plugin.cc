@@ -13,9 +13,10 @@ Status Create(const CudaOptions& options, std::unique_ptr<Backend>* backend) {
   auto device = NewCudaDevice(options.device, &free_bytes);
   if (!device.ok()) return device.status();
   const std::size_t limit = options.memory_limit_bytes != 0 ? options.memory_limit_bytes : free_bytes / 10 * 9;
-  auto made = NewBackendOn(
-      std::move(*device),
-      {.memory_limit_bytes = limit, .deterministic = options.deterministic, .spread_bytes = options.spread_bytes});
+  auto made = NewBackendOn(std::move(*device), {.dtype = options.dtype,
+                                                .memory_limit_bytes = limit,
+                                                .deterministic = options.deterministic,
+                                                .spread_bytes = options.spread_bytes});
   if (!made.ok()) return made.status();
   *backend = std::move(made).value();
   return OkStatus();

@@ -10,7 +10,7 @@ struct EmbedArgs {
   const std::int32_t* ids = nullptr;
   const void* table = nullptr;
   std::int64_t table_stride = 0;
-  bool table_bf16 = true;
+  DType table_dtype = DType::kBf16;
   float* out = nullptr;
   std::int64_t out_stride = 0;
   std::int64_t cols = 0;
@@ -25,7 +25,7 @@ struct RmsNormArgs {
   float eps = 0;
   void* out = nullptr;
   std::int64_t out_stride = 0;
-  bool out_bf16 = true;
+  DType out_dtype = DType::kBf16;
   std::int64_t cols = 0;
   std::int64_t rows = 0;
 };
@@ -59,7 +59,7 @@ struct SwiGluArgs {
   std::int64_t stride = 0;
   void* out = nullptr;
   std::int64_t out_stride = 0;
-  bool out_bf16 = true;
+  DType out_dtype = DType::kBf16;
   std::int64_t cols = 0;
   std::int64_t rows = 0;
 };

@@ -15,11 +15,11 @@ KVS_DEV void CopyChunks(std::byte* to, const std::byte* from, std::int64_t bytes
   }
 }
 
-KVS_DEV void StoreElement(void* out, bool bf16, std::int64_t i, float x) {
-  if (bf16) {
-    static_cast<std::uint16_t*>(out)[i] = static_cast<std::uint16_t>(Bf16Bits(x));
-  } else {
+KVS_DEV void StoreElement(void* out, DType dtype, std::int64_t i, float x) {
+  if (dtype == DType::kF32) {
     static_cast<float*>(out)[i] = x;
+  } else {
+    static_cast<std::uint16_t*>(out)[i] = static_cast<std::uint16_t>(HalfBits(dtype, x));
   }
 }
 
@@ -34,8 +34,9 @@ KVS_DEV void EmbedBlock(const EmbedArgs& a, Lane& lane) {
   const std::int64_t row = lane.block_x();
   const std::int64_t from = static_cast<std::int64_t>(a.ids[row]) * a.table_stride;
   for (std::int64_t c = lane.thread(); c < a.cols; c += kRowThreads) {
-    a.out[row * a.out_stride + c] = a.table_bf16 ? FromBf16(static_cast<const std::uint16_t*>(a.table)[from + c])
-                                                 : static_cast<const float*>(a.table)[from + c];
+    a.out[row * a.out_stride + c] = a.table_dtype == DType::kF32
+                                        ? static_cast<const float*>(a.table)[from + c]
+                                        : FromHalf(a.table_dtype, static_cast<const std::uint16_t*>(a.table)[from + c]);
   }
 }
 
@@ -52,7 +53,7 @@ KVS_DEV void RmsNormBlock(const RmsNormArgs& a, Lane& lane) {
   const float scale = 1.0f / lane.Sqrt(mean + a.eps);
   const std::int64_t out = lane.block_x() * a.out_stride;
   for (std::int64_t c = lane.thread(); c < a.cols; c += kRowThreads) {
-    StoreElement(a.out, a.out_bf16, out + c, x[c] * scale * a.weight[c]);
+    StoreElement(a.out, a.out_dtype, out + c, x[c] * scale * a.weight[c]);
   }
 }
 
@@ -79,6 +80,7 @@ KVS_DEV void StoreKvBlock(const StoreKvArgs& a, Lane& lane) {
   }
   const SlotView slot = a.slots[row];
   const std::int64_t position = a.positions[row];
+  const auto rounded = [&](float x) { return static_cast<std::uint16_t>(HalfBits(a.pages.dtype, x)); };
   for (int h = first_warp; h < a.pages.kv_heads; h += warps) {
     float* k = keys + static_cast<std::int64_t>(h) * d;
     float scale = 1;
@@ -88,7 +90,7 @@ KVS_DEV void StoreKvBlock(const StoreKvArgs& a, Lane& lane) {
       to_k = reinterpret_cast<std::uint16_t*>(a.pages.Slab(slot.page, 0, h)) + slot.offset * d;
       auto* to_v = reinterpret_cast<std::uint16_t*>(a.pages.Slab(slot.page, 1, h)) + slot.offset * d;
       const float* v = values + static_cast<std::int64_t>(h) * d;
-      for (int j = l; j < d; j += 32) to_v[j] = static_cast<std::uint16_t>(Bf16Bits(v[j]));
+      for (int j = l; j < d; j += 32) to_v[j] = rounded(v[j]);
     }
     const auto normed = [&](int j) {
       if (a.k_norm == nullptr) return k[j];
@@ -98,12 +100,12 @@ KVS_DEV void StoreKvBlock(const StoreKvArgs& a, Lane& lane) {
       const float low = normed(j), high = normed(j + half);
       if (to_k == nullptr) continue;
       const float c = a.rope.cos[position * half + j], s = a.rope.sin[position * half + j];
-      to_k[j] = static_cast<std::uint16_t>(Bf16Bits(low * c - high * s));
-      to_k[j + half] = static_cast<std::uint16_t>(Bf16Bits(high * c + low * s));
+      to_k[j] = rounded(low * c - high * s);
+      to_k[j + half] = rounded(high * c + low * s);
     }
     for (int j = 2 * half + l; j < d; j += 32) {
       const float x = normed(j);
-      if (to_k != nullptr) to_k[j] = static_cast<std::uint16_t>(Bf16Bits(x));
+      if (to_k != nullptr) to_k[j] = rounded(x);
     }
   }
 }
@@ -114,7 +116,7 @@ KVS_DEV void SwiGluBlock(const SwiGluArgs& a, Lane& lane) {
   const float* up = gate + a.cols;
   const std::int64_t out = lane.block_x() * a.out_stride;
   for (std::int64_t c = lane.thread(); c < a.cols; c += kRowThreads) {
-    StoreElement(a.out, a.out_bf16, out + c, gate[c] / (1.0f + lane.Exp(-gate[c])) * up[c]);
+    StoreElement(a.out, a.out_dtype, out + c, gate[c] / (1.0f + lane.Exp(-gate[c])) * up[c]);
   }
 }
 

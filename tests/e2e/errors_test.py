@@ -50,7 +50,9 @@ class ErrorsTest(ProgramTest):
     def test_a_gpu_that_cannot_be_used_says_why(self):
         argv = ["logits", "--model", MODEL, "--ids", self.path("ids.json", dict(ids=[5, 6, 7]))]
         self.refuse(2, "cpu, cuda or auto", *argv, "--out", self.path("o.npy"), "--device", "gpu")
-        self.refuse(5, "bfloat16 only", *argv, "--out", self.path("o.npy"), "--device", "cuda", "--dtype", "float32")
+        for dtype, device, why in (("float32", "cuda", "not in float32"), ("float16", "cpu", "add --device cuda")):
+            self.refuse(2, why, *argv, "--out", self.path("o.npy"), "--device", device, "--dtype", dtype)
+        self.refuse(2, "on the CPU", "generate", "--model", MODEL, "--prompt", "x", "--dtype", "float16")
         os.environ["KVSHARE_CUDA_PLUGIN"] = self.path("nowhere.so")
         try:
             self.refuse(5, "nowhere.so", *argv, "--out", self.path("o.npy"), "--device", "cuda")
@@ -155,7 +157,8 @@ class ErrorsTest(ProgramTest):
 
     def test_agentd_says_why_it_cannot_use_a_gpu(self):
         agentd = ("--model", MODEL, "--listen", "ipc://" + self.path("g.sock"), "--device", "cuda")
-        self.agentd_refuses(2, "bfloat16 only", args=(*agentd, "--dtype", "float32"))
+        self.agentd_refuses(2, "bfloat16 or float16", args=(*agentd, "--dtype", "float32"))
+        self.agentd_refuses(2, "add --device cuda", args=(*agentd[:-2], "--dtype", "float16"))
         if self.json("doctor", "--format", "json")["cuda"]["usable"]:
             self.skipTest("a GPU can be used here")
         self.agentd_refuses(2, "--device cuda: ", args=agentd)

@@ -134,6 +134,15 @@ class GpuTest(ProgramTest):
         with self.daemon("--device", "auto", *self.args, name="c", env=self.env) as (endpoint, _):
             self.assertEqual(self.json("ping", "--endpoint", endpoint, "--format", "json")["device"], "cpu")
 
+    def test_float16_is_exact_too_and_finds_nothing_of_bfloat16(self):
+        answers = {}
+        for dtype, prefix in (("bfloat16", 0), ("float16", 0), ("float16", len(PROMPT) - 1)):
+            with self.daemon("--device", "cuda", "--dtype", dtype, *self.args, env=self.env) as (endpoint, _):
+                self.assertEqual(self.json("ping", "--endpoint", endpoint, "--format", "json")["dtype"], dtype)
+                answer = json.loads(self.generate(endpoint)[0])
+                self.assertEqual(answer["kvshare"]["prefix_tokens"], prefix)
+                self.assertEqual(answer["ids"], answers.setdefault(dtype, answer["ids"]))
+
     def test_auto_goes_on_on_the_cpu_when_its_gpu_fails(self):
         more = ("--device", "auto", "--http", "127.0.0.1:0", "--max-running", 1, *self.args)
         process, endpoint, log = self.start("tcp://127.0.0.1:0", *more, hold=True)

@@ -1,4 +1,4 @@
-// What the backend's tests share: one backend per instruction set and dtype, host buffers of either dtype, random
+// What the backend's tests share: one backend per instruction set and dtype, host buffers of any dtype, random
 // numbers.
 #pragma once
 
@@ -17,15 +17,21 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/half.h"
 
 namespace kvshare::kernels {
 
 inline constexpr double kF32Eps = 0x1p-24;  // half a unit in the last place, relative
 inline constexpr double kBf16Eps = 0x1p-8;
+inline constexpr double kF16Eps = 0x1p-11;
 
-inline double DTypeEps(DType dtype) { return dtype == DType::kF32 ? kF32Eps : kBf16Eps; }
+inline double DTypeEps(DType dtype) {
+  return dtype == DType::kF32 ? kF32Eps : dtype == DType::kBf16 ? kBf16Eps : kF16Eps;
+}
+// What rounding adds to that near zero: half of float16's smallest step; the others' are nothing.
+inline double DTypeTiny(DType dtype) { return dtype == DType::kF16 ? 0x1p-25 : 0; }
 
-// A [rows, cols] matrix of either dtype in host memory.
+// A [rows, cols] matrix of any dtype in host memory.
 class HostRows {
  public:
   HostRows(std::int64_t rows, std::int64_t cols, DType dtype)
@@ -44,23 +50,19 @@ class HostRows {
       std::memcpy(bytes_.data() + 4 * i, &value, 4);
       return;
     }
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    const auto half = static_cast<std::uint16_t>((bits + ((bits >> 16) & 1u) + 0x7fffu) >> 16);
+    const auto half = static_cast<std::uint16_t>(HalfBits(dtype_, value));
     std::memcpy(bytes_.data() + 2 * i, &half, 2);
   }
   float Get(std::int64_t r, std::int64_t c) const {
     const std::size_t i = static_cast<std::size_t>(r * cols_ + c);
-    float value;
     if (dtype_ == DType::kF32) {
+      float value;
       std::memcpy(&value, bytes_.data() + 4 * i, 4);
       return value;
     }
     std::uint16_t half;
     std::memcpy(&half, bytes_.data() + 2 * i, 2);
-    const std::uint32_t bits = std::uint32_t{half} << 16;
-    std::memcpy(&value, &bits, 4);
-    return value;
+    return FromHalf(dtype_, half);
   }
   std::vector<float> Row(std::int64_t r) const {
     std::vector<float> row;

@@ -1,18 +1,18 @@
 #include "tests/reference/attention_reference.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+
+#include "kernels/half.h"
 
 namespace kvshare::reference {
 namespace {
 
 double Element(const std::byte* slab, kernels::DType dtype, std::int64_t index) {
   if (dtype == kernels::DType::kF32) return reinterpret_cast<const float*>(slab)[index];
-  const auto bits = static_cast<std::uint32_t>(reinterpret_cast<const std::uint16_t*>(slab)[index]) << 16;
-  return std::bit_cast<float>(bits);
+  return kernels::FromHalf(dtype, reinterpret_cast<const std::uint16_t*>(slab)[index]);
 }
 
 struct Key {

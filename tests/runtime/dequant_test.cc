@@ -138,22 +138,5 @@ TEST(DequantTest, SizesThatCannotBeAreRefused) {
                    StatusCode::kInvalidArgument, "memory");
 }
 
-TEST(DequantTest, Bf16RoundsToNearestEven) {
-  std::mt19937 random(7);
-  for (int i = 0; i < 100000; ++i) {
-    const auto bits = static_cast<std::uint32_t>(random());
-    const float value = std::bit_cast<float>(bits);
-    const std::uint16_t got = ToBf16(value);
-    const float rounded = std::bit_cast<float>(static_cast<std::uint32_t>(got) << 16);
-    if (std::isnan(value)) {
-      EXPECT_TRUE(std::isnan(rounded));
-      continue;
-    }
-    const std::uint32_t below = bits & 0xffff0000u, above = below + 0x10000u, rest = bits & 0xffffu;
-    const bool up = rest > 0x8000u || (rest == 0x8000u && (below & 0x10000u) != 0);
-    ASSERT_EQ(static_cast<std::uint32_t>(got) << 16, up ? above : below) << bits;
-  }
-}
-
 }  // namespace
 }  // namespace kvshare::runtime

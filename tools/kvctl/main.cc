@@ -36,12 +36,13 @@ CLI::Option* AddParsed(CLI::App* app, const char* name, T* out,
       ->type_name(kind);
 }
 
-void AddModel(CLI::App* app, Source* source, bool required = true) {
+void AddModel(CLI::App* app, Source* source, bool required = true,
+              Result<kernels::DType> (*parse_dtype)(std::string_view) = ParseCpuDType) {
   auto* option =
       app->add_option("--model", source->model, "Hugging Face directory or one .gguf file")->type_name("MODEL");
   if (required) option->required();
   app->add_option("--lora", source->lora, "a PEFT LoRA adapter's directory, merged in at load")->type_name("DIR");
-  AddParsed<kernels::DType>(app, "--dtype", &source->dtype, ParseDType, "float32 or bfloat16 (default)", "TYPE");
+  AddParsed<kernels::DType>(app, "--dtype", &source->dtype, parse_dtype, "float32 or bfloat16 (default)", "TYPE");
   app->add_option("--threads", source->threads, "compute threads; default: one per core")
       ->type_name("N")
       ->check(CLI::Range(1, 1024));
@@ -169,9 +170,17 @@ class CommandLine {
 
   void AddText() {
     auto* logits = Add(&app_, "logits", "logits of every token of a prompt, as .npy", RunLogits, &logits_);
-    AddModel(logits, &logits_.source);
+    AddModel(logits, &logits_.source, true, ParseDType);
     AddParsed<runtime::Device>(logits, "--device", &logits_.source.device, runtime::ParseDevice,
                                "cpu (default), cuda, or auto: a GPU where one can be used", "DEVICE");
+    logits->parse_complete_callback([source = &logits_.source] {
+      if (source->device == runtime::Device::kCuda && source->dtype == kernels::DType::kF32) {
+        throw CLI::ValidationError("--dtype", "a GPU computes in bfloat16 or float16, not in float32");
+      }
+      if (source->device == runtime::Device::kCpu && source->dtype == kernels::DType::kF16) {
+        throw CLI::ValidationError("--dtype", "only a GPU computes in float16; add --device cuda");
+      }
+    });
     logits->add_option("--ids", logits_.ids_file, "{\"ids\":[...]}")->required()->type_name("FILE");
     logits->add_option("--out", logits_.out_file, "float32 [tokens, vocabulary]")->required()->type_name("FILE.npy");
     AddCounts(logits, "--chunks", &logits_.chunks, kMaxCount,
@@ -351,7 +360,7 @@ class CommandLine {
         ->type_name("MODEL")
         ->required();
     speed->add_option("--lora", bench_.source.lora, "a PEFT LoRA adapter's directory")->type_name("DIR");
-    AddParsed<kernels::DType>(speed, "--dtype", &bench_.source.dtype, ParseDType, "float32 or bfloat16 (default)",
+    AddParsed<kernels::DType>(speed, "--dtype", &bench_.source.dtype, ParseCpuDType, "float32 or bfloat16 (default)",
                               "TYPE");
     speed->add_flag("--random-weights", bench_.random_weights, "make weights up: MODEL needs its config.json only");
     AddCounts(speed, "--prompt", &bench_.prompt_tokens, kMaxCount, "prompt lengths (512)");
@@ -371,7 +380,8 @@ class CommandLine {
         ->type_name("MODEL")
         ->required();
     quality->add_option("--lora", quality_.lora, "PEFT LoRA adapter, merged at load")->type_name("DIR");
-    AddParsed<kernels::DType>(quality, "--dtype", &quality_.dtype, ParseDType, "float32 or bfloat16 (default)", "TYPE");
+    AddParsed<kernels::DType>(quality, "--dtype", &quality_.dtype, ParseCpuDType, "float32 or bfloat16 (default)",
+                              "TYPE");
     quality->add_option("--threads", quality_.threads, "compute threads; default: one per core")
         ->type_name("N")
         ->check(CLI::Range(1, 1024));

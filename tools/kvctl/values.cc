@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -78,9 +79,17 @@ Result<std::vector<ReuseMode>> ParseModes(std::string_view text) {
 }
 
 Result<kernels::DType> ParseDType(std::string_view text) {
-  if (text == "float32" || text == "f32") return kernels::DType::kF32;
-  if (text == "bfloat16" || text == "bf16") return kernels::DType::kBf16;
-  return InvalidArgument("'" + std::string(text) + "' is not a dtype: float32 or bfloat16");
+  if (text == "f32") return kernels::DType::kF32;
+  if (text == "bf16") return kernels::DType::kBf16;
+  if (text == "f16") return kernels::DType::kF16;
+  if (const std::optional<kernels::DType> dtype = kernels::DTypeNamed(text); dtype.has_value()) return *dtype;
+  return InvalidArgument("'" + std::string(text) + "' is not a dtype: float32, bfloat16 or, on a GPU, float16");
+}
+
+Result<kernels::DType> ParseCpuDType(std::string_view text) {
+  KVS_ASSIGN_OR_RETURN(const kernels::DType dtype, ParseDType(text));
+  if (dtype != kernels::DType::kF16) return dtype;
+  return InvalidArgument("this command computes on the CPU: float32 or bfloat16, not float16");
 }
 
 }  // namespace kvshare::kvctl

@@ -25,5 +25,6 @@ Result<std::vector<std::string>> ParseNames(std::string_view text);
 // "off,exact": at least one, each once.
 Result<std::vector<ReuseMode>> ParseModes(std::string_view text);
 Result<kernels::DType> ParseDType(std::string_view text);
+Result<kernels::DType> ParseCpuDType(std::string_view text);  // not float16
 
 }  // namespace kvshare::kvctl

@@ -130,7 +130,7 @@ typedef struct kvs_lease_info {
   int32_t num_layers;
   int32_t num_kv_heads;
   int32_t head_dim;
-  char dtype[16]; /* float32 | bfloat16 */
+  char dtype[16]; /* float32 | bfloat16 | float16 */
 } kvs_lease_info;
 kvs_status kvs_lease_describe(const kvs_lease* lease, kvs_lease_info* info);
 

@@ -162,7 +162,7 @@ struct KvLayoutInfo {
   int head_dim = 0;
   int page_tokens = 0;
   std::int64_t page_bytes = 0;
-  std::string dtype;  // float32 | bfloat16
+  std::string dtype;  // float32 | bfloat16 | float16
 };
 
 // One page of a lease: `valid_tokens` rows from token `start` on, at `offset` of the daemon's shared memory. The page's
@@ -323,7 +323,7 @@ struct ServerInfo {
   std::string version;  // kvshare's version
   std::string model;    // the model's name, as its files give it
   std::string space;    // hex digest of everything that makes KV comparable (docs/formats/keys.md)
-  std::string dtype;    // float32 | bfloat16
+  std::string dtype;    // float32 | bfloat16 | float16
   std::string isa;      // the kernels in use
   ReuseMode reuse = ReuseMode::kExact;
   std::int64_t max_context_tokens = 0;

@@ -65,7 +65,7 @@ TEST(ConfigTest, AFileSetsEverything) {
   KVS_ASSERT_OK(config);
   EXPECT_EQ(config->model, "models/x");
   EXPECT_EQ(config->lora, "adapters/y");
-  EXPECT_TRUE(config->float32);
+  EXPECT_EQ(config->dtype, "float32");
   EXPECT_EQ(config->device, "auto");
   EXPECT_EQ(config->threads, 3);
   EXPECT_EQ(config->listen, "ipc:///run/kvshare.sock");
@@ -95,7 +95,7 @@ TEST(ConfigTest, DefaultsStandWhereNothingIsSaid) {
   const Result<Config> config = settings.Finish();
   KVS_ASSERT_OK(config);
   EXPECT_EQ(config->reuse, ReuseMode::kExact);
-  EXPECT_FALSE(config->float32);
+  EXPECT_EQ(config->dtype, "bfloat16");
   EXPECT_EQ(config->device, "cpu");
   EXPECT_EQ(config->pool_bytes, 0);
   EXPECT_EQ(config->cold_dir, "");
@@ -240,7 +240,16 @@ TEST(ConfigTest, ContradictionsNameTheFix) {
   KVS_EXPECT_OK(settings.Finish());
   KVS_ASSERT_OK(settings.AddEnvironment({"KVSHARE_MODEL_DTYPE=float32"}));
   KVS_EXPECT_FAILS(settings.Finish(), StatusCode::kInvalidArgument,
-                   "--device: a GPU computes in bfloat16 only, and KVSHARE_MODEL_DTYPE says float32");
+                   "--device: a GPU computes in bfloat16 or float16, and KVSHARE_MODEL_DTYPE says float32");
+  KVS_ASSERT_OK(settings.AddEnvironment({"KVSHARE_MODEL_DTYPE=float16"}));
+  const Result<Config> half = settings.Finish();
+  KVS_ASSERT_OK(half);
+  EXPECT_EQ(half->dtype, "float16");
+  for (const char* device : {"cpu", "auto"}) {
+    KVS_ASSERT_OK(settings.AddFlag(Key("model.device"), device));
+    KVS_EXPECT_FAILS(settings.Finish(), StatusCode::kInvalidArgument,
+                     "KVSHARE_MODEL_DTYPE: only a GPU computes in float16; add --device cuda");
+  }
 }
 
 TEST(ConfigTest, TheTableIsConsistent) {

@@ -79,8 +79,8 @@ AttentionCase AttentionCase::Rows(const std::vector<std::int64_t>& rows) const {
   return part;
 }
 
-void AttentionCase::Lay(std::uint64_t seed) {
-  const KvLayout layout{2, shape_.num_kv_heads, shape_.head_dim, DType::kBf16};
+void AttentionCase::Lay(DType dtype, std::uint64_t seed) {
+  const KvLayout layout{2, shape_.num_kv_heads, shape_.head_dim, dtype};
   std::size_t count = 2;
   for (const KeyRun& run : runs_) count += static_cast<std::size_t>((run.first + run.length + 63) / 64);
   bytes_.assign(layout.page_bytes() * count, std::byte{0xff});  // NaN
@@ -147,22 +147,32 @@ AttentionCase::OnDevice AttentionCase::Upload(Backend& backend) const {
   return there;
 }
 
-std::vector<float> AttentionCase::Run(Backend& backend, std::uint64_t seed) {
-  Lay(seed);
-  const std::vector<float> poison(q_.size(), std::nanf(""));
-  std::vector<float> out(q_.size());
+template <typename T>
+void AttentionCase::RunInto(Backend& backend, std::uint64_t seed, DType dtype, std::vector<T>* out) {
+  Lay(backend.capabilities().compute, seed);
   OnDevice there = Upload(backend);
-  const auto dst = OnBackend(backend, poison);
-  there.p.out = {dst->data(), DType::kF32, rows(), p_.q.cols, p_.q.cols};
+  const auto dst = OnBackend(backend, *out);
+  there.p.out = {dst->data(), dtype, rows(), p_.q.cols, p_.q.cols};
   backend.Attention(there.p);
-  const Status status = backend.Download(out.data(), dst->data(), out.size() * sizeof(float));
+  const Status status = backend.Download(out->data(), dst->data(), out->size() * sizeof(T));
   EXPECT_TRUE(status.ok()) << status.message();
+}
+
+std::vector<float> AttentionCase::Run(Backend& backend, std::uint64_t seed) {
+  std::vector<float> out(q_.size(), std::nanf(""));
+  RunInto(backend, seed, DType::kF32, &out);
+  return out;
+}
+
+std::vector<std::uint16_t> AttentionCase::RunNarrow(Backend& backend, std::uint64_t seed) {
+  std::vector<std::uint16_t> out(q_.size(), 0xffff);
+  RunInto(backend, seed, backend.capabilities().compute, &out);
   return out;
 }
 
 std::vector<std::vector<float>> AttentionCase::Mass(Backend& backend, const std::vector<std::int64_t>& rows,
                                                     std::uint64_t seed, std::size_t idle) {
-  Lay(seed);
+  Lay(backend.capabilities().compute, seed);
   const OnDevice there = Upload(backend);
   std::vector<std::vector<float>> mass;
   std::vector<std::unique_ptr<Buffer>> buffers;
@@ -184,21 +194,26 @@ void ExpectNearOracle(const AttentionCase& batch, const std::vector<float>& got)
   const reference::AttentionResult want = reference::Attention(batch.params(), batch.inv_freq());
   const auto d = static_cast<std::size_t>(batch.shape().head_dim);
   const auto width = static_cast<std::int64_t>(batch.shape().num_heads) * batch.shape().head_dim;
-  // Queries and weights are rounded to bf16, the rest is fp32.
-  const double query = kBf16Eps + (static_cast<double>(d) + 16) * kF32Eps, weight = kBf16Eps + 4096 * kF32Eps;
+  // Queries and weights are rounded to the pages' dtype, the rest is fp32. No key or value is greater than 6, and some
+  // weight is at least 1.
+  const DType half = batch.params().pages.layout.dtype;
+  const double eps = DTypeEps(half), tiny = 6 * DTypeTiny(half);
+  const double query = eps + (static_cast<double>(d) + 16) * kF32Eps, weight = eps + 4096 * kF32Eps;
+  double keys = 0;
+  for (const KvSegment& s : batch.params().segments) keys += static_cast<double>(s.length);
   WorstError worst("attention");
   double square = 0, reference = 0;
   for (std::size_t i = 0; i < want.out.size(); ++i) {
-    const double e = query * want.score_bound[i / d];
+    const double e = query * want.score_bound[i / d] + static_cast<double>(d) * tiny;
     const double bound = want.weighted_abs[i] * (2 * std::expm1(e) + 2 * weight) + std::abs(want.out[i]) * 4 * kF32Eps;
     const double value = static_cast<double>(got[i]);
-    worst.Compare(value, want.out[i], bound + 1e-30, static_cast<std::int64_t>(i) / width,
+    worst.Compare(value, want.out[i], bound + keys * tiny + 1e-30, static_cast<std::int64_t>(i) / width,
                   static_cast<std::int64_t>(i) % width);
     square += (value - want.out[i]) * (value - want.out[i]);
     reference += want.out[i] * want.out[i];
   }
   // Rounding errors are independent: far below the worst case together, else something is biased.
-  EXPECT_LE(std::sqrt(square), 4e-3 * std::sqrt(reference) + 1e-30);
+  EXPECT_LE(std::sqrt(square), eps * std::sqrt(reference) + 1e-30);
 }
 
 AttentionCase RandomCase(const AttentionShape& shape, std::uint64_t seed) {

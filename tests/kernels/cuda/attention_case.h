@@ -1,5 +1,5 @@
 // A random batch for attention, in host memory: rows over segments of every form that KvSegment has, on shuffled pages.
-// What nobody may read is NaN. Runs on any backend that takes bf16 pages.
+// What nobody may read is NaN. Pages are in what the backend computes in.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +50,8 @@ class AttentionCase {
 
   // Lays the runs on pages chosen by `seed`, runs the backend, and returns its fp32 output rows.
   std::vector<float> Run(Backend& backend, std::uint64_t seed = 1);
+  // The same rows, written in the dtype of the pages.
+  std::vector<std::uint16_t> RunNarrow(Backend& backend, std::uint64_t seed = 1);
   // The same for DeviceKv::AttentionMass of `rows`: what each segment has, where 0.25 was before. Nobody asks about
   // segment `idle`.
   std::vector<std::vector<float>> Mass(Backend& backend, const std::vector<std::int64_t>& rows, std::uint64_t seed = 1,
@@ -59,13 +61,16 @@ class AttentionCase {
   const std::vector<double>& inv_freq() const { return inv_freq_; }
 
  private:
-  void Lay(std::uint64_t seed);
+  void Lay(DType dtype, std::uint64_t seed);
   // The last layout in the backend's memory.
   struct OnDevice {
     AttentionParams p;
     std::vector<std::unique_ptr<Buffer>> buffers;
   };
   OnDevice Upload(Backend& backend) const;
+  // `out`: poisoned rows of `dtype`.
+  template <typename T>
+  void RunInto(Backend& backend, std::uint64_t seed, DType dtype, std::vector<T>* out);
 
   AttentionShape shape_;
   std::vector<std::int64_t> positions_;
@@ -82,7 +87,7 @@ class AttentionCase {
   AttentionParams p_;
 };
 
-// Compares with the oracle within the bound that docs/design/attention.md derives for bf16 operands.
+// Compares with the oracle within the bound that docs/design/attention.md derives for operands of 16 bits.
 void ExpectNearOracle(const AttentionCase& batch, const std::vector<float>& got);
 
 // Several moved runs, some skipped in part, some at positions of their own, some beginning within a page; not every row

@@ -165,6 +165,22 @@ TEST_P(CudaAttentionTest, RowsThatSeeNothingGetZeros) {
   for (const float x : bare.Run(*backend_)) ASSERT_EQ(x, 0.0f);
 }
 
+// Also where a block walks all keys, which the fixture does in bfloat16 alone.
+TEST(CudaAttentionEmulatedTest, NarrowOutputIsTheRoundedOutput) {
+  for (const DType half : {DType::kBf16, DType::kF16}) {
+    for (const std::int64_t spread : {std::int64_t{0}, std::int64_t{1} << 40}) {
+      auto backend = NewBackendOn(NewEmulatedDevice({}), {.dtype = half, .spread_bytes = spread});
+      ASSERT_TRUE(backend.ok());
+      AttentionCase batch(k64, Range(0, 70), 12);
+      batch.Add({.length = 70, .row_end = 70});
+      const std::vector<float> wide = batch.Run(**backend);
+      ExpectNearOracle(batch, wide);
+      const std::vector<std::uint16_t> narrow = batch.RunNarrow(**backend);
+      for (std::size_t i = 0; i < wide.size(); ++i) ASSERT_EQ(narrow[i], HalfBits(half, wide[i])) << i;
+    }
+  }
+}
+
 // Only where kernels are watched: each ldmatrix hits every bank once.
 TEST(CudaAttentionEmulatedTest, MatrixLoadsHaveNoBankConflicts) {
   auto backend = NewBackendOn(NewEmulatedDevice({}), {});
@@ -196,8 +212,8 @@ TEST(CudaAttentionEmulatedTest, SchedulesAgree) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cuda, CudaAttentionTest,
-                         ::testing::Values(Where::kEmulatedWalk, Where::kEmulatedSpread, Where::kDevice,
-                                           Where::kDeviceWalk),
+                         ::testing::Values(Where::kEmulatedWalk, Where::kEmulatedSpread, Where::kEmulatedF16,
+                                           Where::kDevice, Where::kDeviceWalk, Where::kDeviceF16),
                          WhereName);
 
 }  // namespace

@@ -74,6 +74,17 @@ TEST(CudaBackendTest, FastModePinsNothing) {
   EXPECT_THAT(backend->capabilities().numerics_id, HasSubstr("/fast/"));
 }
 
+TEST(CudaBackendTest, AWeightBeyondFloat16IsRefusedThereAlone) {
+  std::vector<float> values(8 * 8);
+  values[13] = 70000.0f;
+  const HostMatrix part{values.data(), 8, 8};
+  const LinearSpec spec{.parts = {&part, 1}, .bias = {}, .gated = false};
+  EXPECT_TRUE(Make({})->MakeLinear(spec).ok());
+  const auto layer = Make({}, {.dtype = DType::kF16})->MakeLinear(spec);
+  EXPECT_EQ(layer.status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(layer.status().message(), HasSubstr("a weight of 70000.000000 is beyond the range of float16"));
+}
+
 TEST(CudaBackendTest, SizesThatTheGpuCannotMultiplyAreRefused) {
   const auto backend = Make({});
   const std::vector<float> values(5 * 8);

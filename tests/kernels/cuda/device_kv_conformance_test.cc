@@ -16,20 +16,18 @@
 namespace kvshare::kernels::cuda {
 namespace {
 
-constexpr KvLayout kLayout{2, 2, 64, DType::kBf16};
 constexpr PageIndex kPages = 5;
 
 class CudaKvTest : public CudaTest {
  protected:
-  // Random bf16 values on every page, in host memory and on the backend.
+  // Random values on every page, in host memory and on the backend.
   void SetUp() override {
     CudaTest::SetUp();
     if (IsSkipped()) return;
-    host_.resize(kLayout.page_bytes() * kPages);
+    host_.resize(layout_.page_bytes() * kPages);
     std::normal_distribution<float> normal;
     auto* values = reinterpret_cast<std::uint16_t*>(host_.data());
-    for (std::size_t i = 0; i < host_.size() / 2; ++i)
-      values[i] = static_cast<std::uint16_t>(Bf16Bits(normal(random_)));
+    for (std::size_t i = 0; i < host_.size() / 2; ++i) values[i] = Round(normal(random_));
     PutPages();
   }
   void PutPages() {
@@ -38,10 +36,12 @@ class CudaKvTest : public CudaTest {
     memory_ = std::move(buffer).value();
     ASSERT_TRUE(backend_->Upload(memory_->data(), host_.data(), host_.size()).ok());
   }
-  KvPages OnHost() { return {host_.data(), kPages, kLayout}; }
-  KvPages OnDevice() { return {memory_->data(), kPages, kLayout}; }
-  static double Widen(std::uint16_t half) { return FromBf16(half); }
+  KvPages OnHost() { return {host_.data(), kPages, layout_}; }
+  KvPages OnDevice() { return {memory_->data(), kPages, layout_}; }
+  static double Widen(std::uint16_t bits) { return FromHalf(half(), bits); }
+  static std::uint16_t Round(float x) { return static_cast<std::uint16_t>(HalfBits(half(), x)); }
 
+  const KvLayout layout_{2, 2, 64, half()};
   std::mt19937_64 random_{20250612};
   std::vector<std::byte> host_;
   std::unique_ptr<Buffer> memory_;
@@ -51,7 +51,7 @@ TEST_P(CudaKvTest, RowsAreCopiedAsTheCpuCopiesThem) {
   const std::vector<KvSlot> from = {{0, 0}, {1, 63}, {2, 7}, {2, 7}}, to = {{3, 5}, {3, 6}, {4, 0}, {1, 62}};
   for (const auto& [begin, end] : {std::pair{0, 2}, {1, 2}, {1, 1}}) {
     std::vector<std::byte> expected = host_;
-    CopyRows({expected.data(), kPages, kLayout}, from, to, begin, end);
+    CopyRows({expected.data(), kPages, layout_}, from, to, begin, end);
     PutPages();
     backend_->device_kv()->CopyRows(OnDevice(), from, to, begin, end);
     EXPECT_EQ(Download(memory_->data(), host_.size()), expected);
@@ -60,11 +60,11 @@ TEST_P(CudaKvTest, RowsAreCopiedAsTheCpuCopiesThem) {
 
 TEST_P(CudaKvTest, PagesGoThroughABlockAndBack) {
   const std::vector<PageIndex> from = {3, 0}, to = {1, 4};
-  const auto block = Block(kLayout.page_bytes() * 2);
+  const auto block = Block(layout_.page_bytes() * 2);
   backend_->device_kv()->GatherPages(OnDevice(), from, block->data());
   backend_->device_kv()->ScatterPages(OnDevice(), block->data(), to);
   std::vector<std::byte> expected = host_;
-  const auto page = static_cast<std::ptrdiff_t>(kLayout.page_bytes());
+  const auto page = static_cast<std::ptrdiff_t>(layout_.page_bytes());
   std::copy_n(host_.begin() + 3 * page, page, expected.begin() + 1 * page);
   std::copy_n(host_.begin(), page, expected.begin() + 4 * page);
   EXPECT_EQ(Download(memory_->data(), host_.size()), expected);
@@ -75,17 +75,17 @@ TEST_P(CudaKvTest, CodedPagesComeBackWithinHalfAStep) {
   auto* values = reinterpret_cast<std::uint16_t*>(host_.data());
   for (int j = 0; j < 64; ++j) values[j] = 0;                                       // a row of zeros
   for (int j = 0; j < 64; ++j) values[64 + j] = static_cast<std::uint16_t>(1 + j);  // denormals
-  for (int j = 0; j < 64; ++j) values[128 + j] = static_cast<std::uint16_t>(Bf16Bits(3e38f));
+  for (int j = 0; j < 64; ++j) values[128 + j] = Round(half() == DType::kF16 ? 6e4f : 3e38f);
   PutPages();
   for (const KvCode code : {KvCode::kInt8, KvCode::kFp8E4M3}) {
     PutPages();
     const std::vector<PageIndex> from = {0, 2}, to = {3, 4};
-    const auto block = Block(QuantizedPageBytes(kLayout) * 2);
+    const auto block = Block(QuantizedPageBytes(layout_) * 2);
     backend_->device_kv()->QuantizePages(OnDevice(), from, code, block->data());
     backend_->device_kv()->DequantizePages(OnDevice(), block->data(), code, to);
     const std::vector<std::byte> got = Download(memory_->data(), host_.size());
     const auto* back = reinterpret_cast<const std::uint16_t*>(got.data());
-    const std::size_t page = kLayout.page_bytes() / 2;
+    const std::size_t page = layout_.page_bytes() / 2;
     WorstError worst(code == KvCode::kInt8 ? "int8" : "fp8");
     for (std::size_t n = 0; n < 2; ++n) {
       for (std::size_t row = 0; row < page / 64; ++row) {
@@ -97,8 +97,8 @@ TEST_P(CudaKvTest, CodedPagesComeBackWithinHalfAStep) {
           // fp8: three bits of mantissa, steps of top / 448 * 2^-9 near zero.
           const double step = code == KvCode::kInt8 ? top / 127 : std::max(std::abs(x) / 8, top / 448 / 512);
           worst.Compare(Widen(back[to[n] * page + row * 64 + j]), x,
-                        step / 2 * 1.0001 + std::abs(x) * kBf16Eps * 1.01 + 0x1p-132, static_cast<std::int64_t>(row),
-                        static_cast<std::int64_t>(j));
+                        step / 2 * 1.0001 + std::abs(x) * DTypeEps(half()) * 1.01 + DTypeTiny(half()) + 0x1p-132,
+                        static_cast<std::int64_t>(row), static_cast<std::int64_t>(j));
         }
       }
     }
@@ -107,15 +107,15 @@ TEST_P(CudaKvTest, CodedPagesComeBackWithinHalfAStep) {
 
 TEST_P(CudaKvTest, ARowThatIsNotFiniteComesBackAsNotANumberAlone) {
   auto* values = reinterpret_cast<std::uint16_t*>(host_.data());
-  values[64 + 9] = 0x7f80;  // token 1 of the first slab: an infinity
+  values[64 + 9] = Round(HUGE_VALF);  // token 1 of the first slab: an infinity
   PutPages();
   const std::vector<PageIndex> page = {0};
-  const auto block = Block(QuantizedPageBytes(kLayout));
+  const auto block = Block(QuantizedPageBytes(layout_));
   backend_->device_kv()->QuantizePages(OnDevice(), page, KvCode::kFp8E4M3, block->data());
   backend_->device_kv()->DequantizePages(OnDevice(), block->data(), KvCode::kFp8E4M3, page);
-  const std::vector<std::byte> got = Download(memory_->data(), kLayout.page_bytes());
+  const std::vector<std::byte> got = Download(memory_->data(), layout_.page_bytes());
   const auto* back = reinterpret_cast<const std::uint16_t*>(got.data());
-  for (std::size_t i = 0; i < kLayout.page_bytes() / 2; ++i) {
+  for (std::size_t i = 0; i < layout_.page_bytes() / 2; ++i) {
     ASSERT_EQ(std::isnan(Widen(back[i])), i / 64 == 1) << "element " << i;
   }
 }
@@ -210,7 +210,7 @@ TEST(Fp8Test, RoundsToTheNearestCode) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cuda, CudaKvTest, ::testing::Values(Where::kEmulatedWalk, Where::kDevice), WhereName);
+INSTANTIATE_TEST_SUITE_P(Cuda, CudaKvTest, kEachHalf, WhereName);
 
 }  // namespace
 }  // namespace kvshare::kernels::cuda

@@ -110,7 +110,8 @@ class EmulatedDevice final : public Device {
   }
 
   Status Attention(const AttentionArgs& args, int head_dim, int items, bool spread) override {
-    return head_dim == 64 ? AttentionOf<64>(args, items, spread) : AttentionOf<128>(args, items, spread);
+    return ForHeads(head_dim, args.pages.dtype,
+                    [&]<int kHeadDim, DType kHalf>() { return AttentionOf<kHeadDim, kHalf>(args, items, spread); });
   }
   Status Merge(const AttentionArgs& args, int head_dim, std::int64_t packed_rows) override {
     const int blocks = static_cast<int>((packed_rows + kMergeThreads / 32 - 1) / (kMergeThreads / 32));
@@ -156,7 +157,8 @@ class EmulatedDevice final : public Device {
                   [=](EmulatedLane& lane) { DeviationBlock(args, lane); });
   }
   Status Mass(const MassArgs& args, int head_dim) override {
-    return head_dim == 64 ? MassOf<64>(args) : MassOf<128>(args);
+    return ForHeads(head_dim, args.attention.pages.dtype,
+                    [&]<int kHeadDim, DType kHalf>() { return MassOf<kHeadDim, kHalf>(args); });
   }
   Status Score(const ScoreArgs& args) override {
     const int blocks = static_cast<int>((args.n + kRowThreads - 1) / kRowThreads);
@@ -170,32 +172,40 @@ class EmulatedDevice final : public Device {
 
   Status AnchorDistances(const AnchorArgs& args) override {
     const int groups = (args.count + kAnchorsAtATime - 1) / kAnchorsAtATime;
+    const bool f16 = args.dtype == DType::kF16;
     KVS_RETURN_IF_ERROR(Launch({static_cast<int>(2 * args.tokens), groups, kRowThreads, kAnchorDifferenceShared},
-                               [=](EmulatedLane& lane) { AnchorDifferenceBlock(args, lane); }));
+                               [=](EmulatedLane& lane) {
+                                 if (f16) return AnchorDifferenceBlock<EmulatedLane, DType::kF16>(args, lane);
+                                 AnchorDifferenceBlock<EmulatedLane, DType::kBf16>(args, lane);
+                               }));
     return Rows(args.count, [=](EmulatedLane& lane) { AnchorDistanceBlock(args, lane); });
   }
   Status ApplyAnchors(const AnchorArgs& args) override {
     const int groups = (args.layers + kLayersAtATime - 1) / kLayersAtATime;
-    return Launch({static_cast<int>(args.tokens), groups, kRowThreads, kAnchorWeightsShared},
-                  [=](EmulatedLane& lane) { ApplyAnchorsBlock(args, lane); });
+    const bool f16 = args.dtype == DType::kF16;
+    return Launch({static_cast<int>(args.tokens), groups, kRowThreads, kAnchorWeightsShared}, [=](EmulatedLane& lane) {
+      if (f16) return ApplyAnchorsBlock<EmulatedLane, DType::kF16>(args, lane);
+      ApplyAnchorsBlock<EmulatedLane, DType::kBf16>(args, lane);
+    });
   }
 
-  Result<int> GemmCandidates(std::int64_t, std::int64_t) override { return options_.gemm_candidates; }
-  std::uint64_t GemmIdentity(std::int64_t, std::int64_t, int algorithm) override {
+  Result<int> GemmCandidates(const GemmShape&) override { return options_.gemm_candidates; }
+  std::uint64_t GemmIdentity(const GemmShape&, int algorithm) override {
     return (options_.gemm_family << 32) + static_cast<std::uint64_t>(algorithm);
   }
   Status Gemm(const GemmArgs& a, int algorithm) override {
     if (algorithm != kFastGemm && algorithm < options_.few_rows_from && a.rows < 8) return Unimplemented("few rows");
     const bool invariant = algorithm != kFastGemm && algorithm >= options_.invariant_from;
     return Enqueue(Counted([=] {
+      const auto [n, k, dtype] = a.shape;
       for (std::int64_t r = 0; r < a.rows; ++r) {
-        for (std::int64_t c = 0; c < a.n; ++c) {
+        for (std::int64_t c = 0; c < n; ++c) {
           float sum = 0;
           // Begins elsewhere where rows are many: the same sum in another order.
-          const std::int64_t begin = invariant || a.rows < 100 ? 0 : a.k / 2;
-          for (std::int64_t i = 0; i < a.k; ++i) {
-            const std::int64_t j = (begin + i) % a.k;
-            sum += FromBf16(a.x[r * a.x_stride + j]) * FromBf16(a.w[c * a.k + j]);
+          const std::int64_t begin = invariant || a.rows < 100 ? 0 : k / 2;
+          for (std::int64_t i = 0; i < k; ++i) {
+            const std::int64_t j = (begin + i) % k;
+            sum += FromHalf(dtype, a.x[r * a.x_stride + j]) * FromHalf(dtype, a.w[c * k + j]);
           }
           float& out = a.out[r * a.out_stride + c];
           out = a.accumulate ? out + sum : sum;
@@ -270,26 +280,27 @@ class EmulatedDevice final : public Device {
   Status Rows(std::int64_t rows, std::function<void(EmulatedLane&)> body) {
     return Launch({static_cast<int>(rows), 1, kRowThreads, kRowShared}, std::move(body));
   }
-  template <int kHeadDim>
+  template <int kHeadDim, DType kHalf>
   Status AttentionOf(const AttentionArgs& args, int items, bool spread) {
     using Shared = AttentionShared<kHeadDim>;
     const std::size_t bytes = spread ? Shared::kSpreadBytes : Shared::kWalkBytes;
     return Launch({items, args.pages.kv_heads, kAttentionThreads, bytes},
-                  [args](EmulatedLane& lane) { AttentionBlock<EmulatedLane, kHeadDim>(args, lane).Run(); });
+                  [args](EmulatedLane& lane) { AttentionBlock<EmulatedLane, kHeadDim, kHalf>(args, lane).Run(); });
   }
 
-  template <int kHeadDim>
+  template <int kHeadDim, DType kHalf>
   Status MassOf(const MassArgs& args) {
     constexpr std::size_t kShared = MassShared<kHeadDim>::kBytes;
     const int heads = args.attention.pages.kv_heads;
     const int rows = static_cast<int>((args.packed_rows + kMergeThreads - 1) / kMergeThreads);
     KVS_RETURN_IF_ERROR(Launch({args.items, heads, kAttentionThreads, kShared}, [=](EmulatedLane& lane) {
-      MassBlock<EmulatedLane, kHeadDim, false>(args, lane).Run();
+      MassBlock<EmulatedLane, kHeadDim, kHalf, false>(args, lane).Run();
     }));
     KVS_RETURN_IF_ERROR(
         Launch({rows, heads, kMergeThreads, 0}, [=](EmulatedLane& lane) { MassTotalsBlock(args, lane); }));
-    KVS_RETURN_IF_ERROR(Launch({args.asked_items, heads, kAttentionThreads, kShared},
-                               [=](EmulatedLane& lane) { MassBlock<EmulatedLane, kHeadDim, true>(args, lane).Run(); }));
+    KVS_RETURN_IF_ERROR(Launch({args.asked_items, heads, kAttentionThreads, kShared}, [=](EmulatedLane& lane) {
+      MassBlock<EmulatedLane, kHeadDim, kHalf, true>(args, lane).Run();
+    }));
     return Launch({args.num_columns, 1, kMergeThreads, 0}, [=](EmulatedLane& lane) { MassSumBlock(args, lane); });
   }
 

@@ -54,7 +54,8 @@ Status Create(const CudaOptions& asked, std::unique_ptr<Backend>* backend) {
   EmulatedDeviceOptions options{.broken = broken};
   if (const char* launch = std::getenv("KVSHARE_EMULATED_FAIL_AT")) options.fail_at_launch = std::atoi(launch);
   if (const char* bytes = std::getenv("KVSHARE_EMULATED_MEMORY")) options.memory_bytes = std::stoull(bytes);
-  KVS_ASSIGN_OR_RETURN(*backend, NewBackendOn(NewEmulatedDevice(options), {.spread_bytes = asked.spread_bytes}));
+  KVS_ASSIGN_OR_RETURN(
+      *backend, NewBackendOn(NewEmulatedDevice(options), {.dtype = asked.dtype, .spread_bytes = asked.spread_bytes}));
   return OkStatus();
 }
 

@@ -206,7 +206,7 @@ class EmulatedBlock {
       }
       case Op::kLoad: LoadMatrices(lanes, false); break;
       case Op::kLoadTransposed: LoadMatrices(lanes, true); break;
-      case Op::kMma: Multiply(lanes); break;
+      case Op::kMma: Multiply(lanes, static_cast<DType>(lanes[0].step.which)); break;
       case Op::kNone:
       case Op::kSync: return false;
     }
@@ -242,14 +242,14 @@ class EmulatedBlock {
     }
   }
 
-  void Multiply(Fiber* lanes) {
+  void Multiply(Fiber* lanes, DType dtype) {
     ++stats_.mma;
     float a[16][16], b[16][8];
     for (int l = 0; l < 32; ++l) {
       const int g = l / 4, t = l % 4;
       const Step& s = lanes[l].step;
       for (int i = 0; i < 2; ++i) {
-        const auto half = [i](std::uint32_t x) { return FromBf16(i == 0 ? x & 0xffffu : x >> 16); };
+        const auto half = [&](std::uint32_t x) { return FromHalf(dtype, i == 0 ? x & 0xffffu : x >> 16); };
         a[g][2 * t + i] = half(s.a[0]);
         a[g + 8][2 * t + i] = half(s.a[1]);
         a[g][2 * t + 8 + i] = half(s.a[2]);
@@ -309,8 +309,9 @@ void EmulatedLane::FinishCopies(int pending) { block_.Finish(thread_, pending); 
 void EmulatedLane::LoadMatrices(std::uint32_t (&x)[4], const std::byte* row, bool transposed) {
   block_.Arrive(thread_, {.op = transposed ? Op::kLoadTransposed : Op::kLoad, .out = x, .in = row});
 }
-void EmulatedLane::Mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  block_.Arrive(thread_, {.op = Op::kMma, .out = c, .a = a, .b = {b0, b1}});
+void EmulatedLane::Multiply(DType half, float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                            std::uint32_t b1) {
+  block_.Arrive(thread_, {.op = Op::kMma, .out = c, .a = a, .b = {b0, b1}, .which = static_cast<int>(half)});
 }
 
 GridStats Emulate(const Grid& grid, std::uint64_t seed, const std::function<void(EmulatedLane&)>& body) {

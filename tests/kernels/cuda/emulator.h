@@ -41,7 +41,10 @@ class EmulatedLane {
   float Sqrt(float x) const;
   float Fma(float a, float b, float c) const;
   float MaxOrNan(float a, float b) const { return a > b || a != a ? a : b; }
-  std::uint32_t PackBf16(float low, float high) const { return cuda::PackBf16(low, high); }
+  template <DType kHalf>
+  std::uint32_t Pack(float low, float high) const {
+    return PackHalves(kHalf, low, high);
+  }
 
   void CopyAsync16(std::byte* to, const std::byte* from, bool keep);
   void CommitCopies();
@@ -51,10 +54,14 @@ class EmulatedLane {
   }
   void LoadMatrix4(std::uint32_t (&x)[4], const std::byte* row) { LoadMatrices(x, row, false); }
   void LoadMatrix4Transposed(std::uint32_t (&x)[4], const std::byte* row) { LoadMatrices(x, row, true); }
-  void Mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
+  template <DType kHalf>
+  void Mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+    Multiply(kHalf, c, a, b0, b1);
+  }
 
  private:
   void FinishCopies(int pending);
+  void Multiply(DType half, float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1);
   void LoadMatrices(std::uint32_t (&x)[4], const std::byte* row, bool transposed);
 
   EmulatedBlock& block_;

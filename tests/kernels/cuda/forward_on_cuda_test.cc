@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -64,6 +63,20 @@ TEST_P(ForwardOnCudaTest, HeadsWithoutAKernelAreRefusedWhenTheModelIsLoaded) {
                                    "64, 128; use the CPU"));
 }
 
+TEST_P(ForwardOnCudaTest, AnEmbeddingBeyondFloat16IsRefusedThereAlone) {
+  TinyModelOptions options = Options("llama");
+  options.tied = false;  // else the output layer, which has the same numbers, is refused
+  ASSERT_TRUE(testing::WriteTinyModel(dir_.path(), options).ok());
+  auto weights = testing::TinyWeights(options);
+  weights.at("model.embed_tokens.weight").values[777] = -65536.0f;
+  ASSERT_TRUE(testing::WriteFile(dir_.path() / "model.safetensors", testing::SafetensorsBytes(weights)).ok());
+  const auto model = runtime::LoadModelOn(std::move(backend_), dir_.path().string(), {.max_batch_rows = 128});
+  ASSERT_EQ(model.ok(), half() == DType::kBf16);
+  if (!model.ok()) {
+    EXPECT_THAT(model.status().message(), ::testing::HasSubstr("-65536.000000 is beyond the range"));
+  }
+}
+
 TEST_P(ForwardOnCudaTest, AgreesWithTheDoublePrecisionOracle) {
   const TinyModelOptions options = Options("qwen3");  // with QK-norm
   const auto model = Load(options);
@@ -79,8 +92,9 @@ TEST_P(ForwardOnCudaTest, AgreesWithTheDoublePrecisionOracle) {
     const double error = std::abs(want[i] - static_cast<double>(got[i]));
     if (!(error <= worst)) worst = error;
   }
-  // As tests/runtime/forward_test.cc derives it for bf16.
-  EXPECT_LE(worst / scale, 4 * std::sqrt(8.0 * c.num_layers + 2) * 0x1p-9);
+  // As tests/runtime/forward_test.cc derives it.
+  const double unit = half() == DType::kF16 ? 0x1p-12 : 0x1p-9;
+  EXPECT_LE(worst / scale, 4 * std::sqrt(8.0 * c.num_layers + 2) * unit);
 }
 
 TEST_P(ForwardOnCudaTest, WholeChunkedAndCachedHaveTheSameBits) {
@@ -110,7 +124,7 @@ class Hook final : public runtime::LayerHook {
       const std::byte* at = rows.pages.slab(slot.page, layer, 1, 0) + static_cast<std::size_t>(slot.offset) * width * 2;
       EXPECT_TRUE(backend_->Download(stored.data(), at, width * 2).ok());
       for (std::size_t c = 0; c < width; ++c) {
-        const float value = std::bit_cast<float>(std::uint32_t{stored[c]} << 16);
+        const float value = FromHalf(rows.pages.layout.dtype, stored[c]);
         EXPECT_LE(std::abs(fresh[c] - value), std::abs(fresh[c]) * 0x1p-8f) << "layer " << layer << ", row " << i;
       }
     }
@@ -166,7 +180,7 @@ TEST(LoadOnCudaTest, FloatIsRefusedAndAutoFallsBackToTheCpu) {
   EXPECT_EQ(none.status().message(), ProbeCuda().status().message());
 }
 
-INSTANTIATE_TEST_SUITE_P(Cuda, ForwardOnCudaTest, ::testing::Values(Where::kEmulatedWalk, Where::kDevice), WhereName);
+INSTANTIATE_TEST_SUITE_P(Cuda, ForwardOnCudaTest, kEachHalf, WhereName);
 
 }  // namespace
 }  // namespace kvshare::kernels::cuda
