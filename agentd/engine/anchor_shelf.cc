@@ -38,11 +38,12 @@ void AnchorShelf::Loaded(const std::string& session, std::uint64_t load, std::ve
   if (shelved == nullptr || shelved->loading != load) return;
   shelved->loading = 0;
   const bool taught = shelved->pool->version() != shelved->saved;
-  const auto count = static_cast<std::int64_t>(saved.size());
+  const auto before = static_cast<std::int64_t>(shelved->pool->anchors());
   shelved->pool->Restore(std::move(saved));
+  const std::int64_t count = static_cast<std::int64_t>(shelved->pool->anchors()) - before;
   if (!taught) shelved->saved = shelved->pool->version();
   Taught(session);
-  loaded_ += count;
+  loaded_ += std::max<std::int64_t>(0, count);
 }
 
 void AnchorShelf::Taught(const std::string& session) {

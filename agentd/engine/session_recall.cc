@@ -10,8 +10,9 @@
 namespace kvshare::agentd {
 namespace {
 
-// Of what the tier keeps of a session's name. One that is as long may have been longer, and two sessions one name.
-constexpr std::size_t kKeptOfAName = 128;
+// Of a session's name the tier keeps 128 bytes, less a character that would be cut. One of so many may have been
+// longer, and two sessions one name.
+constexpr std::size_t kPerhapsCut = 125;
 
 }  // namespace
 
@@ -26,7 +27,7 @@ SessionRecall::SessionRecall(const ColdTier* cold, StatsBook* names) : cold_(col
   std::unordered_map<std::string, std::unordered_set<Digest, DigestHash>> parents;
   cold_->ForEach(std::numeric_limits<std::int64_t>::max(), [&](const ColdEntry& entry) {
     const ColdPage& page = entry.page;
-    if (page.session.empty() || page.session.size() >= kKeptOfAName) return;
+    if (page.session.empty() || page.session.size() >= kPerhapsCut) return;
     pages.push_back({page.session, page.context});
     parents[page.session].insert(page.parent);
   });

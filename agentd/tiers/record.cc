@@ -42,7 +42,12 @@ T Get(std::span<const std::byte> bytes, std::size_t at) {
   return value;
 }
 
-std::string_view Label(const std::string& text) { return std::string_view(text).substr(0, kMaxLabelBytes); }
+// Whole UTF-8 characters, of at most 4 bytes each.
+std::string_view Label(const std::string& text) {
+  std::size_t end = std::min(text.size(), kMaxLabelBytes);
+  for (int i = 0; i < 3 && end < text.size() && (text[end] & 0xc0) == 0x80; ++i) --end;
+  return std::string_view(text).substr(0, end);
+}
 
 std::string GetText(std::span<const std::byte> bytes, std::size_t at, std::size_t size) {
   return {reinterpret_cast<const char*>(bytes.data()) + at, size};

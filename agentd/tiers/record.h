@@ -63,7 +63,7 @@ struct RecordHeader {
   PartSums parts;  // of the payload with its padding
 };
 
-// Fills `header` (kRecordHeaderBytes). Requires 1..64 tokens; labels are cut to kMaxLabelBytes.
+// Fills `header` (kRecordHeaderBytes). Requires 1..64 tokens; labels are cut to kMaxLabelBytes, between characters.
 void EncodeRecordHeader(const RecordHeader& record, std::span<std::byte> header);
 // DataLoss unless `header` (kRecordHeaderBytes) is one that EncodeRecordHeader made, with the right context.
 Result<RecordHeader> DecodeRecordHeader(std::span<const std::byte> header);

@@ -75,6 +75,24 @@ TEST(Record, LabelsAreCut) {
   EXPECT_EQ(decoded->page.source, std::string(kMaxLabelBytes, 's'));
 }
 
+TEST(Record, LabelsAreCutBetweenCharacters) {
+  for (const std::string character : {"s", "\u00e9", "\u20ac", "\U0001f600"}) {
+    for (std::size_t ahead = 0; ahead < 4; ++ahead) {
+      RecordHeader record = SomeRecord(64);
+      record.page.session = std::string(ahead, 'x');
+      while (record.page.session.size() < 200) record.page.session += character;
+      std::vector<std::byte> bytes(kRecordHeaderBytes);
+      EncodeRecordHeader(record, bytes);
+      const auto decoded = DecodeRecordHeader(bytes);
+      ASSERT_TRUE(decoded.ok());
+      const std::string& kept = decoded->page.session;
+      EXPECT_EQ(kept, record.page.session.substr(0, kept.size()));
+      EXPECT_EQ((kept.size() - ahead) % character.size(), 0u);
+      EXPECT_GT(kept.size() + character.size(), kMaxLabelBytes);
+    }
+  }
+}
+
 TEST(Record, IndexValueRoundTrip) {
   for (const std::size_t tokens : {1, 7, 64}) {
     const IndexValue value = {.slot = 7, .generation = 8, .last_used = 9, .page = TestPartialPage(3, tokens)};
