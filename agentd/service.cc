@@ -109,11 +109,13 @@ Status CheckParameters(const GenerateRequest& request) {
 class ServiceImpl final : public Service {
  public:
   ServiceImpl(std::unique_ptr<runtime::Model> model, std::unique_ptr<PageArena> arena, std::unique_ptr<ColdTier> cold,
-              KvPoolOptions pool_options, const LeaseLimits& leases, const ServiceOptions& options)
+              const std::string& cold_missing, KvPoolOptions pool_options, const LeaseLimits& leases,
+              const ServiceOptions& options)
       : model_(std::move(model)),
         options_(options),
         arena_(std::move(arena)),
         cold_(std::move(cold)),
+        cold_missing_(cold_missing),
         pool_(arena_->pages().num_pages, RootContext(model_->space(), DefaultScope()), std::move(pool_options)),
         engine_(model_.get(), &pool_, arena_.get(), cold_.get(), &stats_,
                 {.max_running = std::min(options.max_running, model_->max_batch_rows()),
@@ -133,6 +135,9 @@ class ServiceImpl final : public Service {
 
   std::vector<std::string> Warnings() const override {
     std::vector<std::string> warnings = engine_.Warnings();
+    if (!cold_missing_.empty()) {
+      warnings.push_back("nothing is kept on disk or found there until the next start: " + cold_missing_);
+    }
     const auto pool_bytes = static_cast<std::int64_t>(arena_->pages().num_pages) *
                             static_cast<std::int64_t>(model_->kv_layout().page_bytes());
     const std::int64_t available = AvailableMemoryBytes();
@@ -239,6 +244,7 @@ class ServiceImpl final : public Service {
   Stats GetStats() const override {
     Stats stats = stats_.Snapshot();
     stats.anchors = engine_.anchor_stats();
+    stats.cold.state = cold_missing_;
     if (cold_ == nullptr) return stats;
     stats.cold = ColdStatsOf(*cold_);
     stats.cold.bytes += stats.anchors.disk_bytes;
@@ -338,6 +344,7 @@ class ServiceImpl final : public Service {
   StatsBook stats_;
   const std::unique_ptr<PageArena> arena_;
   const std::unique_ptr<ColdTier> cold_;  // null: none
+  const std::string cold_missing_;        // why, where one was wanted
   KvPool pool_;
   Engine engine_;
 };
@@ -394,13 +401,18 @@ Result<std::unique_ptr<Service>> NewService(std::unique_ptr<runtime::Model> mode
                              " bytes on disk are too few: at least " + std::to_string(LeastColdBytes(least)) +
                              " for this model");
     }
-    KVS_ASSIGN_OR_RETURN(cold, ColdTier::Open(tier));
+    auto opened = ColdTier::Open(tier);
+    // A disk that is full or fails keeps nobody from being served; whoever looks is told.
+    if (opened.status().code() == StatusCode::kUnavailable) {
+      return NewServiceOn(std::move(model), nullptr, options, opened.status().message());
+    }
+    KVS_ASSIGN_OR_RETURN(cold, std::move(opened));
   }
   return NewServiceOn(std::move(model), std::move(cold), options);
 }
 
 Result<std::unique_ptr<Service>> NewServiceOn(std::unique_ptr<runtime::Model> model, std::unique_ptr<ColdTier> cold,
-                                              const ServiceOptions& options) {
+                                              const ServiceOptions& options, const std::string& cold_missing) {
   for (const auto& [name, value] :
        {std::pair("max_running", options.max_running), std::pair("max_waiting", options.max_waiting),
         std::pair("prefill_chunk_tokens", options.prefill_chunk_tokens)}) {
@@ -426,7 +438,7 @@ Result<std::unique_ptr<Service>> NewServiceOn(std::unique_ptr<runtime::Model> mo
   KVS_ASSIGN_OR_RETURN(auto arena, PageArena::Create(model->backend(), model->kv_layout(), pages));
   pool.generations = arena->generations();
   return std::unique_ptr<Service>(std::make_unique<ServiceImpl>(std::move(model), std::move(arena), std::move(cold),
-                                                                std::move(pool), leases, options));
+                                                                cold_missing, std::move(pool), leases, options));
 }
 
 }  // namespace kvshare::agentd

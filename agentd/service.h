@@ -132,12 +132,14 @@ class Service {
   virtual Status CheckIntegrity() = 0;
 };
 
-// Takes the model, opens the cold tier where there is one, starts the engine's thread. ResourceExhausted when the pool
-// cannot hold one full context; FailedPrecondition when another process has the cold tier's directory.
+// Takes the model, opens the cold tier where one is wanted, starts the engine's thread. ResourceExhausted when the pool
+// cannot hold one full context; FailedPrecondition when another process has the cold tier's directory. Where the disk
+// is too full or fails, the service has no cold tier, and says so in Warnings and statistics.
 Result<std::unique_ptr<Service>> NewService(std::unique_ptr<runtime::Model> model, const ServiceOptions& options);
 
 // The same over a cold tier that is open already, or null; options.cold_dir and cold_bytes are not looked at.
+// `cold_missing`: why there is none although one was wanted.
 Result<std::unique_ptr<Service>> NewServiceOn(std::unique_ptr<runtime::Model> model, std::unique_ptr<ColdTier> cold,
-                                              const ServiceOptions& options);
+                                              const ServiceOptions& options, const std::string& cold_missing = "");
 
 }  // namespace kvshare::agentd

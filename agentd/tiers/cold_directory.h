@@ -45,6 +45,8 @@ class ColdDirectory {
   // A stored sibling begins with `tokens`, or is equal.
   bool Covers(const Digest& parent, std::span<const TokenId> tokens) const;
 
+  // The clock's next number, for an entry that is on its way here.
+  std::uint64_t Tick() { return ++clock_; }
   // Requires a new context whose tokens no sibling covers. `last_used` 0: now. Returns the sibling that the new page
   // makes useless, already removed, if there is one.
   std::unique_ptr<DirectoryEntry> Insert(ColdPage page, std::uint64_t slot, std::uint64_t generation,

@@ -5,7 +5,9 @@
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
+#include <cerrno>
 #include <cstdarg>
+#include <cstring>
 #include <exception>
 
 #include "agentd/tiers/record.h"
@@ -27,6 +29,16 @@ std::string_view ViewOf(const rocksdb::Slice& slice) { return {slice.data(), sli
 Status WriteError(const rocksdb::Status& status) {
   const std::string message = "the cold tier's index: " + status.ToString();
   return status.IsNoSpace() ? ResourceExhausted(message) : Unavailable(message);
+}
+
+// Damage; or a machine that has no room, memory or descriptors for an index that may well be sound.
+Status OpenError(const std::string& directory, const rocksdb::Status& status) {
+  const std::string message = directory + ": " + status.ToString();
+  bool wanting = status.IsNoSpace() || status.IsMemoryLimit();
+  for (const int error : {EDQUOT, EMFILE, ENFILE, ENOMEM}) {
+    wanting = wanting || message.find(std::strerror(error)) != std::string::npos;
+  }
+  return wanting ? ResourceExhausted(message) : DataLoss(message);
 }
 
 // Entries are few hundred bytes and read once, at the start: small buffers, no cache, no compression.
@@ -116,7 +128,7 @@ Result<std::unique_ptr<ColdIndex>> ColdIndex::Open(const std::string& directory,
     rocksdb::Options options = Settings();
     options.create_if_missing = create;
     const rocksdb::Status status = rocksdb::DB::Open(options, directory, &db);
-    if (!status.ok()) return DataLoss(directory + ": " + status.ToString());
+    if (!status.ok()) return OpenError(directory, status);
     return std::unique_ptr<ColdIndex>(std::make_unique<RocksIndex>(db));
   } catch (const std::exception& error) {
     return DataLoss(directory + ": " + error.what());

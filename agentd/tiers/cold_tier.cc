@@ -191,22 +191,39 @@ void ColdTierImpl::Clear() {
   }
   {
     const std::lock_guard index_lock(index_mutex_);
-    const Status cleared = index_->Clear();
+    const Status cleared = ClearIndex();
     FaultPoint("clear.after_index");
     const Status deleted = slabs_->DeleteAll();
     const std::lock_guard lock(mutex_);
+    deletes_.clear();
+    if (!cleared.ok()) {
+      // What its entries name is gone; they follow when the index takes anything again.
+      directory_.ForEach([&](const DirectoryEntry& entry) { deletes_.push_back({.context = entry.page.context}); });
+    }
     directory_.Clear();
     free_slots_.clear();
-    deletes_.clear();
     bad_slots_ = 0;
     // Slots that could not be given back to the disk are free, at least.
     for (std::uint64_t slot = slabs_->slots(); slot-- > 0;) free_slots_.push_back(slot);
     growth_blocked_until_ = {};
-    if (!cleared.ok()) last_failure_ = cleared.message();
     if (!deleted.ok()) last_failure_ = deleted.message();
     clearing_ = false;
   }
   idle_.notify_all();
+}
+
+Status ColdTierImpl::ClearIndex() {
+  bool was_degraded = false;
+  {
+    const std::lock_guard lock(mutex_);
+    was_degraded = !totals_.degraded.empty();
+  }
+  if (was_degraded) index_->Resume();
+  const Status status = DiskIsFull(options_.directory)
+                            ? ResourceExhausted("the disk of " + options_.directory + " is full")
+                            : index_->Clear();
+  if (!status.ok()) Degrade(status.message());
+  return status;
 }
 
 Status ColdTierImpl::Flush() {

@@ -41,8 +41,8 @@ struct ColdPage {
   std::vector<TokenId> tokens;  // 1..64; fewer than 64 only on the last page of a run
   Digest content_chain;         // ContentChain over all tokens up to the page's end; zero: not known
   std::int64_t start = 0;       // position of the page's first token
-  std::string source;           // the agent whose request computed it; at most 128 bytes are kept
-  std::string session;          // its session; at most 128 bytes are kept
+  std::string source;           // the agent whose request computed it; 128 bytes are kept, whole characters
+  std::string session;          // its session; likewise
 };
 
 // The name of a token sequence in no particular space: ContentChain(ContentChainRoot(), first page) and so on. It lets

@@ -76,6 +76,7 @@ class ColdTierImpl final : public ColdTier {
     std::uint64_t ticket = 0;
     std::optional<std::uint64_t> slot;  // once its record is written there
     std::uint64_t generation = 0;
+    std::uint64_t last_used = 0;
   };
   // A page of a job, as far as it was read. Its parts may be read by several threads.
   struct PageRead {
@@ -106,7 +107,7 @@ class ColdTierImpl final : public ColdTier {
   struct Delete {
     Digest context;
     std::optional<std::uint64_t> slot;
-    bool wipe = false;  // asked for by a user: a rebuild of the index must not bring it back
+    bool wipe = false;  // still to be made unreadable: asked for by a user, so nothing may bring it back
   };
   struct Reading {
     int readers = 0;
@@ -125,6 +126,9 @@ class ColdTierImpl final : public ColdTier {
   // The same with deletes that were taken before, which come before the puts: of what is in both, the put stays.
   bool ApplyToIndex(std::vector<std::pair<Digest, std::string>> puts, std::vector<Delete> due, bool was_degraded);
   void FreeSlots(const std::vector<Delete>& deleted);
+  // What a user wants forgotten goes although the index cannot be told: its slot is there to be written.
+  void WipeDue(std::vector<Delete>& due);
+  Status ClearIndex();
   void Wipe(const std::vector<std::uint64_t>& slots);
   void ScheduleDelete(std::unique_ptr<DirectoryEntry> entry, bool wipe);  // mutex_ held
   void Degrade(const std::string& reason);

@@ -53,6 +53,7 @@ void ColdTierImpl::WriteBatch(std::vector<StoreJob> jobs) {
     {
       const std::lock_guard lock(mutex_);
       job.generation = next_generation_++;
+      job.last_used = directory_.Tick();
     }
     const RecordHeader header = {.generation = job.generation,
                                  .page_bytes = options_.page_bytes,
@@ -71,7 +72,7 @@ void ColdTierImpl::WriteBatch(std::vector<StoreJob> jobs) {
     puts.emplace_back(
         job.page.context,
         EncodeIndexValue(
-            {.slot = slots[i], .generation = job.generation, .last_used = job.generation, .page = job.page}));
+            {.slot = slots[i], .generation = job.generation, .last_used = job.last_used, .page = job.page}));
   }
   // The directory must change in the order in which the index did.
   const std::lock_guard index_lock(index_mutex_);
@@ -98,7 +99,7 @@ void ColdTierImpl::WriteBatch(std::vector<StoreJob> jobs) {
         deletes_.push_back({.context = job.page.context, .slot = job.slot, .wipe = cancelled});
         continue;
       }
-      auto superseded = directory_.Insert(std::move(job.page), *job.slot, job.generation);
+      auto superseded = directory_.Insert(std::move(job.page), *job.slot, job.generation, job.last_used);
       if (superseded != nullptr) ScheduleDelete(std::move(superseded), /*wipe=*/false);
     }
     free_slots_.insert(free_slots_.end(), unused.begin(), unused.end());
@@ -226,12 +227,27 @@ bool ColdTierImpl::ApplyToIndex(std::vector<std::pair<Digest, std::string>> puts
                             : index_->Apply(batch);
   if (!status.ok()) {
     Degrade(status.message());
+    WipeDue(due);
     const std::lock_guard lock(mutex_);
     deletes_.insert(deletes_.begin(), due.begin(), due.end());
     return false;
   }
   FreeSlots(due);
   return true;
+}
+
+void ColdTierImpl::WipeDue(std::vector<Delete>& due) {
+  std::vector<std::uint64_t> to_wipe;
+  {
+    const std::lock_guard lock(mutex_);
+    for (Delete& item : due) {
+      // Who reads a slot wipes it at last; its entry has left the directory, so nobody begins to.
+      if (!item.wipe || !item.slot.has_value() || reading_.count(*item.slot) > 0) continue;
+      to_wipe.push_back(*item.slot);
+      item.wipe = false;
+    }
+  }
+  Wipe(to_wipe);
 }
 
 void ColdTierImpl::FreeSlots(const std::vector<Delete>& deleted) {

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "agentd/tiers/record.h"
 #include "libkvshare/core/check.h"
@@ -46,7 +47,8 @@ SlabStore::~SlabStore() {
   for (const int fd : files_) close(fd);
 }
 
-Result<std::unique_ptr<SlabStore>> SlabStore::Open(const std::string& directory, std::size_t slot_bytes) {
+Result<std::unique_ptr<SlabStore>> SlabStore::Open(const std::string& directory, std::size_t slot_bytes,
+                                                   std::uint64_t max_slots) {
   KVS_CHECK(slot_bytes > 0 && slot_bytes % kRecordAlign == 0);
   std::unique_ptr<SlabStore> store(new SlabStore(directory, slot_bytes));
   std::error_code error;
@@ -61,7 +63,9 @@ Result<std::unique_ptr<SlabStore>> SlabStore::Open(const std::string& directory,
     if (fstat(store->files_[file], &info) != 0) return DiskError(store->FileName(file), "stat", errno);
     std::uint64_t found = std::min(static_cast<std::uint64_t>(info.st_size) / slot_bytes, store->slots_per_file_);
     const bool is_last = static_cast<long>(file) == last;
-    if (!is_last && found < store->slots_per_file_ && store->Allocate(file, store->slots_per_file_).ok()) {
+    const bool may_be_whole = (file + 1) * store->slots_per_file_ <= max_slots;
+    if (!is_last && found < store->slots_per_file_ && may_be_whole &&
+        store->Allocate(file, store->slots_per_file_).ok()) {
       found = store->slots_per_file_;
     }
     store->slots_ = file * store->slots_per_file_ + found;
@@ -157,6 +161,7 @@ template <typename Transfer>
 Status SlabStore::Repeat(std::uint64_t slot, std::size_t offset, std::size_t bytes, Transfer transfer) {
   KVS_ASSIGN_OR_RETURN(const Place place, Find(slot));
   std::size_t done = 0;
+  bool refused = false;
   while (done < bytes) {
     const ssize_t n = transfer(place.fd, place.offset + static_cast<off_t>(offset + done), done);
     if (n > 0) {
@@ -164,7 +169,9 @@ Status SlabStore::Repeat(std::uint64_t slot, std::size_t offset, std::size_t byt
     } else if (n < 0 && errno == EINVAL) {
       // Some filesystems open a file for direct I/O and refuse the I/O itself.
       const int flags = fcntl(place.fd, F_GETFL);
-      if ((flags & O_DIRECT) == 0 || fcntl(place.fd, F_SETFL, flags & ~O_DIRECT) != 0) {
+      // Another thread may have met the same and be a moment ahead: once more, then.
+      const bool again = !std::exchange(refused, true);
+      if (!again || fcntl(place.fd, F_SETFL, flags & ~O_DIRECT) != 0) {
         return DiskError(FileName(slot / slots_per_file_), "I/O", EINVAL);
       }
       const std::lock_guard lock(mutex_);

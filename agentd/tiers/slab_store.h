@@ -21,8 +21,10 @@ namespace kvshare::agentd {
 class SlabStore {
  public:
   // Finds the files there are. Missing or short ones between others are made whole (their slots then hold zeros), or
-  // what follows them is deleted where the disk has no room. `slot_bytes` is a multiple of 4096.
-  static Result<std::unique_ptr<SlabStore>> Open(const std::string& directory, std::size_t slot_bytes);
+  // what follows them is deleted where the disk has no room, or they would have slots beyond `max_slots`. `slot_bytes`
+  // is a multiple of 4096.
+  static Result<std::unique_ptr<SlabStore>> Open(const std::string& directory, std::size_t slot_bytes,
+                                                 std::uint64_t max_slots);
   ~SlabStore();
   SlabStore(const SlabStore&) = delete;
   SlabStore& operator=(const SlabStore&) = delete;

@@ -75,10 +75,17 @@ std::string SpaceDirectoryName(const Digest& space, std::size_t page_bytes) {
 Result<std::unique_ptr<DirectoryLock>> DirectoryLock::Take(const std::string& directory) {
   std::error_code error;
   fs::create_directories(directory, error);
-  if (error) return InvalidArgument(directory + ": the cold tier's directory cannot be made: " + error.message());
+  if (error) {
+    const std::string message = directory + ": the cold tier's directory cannot be made: " + error.message();
+    return error == std::errc::no_space_on_device ? Unavailable(message) : InvalidArgument(message);
+  }
   const std::string path = directory + "/LOCK";
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd < 0) return InvalidArgument(path + ": cannot be opened: " + std::strerror(errno));
+  if (fd < 0) {
+    const int cause = errno;
+    const std::string message = path + ": cannot be opened: " + std::strerror(cause);
+    return cause == ENOSPC ? Unavailable(message) : InvalidArgument(message);
+  }
   if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
     const int cause = errno;
     close(fd);

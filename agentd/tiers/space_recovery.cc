@@ -152,9 +152,11 @@ Result<OpenSpaceResult> OpenSpace(const std::string& path, const Digest& space_n
   fs::create_directories(path, error);
   if (error) return Unavailable(path + ": cannot be made: " + error.message());
   OpenSpaceResult space;
-  KVS_ASSIGN_OR_RETURN(space.slabs, SlabStore::Open(path, SlotBytes(page_bytes)));
+  KVS_ASSIGN_OR_RETURN(space.slabs, SlabStore::Open(path, SlotBytes(page_bytes), max_slots));
   auto index = ColdIndex::Open(path + kIndexName, /*create=*/space.slabs->slots() == 0);
   Status status = index.status();
+  // Nothing that making it anew would mend.
+  if (status.code() == StatusCode::kResourceExhausted) return Unavailable(status.message());
   if (index.ok()) {
     space.index = std::move(*index);
     status = ReadIndex(space, max_slots);

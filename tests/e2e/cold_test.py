@@ -1,5 +1,6 @@
 """The cold tier through the programs: a warm restart, one daemon for each directory, what is said when it is wrong."""
 
+import os
 import re
 import unittest
 
@@ -53,6 +54,25 @@ class ColdTest(ProgramTest):
             self.assertEqual({e["tier"] for e in self.json("ls", *to)["entries"]}, {"cold"})
             self.assertGreater(self.json("clear", "--yes", *to)["dropped_pages"], 0)
             self.assertEqual(self.json("ls", *to)["entries"], [])
+
+    def test_a_disk_that_fails_keeps_nobody_from_being_served(self):
+        cold = ("--cold-dir", self.path("cold"), "--cold-size", "1GiB")
+        with self.daemon(*cold, name="first") as (endpoint, _):
+            want = [r["ids"] for r in self.questions(endpoint)]
+        space = next(name for name in os.listdir(self.path("cold")) if name.startswith("space-"))
+        os.rename(self.path("cold/" + space), self.path("aside"))
+        self.path("cold/" + space, "no directory can be made here")
+        with self.daemon(*cold, name="without") as (endpoint, _):
+            self.assertEqual([r["ids"] for r in self.questions(endpoint)], want)
+            stat = self.json("stat", "--endpoint", endpoint, "--format", "json")["cold"]
+            self.assertIn(space, stat["state"])
+            self.assertEqual(stat["entries"], 0)
+        said = self.read(self.path("without.log"))
+        self.assertIn("nothing is kept on disk or found there until the next start: ", said)
+        os.remove(self.path("cold/" + space))
+        os.rename(self.path("aside"), self.path("cold/" + space))
+        with self.daemon(*cold, name="again") as (endpoint, _):
+            self.assertGreater(self.questions(endpoint)[0]["kvshare"]["prefix_tokens"], 64)
 
     def test_directories_that_cannot_be_used_are_named(self):
         args = ("--model", MODEL, "--listen", "ipc://" + self.path("x.sock"))

@@ -1,10 +1,15 @@
 // Whatever happens to the stored bytes: detected, counted, dropped; never served, never a crash, never a refusal to
 // start.
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <set>
 
 #include "agentd/tiers/cold_tier.h"
+#include "agentd/tiers/record.h"
+#include "agentd/tiers/slab_store.h"
 #include "gtest/gtest.h"
 #include "tests/agentd/tiers/tier_harness.h"
 #include "tests/testing/temp_dir.h"
@@ -230,6 +235,51 @@ TEST_F(ColdDamageTest, SlabsThatAreShortMissingOrGarbage) {
   const auto tier = Open();
   EXPECT_EQ(CountRight(*tier, 16), 0u);
   EXPECT_GE(tier->stats().integrity_errors, 16);
+}
+
+// Slabs of which the quota has no use are not made whole for the sake of one that is left over.
+TEST_F(ColdDamageTest, ASlabFarBeyondTheQuota) {
+  StoreIds(0, 16);
+  const std::string space = fs::path(Slab()).parent_path().string();
+  fs::rename(Slab(), space + "/slab-000040.slab");
+  const auto slabs = SlabStore::Open(space, SlotBytes(kPageBytes), 1000);
+  ASSERT_TRUE(slabs.ok()) << slabs.status().message();
+  EXPECT_LT((*slabs)->slots() * SlotBytes(kPageBytes), std::uint64_t{2} << 30);
+  const auto tier = Open();
+  ASSERT_NE(tier, nullptr);
+  EXPECT_LE(tier->stats().disk_bytes, 128 << 20);
+  EXPECT_FALSE(fs::exists(space + "/slab-000040.slab"));
+  EXPECT_EQ(CountRight(*tier, 16), 0u);
+  ASSERT_TRUE(StorePage(*tier, TestPage(0), kPageBytes));
+  ASSERT_TRUE(tier->Flush().ok());
+  EXPECT_EQ(CountRight(*tier, 16), 1u);
+}
+
+// A process without descriptors cannot open an index, which is sound all the same.
+TEST_F(ColdDamageTest, AnIndexThatCannotBeOpenedNowIsNotMadeAnew) {
+  StoreIds(0, 16);
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int next = dup(0);  // the lowest that is free
+  close(next);
+  int refused = 0;
+  for (int spare = 2; spare < 12; ++spare) {
+    const rlimit few = {static_cast<rlim_t>(next + spare), before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    const auto tier = ColdTier::Open({.directory = directory_.path().string(),
+                                      .max_bytes = 128 << 20,
+                                      .space = TestSpace(),
+                                      .page_bytes = kPageBytes});
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+    if (tier.ok()) continue;
+    EXPECT_EQ(tier.status().code(), StatusCode::kUnavailable) << tier.status().message();
+    EXPECT_EQ(tier.status().message().find("index.new"), std::string::npos) << tier.status().message();
+    ++refused;
+  }
+  EXPECT_GT(refused, 2);
+  const auto tier = Open();
+  EXPECT_EQ(tier->stats().index_rebuilds, 0);
+  EXPECT_EQ(CountRight(*tier, 16), 16u);
 }
 
 TEST_F(ColdDamageTest, ScrubFindsWhatNobodyReads) {

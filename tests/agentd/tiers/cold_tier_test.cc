@@ -239,6 +239,27 @@ TEST_F(ColdTierTest, RecencySurvivesARestart) {
   for (std::uint64_t id = 0; id < 8; ++id) EXPECT_EQ(recent.count(TestPage(id).context), 1u) << id;
 }
 
+// Also of what was stored last and never used, after much use of what was there before.
+TEST_F(ColdTierTest, TheOrderIsTheSameAfterARestart) {
+  const auto order = [](const ColdTier& tier) {
+    std::vector<Digest> contexts;
+    tier.ForEach(100, [&](const ColdEntry& entry) { contexts.push_back(entry.page.context); });
+    return contexts;
+  };
+  std::vector<Digest> before;
+  {
+    const auto tier = Open();
+    StoreIds(*tier, 0, 4);
+    for (int i = 0; i < 10; ++i) {
+      for (std::uint64_t id = 0; id < 4; ++id) tier->Touch(TestPage(id).context);
+    }
+    StoreIds(*tier, 8, 12);
+    before = order(*tier);
+  }
+  EXPECT_EQ(before.front(), TestPage(11).context);
+  EXPECT_EQ(order(*Open()), before);
+}
+
 TEST_F(ColdTierTest, ASmallerQuotaAfterARestart) {
   {
     const auto tier = Open(32 * kMiB);
