@@ -38,13 +38,13 @@ double BinomialCdf(std::int64_t failures, std::int64_t trials, double p) {
 
 double Margin(std::span<const float> logits) {
   KVS_CHECK(logits.size() >= 2);
-  float first = std::max(logits[0], logits[1]);
-  float second = std::min(logits[0], logits[1]);
-  for (const float logit : logits.subspan(2)) {
-    second = std::max(second, std::min(first, logit));
+  constexpr float kImpossible = -std::numeric_limits<float>::infinity();
+  float first = kImpossible, second = kImpossible;
+  for (const float logit : logits) {  // in this order of arguments a NaN is never taken
+    second = std::max(second, std::min(logit, first));
     first = std::max(first, logit);
   }
-  return static_cast<double>(first) - second;
+  return first == second ? 0 : static_cast<double>(first) - second;
 }
 
 double KlDivergence(std::span<const float> exact, std::span<const float> other) {

@@ -9,7 +9,8 @@
 namespace kvshare::anchors {
 
 // How much likelier the likeliest token is than the next: the difference of their logits, which is the logarithm of the
-// ratio of their probabilities, in nats. Requires at least two logits.
+// ratio of their probabilities, in nats. NaN counts as impossible; 0 where nothing is likeliest. Requires at least two
+// logits.
 double Margin(std::span<const float> logits);
 
 // KL(exact || other) of two rows of logits, in nats, in double precision; at least 0. Requires equal, non-zero sizes.

@@ -96,4 +96,13 @@ TokenId SampleToken(std::span<const float> logits, const SamplingParams& params,
   return choices.back().id;  // rounding: the draw fell on the very end
 }
 
+Status CheckLogits(std::span<const float> logits) {
+  for (const float logit : logits) {
+    if (logit > -std::numeric_limits<float>::infinity()) return OkStatus();
+  }
+  return Internal(
+      "no token has a chance, the logits are not numbers: damaged weights, or values too large for the arithmetic's "
+      "type (see --dtype)");
+}
+
 }  // namespace kvshare::runtime

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kvshare/status.h"
 #include "kvshare/types.h"
 
 namespace kvshare::runtime {
@@ -14,6 +15,10 @@ namespace kvshare::runtime {
 // Otherwise, as transformers does it: logits / temperature, then top-k, then top-p (the smallest set of most likely
 // tokens whose probabilities reach top_p; at least one), then one draw in double precision.
 // Of equals at the edge of top-k the lowest ids stay. NaN counts as impossible; infinite logits share all probability.
+// Where no token is possible, which CheckLogits tells, the answer means nothing.
 TokenId SampleToken(std::span<const float> logits, const SamplingParams& params, std::int64_t step);
+
+// Internal where no token is possible: every logit is NaN or minus infinity.
+Status CheckLogits(std::span<const float> logits);
 
 }  // namespace kvshare::runtime

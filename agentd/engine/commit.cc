@@ -21,8 +21,14 @@ void Engine::Commit(const Status& forward) {
     Sequence& sequence = *work.sequence;
     if (sequence.loading != 0) EndPromotion(sequence.loading);
     if (sequence.computed < work.begin) continue;  // not all that the rows were computed over has come: once more
-    if (!forward.ok()) {
-      Fail(sequence, forward.WithContext("forward step"));
+    const auto row = work.logits_row < 0
+                         ? std::span<float>()
+                         : std::span(logits_).subspan(static_cast<std::size_t>(work.logits_row) * vocab, vocab);
+    Status status = forward;
+    // What no token can be chosen by is not stored, either. An answer over chunks may be right when it is computed.
+    if (status.ok() && !row.empty() && sequence.moved.prompt == nullptr) status = runtime::CheckLogits(row);
+    if (!status.ok()) {
+      Fail(sequence, status.WithContext("forward step"));
       continue;
     }
     const bool was_prefilling = sequence.prefilling();
@@ -32,10 +38,11 @@ void Engine::Commit(const Status& forward) {
       if (!sequence.prefilling()) Record(sequence);
       replan_ = true;  // rows are free again, and others may find what was stored
     }
-    if (work.logits_row >= 0) {
-      const auto row = std::span(logits_).subspan(static_cast<std::size_t>(work.logits_row) * vocab, vocab);
+    if (!row.empty()) {
       if (sequence.moved.prompt != nullptr && sequence.moved.prompt->Doubtful(row)) {
-        if (const Status status = Recompute(sequence, row); !status.ok()) {
+        status = Recompute(sequence, row);
+        if (status.ok()) status = runtime::CheckLogits(row);
+        if (!status.ok()) {
           Fail(sequence, status.WithContext("computing the prompt"));
           continue;
         }

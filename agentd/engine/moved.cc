@@ -149,6 +149,7 @@ void Engine::ComputeMoved() {
     } else if (prompt.Doubtful(row)) {
       status = SendBack(sequence, row);
     }
+    if (status.ok()) status = runtime::CheckLogits(row);
     if (!status.ok()) {
       Fail(sequence, status.WithContext("computing the prompt"));
       continue;

@@ -1,6 +1,7 @@
 #include "agentd/engine/stats_book.h"
 
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 
 namespace kvshare::agentd {
@@ -13,8 +14,8 @@ constexpr double kAuditFailure = 0.05;  // nats
 
 void Count(double kl, AuditTotals* audits) {
   ++audits->audits;
-  audits->failures += kl > kAuditFailure;
-  audits->kl_sum += kl;
+  audits->failures += !(kl <= kAuditFailure);
+  if (std::isfinite(kl)) audits->kl_sum += kl;  // a sum that is no number would stay so
 }
 
 Histogram Buckets(std::initializer_list<double> bounds) {

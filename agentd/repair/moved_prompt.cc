@@ -9,6 +9,7 @@
 #include "libkvshare/core/check.h"
 #include "libkvshare/core/status_macros.h"
 #include "runtime/forward_batch.h"
+#include "runtime/sampler.h"
 
 namespace kvshare::agentd {
 
@@ -449,7 +450,9 @@ Status MovedPrompt::PrefillPlain(std::string_view reason, float* logits) {
 }
 
 bool MovedPrompt::Doubtful(std::span<const float> logits) {
-  if (plain_ || options_.mode != ReuseMode::kAuto || tokens() >= prompt_tokens_ + kGuardedTokens) return false;
+  if (plain_) return false;
+  if (!runtime::CheckLogits(logits).ok()) return true;
+  if (options_.mode != ReuseMode::kAuto || tokens() >= prompt_tokens_ + kGuardedTokens) return false;
   const double margin = anchors::Margin(logits);
   least_margin_ = std::min(least_margin_, margin);
   return margin < (OneThread() ? options_.min_margin : options_.min_margin_elsewhere);

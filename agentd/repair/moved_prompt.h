@@ -130,7 +130,8 @@ class MovedPrompt {
   // Computes the prompt; writes the last row's logits [vocab]. Returns the backend's failure, if it has any.
   Status Prefill(float* logits);
   // True when the guard does not trust what the logits say: the caller should Recompute and ask again. Always false
-  // once all is exact, in modes without a guard, and after the answer's first kGuardedTokens.
+  // once all is exact. In modes without a guard, and after the answer's first kGuardedTokens, only where no token is
+  // possible (runtime::CheckLogits).
   bool Doubtful(std::span<const float> logits);
   // The smallest margin that Doubtful has seen while it could doubt; infinity before.
   double least_margin() const { return least_margin_; }

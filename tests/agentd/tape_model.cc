@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "libkvshare/core/check.h"
@@ -158,6 +159,10 @@ class TapeModel final : public runtime::Model {
       ReadSegment(batch, segment, pages, logits, &next_logits);
     }
     KVS_CHECK(next_row == rows && next_logits == batch.logit_rows.size());
+    if (probe_->forward_without_numbers > 0 && --probe_->forward_without_numbers == 0) {
+      const std::size_t count = next_logits * static_cast<std::size_t>(options_.vocab_size);
+      std::fill_n(logits, count, std::numeric_limits<float>::quiet_NaN());
+    }
     return OkStatus();
   }
 

@@ -34,8 +34,9 @@ struct TapeModelOptions {
 struct TapeProbe {
   std::function<void()> before_forward;  // set before the model is in use; on the engine's thread
   std::atomic<int> fail_next_forwards = 0;
-  std::atomic<bool> device_lost = false;  // set by the test; where the model is on a device
-  CopyProbe copies;                       // likewise
+  std::atomic<int> forward_without_numbers = 0;  // this one from now, 1 the next, has NaN for logits
+  std::atomic<bool> device_lost = false;         // set by the test; where the model is on a device
+  CopyProbe copies;                              // likewise
   std::atomic<std::int64_t> forwards = 0;
   std::atomic<std::int64_t> rows = 0;
   std::atomic<std::int64_t> gated_layers = 0;  // begun behind a gate

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <optional>
 #include <random>
 
@@ -22,6 +23,10 @@ TEST(ConfidenceTest, ProbabilityAndDivergenceOfKnownDistributions) {
   EXPECT_EQ(Margin(huge), 2e4);
   EXPECT_EQ(Margin(std::vector<float>{-2, 5, 1, 4.5f, 5}), 0);  // the same twice
   EXPECT_EQ(Margin(std::vector<float>{1, -3, 4}), 3);
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(Margin(std::vector<float>{kNan, 1, kNan, -3, 4, kNan}), 3);
+  EXPECT_EQ(Margin(std::vector<float>{kNan, kNan, -kInf}), 0);
+  EXPECT_EQ(Margin(std::vector<float>{kInf, 2, kInf}), 0);
 }
 
 TEST(ConfidenceTest, ClopperPearsonAgreesWithItsClosedFormAndItsDefinition) {

@@ -110,6 +110,9 @@ TEST(SamplerTest, OddLogitsAreSurvived) {
   const SamplingParams params{.temperature = 1};
   EXPECT_EQ(SampleToken(std::vector<float>{kNan, -kInf, 1.0f}, params, 0), 2);
   EXPECT_EQ(SampleToken(std::vector<float>{kNan, kNan}, params, 0), 0);
+  EXPECT_EQ(CheckLogits(std::vector<float>{kNan, -kInf}).code(), StatusCode::kInternal);
+  EXPECT_TRUE(CheckLogits(std::vector<float>{kNan, -kInf, -1e30f}).ok());
+  EXPECT_TRUE(CheckLogits(std::vector<float>{kNan, kInf}).ok());
   EXPECT_EQ(SampleToken(std::vector<float>{-kInf, -kInf}, params, 0), 0);
   EXPECT_EQ(SampleToken(std::vector<float>{kNan, 3.0f}, {}, 0), 1);
   const auto counts = Draw({kInf, 0, kInf, kNan}, params, 1000);

@@ -270,6 +270,23 @@ TEST(EngineTest, AFailedStepFailsItsRequestsAndNothingElse) {
   tape.ExpectSound();
 }
 
+// No token is made up where the model names none, and what it came from is not kept.
+TEST(EngineTest, LogitsThatAreNotNumbersFailTheirRequest) {
+  TapeService tape;
+  const GenerateRequest request = IdsRequest(Counting(100), 5);
+  tape.probe->forward_without_numbers = 1;
+  const auto recorder = tape.Start(request);
+  EXPECT_EQ(recorder->Wait().error.code(), StatusCode::kInternal);
+  EXPECT_NE(recorder->Wait().error.message().find("not numbers"), std::string::npos);
+  EXPECT_EQ(tape.Ask(request).reuse.prefix_tokens, 0);
+
+  const GenerateRequest longer = IdsRequest(Counting(200), 5);
+  tape.probe->forward_without_numbers = 3;
+  EXPECT_EQ(tape.Start(longer)->Wait().error.code(), StatusCode::kInternal);
+  EXPECT_EQ(tape.Ask(longer).reuse.prefix_tokens, 199);  // its first two steps were sound
+  tape.ExpectSound();
+}
+
 TEST(EngineTest, TheAnswerIsCutAtTheWindow) {
   TapeService tape({.max_positions = 128});
   const auto recorder = tape.Start(IdsRequest(Counting(100), 1000));

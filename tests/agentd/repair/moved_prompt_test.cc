@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -166,6 +167,24 @@ TEST_P(MovedPromptTest, RecomputeForgetsWhatWasApproximate) {
   EXPECT_EQ(moved->counts().reason, "quality_guard");
   EXPECT_EQ(moved->counts().moved, 0);
   EXPECT_FALSE(moved->Doubtful(logits));
+}
+
+// In modes without a guard, too: what reusing made of it may be sound once it is computed. What was computed is not so
+// a second time.
+TEST_P(MovedPromptTest, LogitsThatAreNotNumbersAreDoubtful) {
+  Bed bed(GetParam(), 4);
+  const Ids chunk = Random(150);
+  std::vector<PageIndex> run;
+  bed.Plain(Join({Random(90), chunk}), &run);
+  const auto moved =
+      bed.Moved(Join({Random(33), chunk, Random(40)}), {Bed::Chunk(run, 90, 150, 33)}, {.mode = ReuseMode::kRotate});
+  std::vector<float> logits = bed.Logits();
+  KVS_ASSERT_OK(moved->Prefill(logits.data()));
+  const std::vector<float> none(logits.size(), std::numeric_limits<float>::quiet_NaN());
+  EXPECT_FALSE(moved->Doubtful(logits));
+  EXPECT_TRUE(moved->Doubtful(none));
+  KVS_ASSERT_OK(moved->Recompute(logits.data()));
+  EXPECT_FALSE(moved->Doubtful(none));
 }
 
 TEST_P(MovedPromptTest, ARowInCompanyIsTheRowAlone) {
