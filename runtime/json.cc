@@ -3,31 +3,10 @@
 #include <cmath>
 #include <sstream>
 
+#include "libkvshare/core/json_text.h"
+
 namespace kvshare::runtime {
 namespace {
-
-// Depth of the text's brackets, strings skipped. The parser itself does not recurse; what walks its result may.
-bool TooDeep(std::string_view text) {
-  int depth = 0;
-  bool in_string = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') {
-        ++i;
-      } else if (c == '"') {
-        in_string = false;
-      }
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '[' || c == '{') {
-      if (++depth > kMaxJsonDepth) return true;
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
-  return false;
-}
 
 std::string Field(const char* key) { return "field '" + std::string(key) + "'"; }
 
@@ -45,13 +24,6 @@ Status OutOfRange(const char* key, const std::string& value, T lo, T hi) {
 }
 
 }  // namespace
-
-Result<Json> ParseJson(std::string_view text) {
-  if (TooDeep(text)) return InvalidArgument("JSON nests deeper than " + std::to_string(kMaxJsonDepth) + " levels");
-  Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return InvalidArgument("not valid JSON");
-  return json;
-}
 
 Result<Json> ParseJsonObject(std::string_view text) {
   auto json = ParseJson(text);

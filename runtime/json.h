@@ -14,12 +14,7 @@ namespace kvshare::runtime {
 
 using Json = nlohmann::json;
 
-// Nesting beyond this is no model file; it bounds every recursion over a parsed document.
-inline constexpr int kMaxJsonDepth = 128;
-
-// InvalidArgument when `text` is not one JSON document (UTF-8) or nests too deep.
-Result<Json> ParseJson(std::string_view text);
-// As ParseJson, and the document must be an object.
+// As kvshare::ParseJson, and the document must be an object.
 Result<Json> ParseJsonObject(std::string_view text);
 
 // The value of object[key], or null when it is absent or JSON's null. Requires an object.

@@ -303,7 +303,7 @@ TEST_F(CaseFileTest, DamageIsNamedWithItsLine) {
     KVS_EXPECT_FAILS(FileSuite(*model_, "\n" + line, 0), StatusCode::kInvalidArgument, text);
     KVS_EXPECT_FAILS(FileSuite(*model_, "\n" + line, 0), StatusCode::kInvalidArgument, "line 2");
   };
-  fails("{", "not valid JSON");
+  fails("{", "not JSON");
   fails("[]", "expected a JSON object");
   fails("{}", "'messages'");
   fails(R"({"messages":[]})", "'messages'");

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 
 namespace kvshare::kvctl {
@@ -14,19 +15,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 30;
-constexpr int kMaxDepth = 200;  // of JSON that is written out again, which recurses
-
-Result<Json> Parse(const std::string& text) {
-  bool too_deep = false;
-  const auto watch = [&](int depth, Json::parse_event_t, Json&) {
-    too_deep = too_deep || depth > kMaxDepth;
-    return !too_deep;
-  };
-  Json json = Json::parse(text, watch, false);
-  if (too_deep) return InvalidArgument("JSON nested deeper than " + std::to_string(kMaxDepth) + " levels");
-  if (json.is_discarded()) return InvalidArgument("not JSON");
-  return json;
-}
 
 }  // namespace
 
@@ -58,7 +46,7 @@ Status WriteFile(const std::string& path, const std::string& content) {
 }
 
 Result<std::vector<TokenId>> ParseIds(const std::string& text, bool allow_empty) {
-  KVS_ASSIGN_OR_RETURN(const Json json, Parse(text));
+  KVS_ASSIGN_OR_RETURN(const Json json, ParseJson(text));
   const auto list = json.is_object() ? json.find("ids") : json.end();
   if (!json.is_object() || list == json.end() || !list->is_array()) {
     return InvalidArgument("expected an object {\"ids\":[...]} of token ids");
@@ -94,7 +82,7 @@ Status CheckIds(const std::vector<TokenId>& ids, std::int64_t vocab_size) {
 
 Result<std::string> ReadMessages(const std::string& path) {
   KVS_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  Result<Json> parsed = Parse(text);
+  Result<Json> parsed = ParseJson(text);
   if (!parsed.ok()) return parsed.status().WithContext(path);
   const Json& json = *parsed;
   const bool wrapped = json.is_object() && json.contains("messages");
@@ -112,14 +100,14 @@ Result<std::string> ReadMessages(const std::string& path) {
 Result<std::string> ReadTools(const std::string& path) {
   if (path.empty()) return std::string();
   KVS_ASSIGN_OR_RETURN(std::string text, ReadFile(path));
-  Result<Json> json = Parse(text);
+  Result<Json> json = ParseJson(text);
   if (!json.ok()) return json.status().WithContext(path);
   if (!json->is_array()) return InvalidArgument(path + ": expected a JSON array of tools");
   return text;
 }
 
 Result<std::string> ParseTextLine(const std::string& line) {
-  KVS_ASSIGN_OR_RETURN(const Json json, Parse(line));
+  KVS_ASSIGN_OR_RETURN(const Json json, ParseJson(line));
   const auto text = json.is_object() ? json.find("text") : json.end();
   if (!json.is_object() || text == json.end() || !text->is_string())
     return InvalidArgument("expected an object {\"text\":\"...\"}");

@@ -8,6 +8,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "libkvshare/core/json_text.h"
 #include "libkvshare/core/status_macros.h"
 
 namespace kvshare::trace {
@@ -149,7 +150,9 @@ struct BlockTraceParser::State {
 };
 
 Status BlockTraceParser::State::Header(const Json& json) {
-  if (json["schema"] != "ktr") return Wrong("schema", "is not \"ktr\"");
+  std::string schema;
+  KVS_RETURN_IF_ERROR(Text(json, "schema", &schema));
+  if (schema != "ktr") return Wrong("schema", "is not \"ktr\"");
   std::int64_t version = 0;
   KVS_RETURN_IF_ERROR(Count(json, "version", &version));
   if (version != 1) return FailedPrecondition("KTR version " + std::to_string(version) + "; this reader knows 1");
@@ -220,8 +223,9 @@ Status BlockTraceParser::AddLine(std::string_view line) {
   if (line.find_first_not_of(" \t\r") == std::string_view::npos) return OkStatus();
   const auto at = [&](const Status& status) { return status.WithContext("line " + std::to_string(state_->line)); };
   if (line.size() > kMaxLineBytes) return at(ResourceExhausted("longer than 64 MiB"));
-  const Json json = Json::parse(line, nullptr, false);
-  if (json.is_discarded()) return at(InvalidArgument("not JSON"));
+  const Result<Json> parsed = ParseJson(line);
+  if (!parsed.ok()) return at(parsed.status());
+  const Json& json = *parsed;
   if (!json.is_object()) return at(InvalidArgument("not a JSON object"));
   if (json.contains("seg")) return OkStatus();  // a text; whether requests use it shows there
   const Status status = json.contains("schema") ? state_->Header(json) : state_->Request(json);

@@ -10,9 +10,8 @@
 namespace kvshare::trace {
 
 inline constexpr std::size_t kMaxLineBytes = std::size_t{64} << 20;
-inline constexpr int kMaxJsonDepth = 256;  // writing a value out again takes a stack frame per level
 
-// InvalidArgument when it is no JSON or nested too deep, ResourceExhausted when it is longer than kMaxLineBytes.
+// InvalidArgument when it is not JSON (ParseJson), ResourceExhausted when it is longer than kMaxLineBytes.
 Result<nlohmann::json> ParseJsonLine(std::string_view line);
 
 }  // namespace kvshare::trace
