@@ -166,6 +166,21 @@ TEST(TraceReaderTest, ReadsRequestLogsInTheShapesThatToolsWrite) {
             (std::vector<TokenId>{5, 6, 7}));
 }
 
+TEST(TraceReaderTest, ReadsDatesAsProgramsWriteThem) {
+  for (const std::string date : {"Thu, 27 Nov 2025 05:51:54 GMT", "2025-11-27T05:51:54Z", "2025-11-27 05:51:54",
+                                 "2025-11-27T05:51:54+00:00", "2025-11-27T11:21:54+05:30", "2025-11-27T11:21:54+0530",
+                                 "2025-11-27T02:51:54-03", "2025-11-26T22:21:54-0730"}) {
+    const auto trace = Parse({R"({"messages":[{"role":"user","content":"x"}],"timestamp":")" + date + "\"}"});
+    ASSERT_TRUE(trace.ok()) << date;
+    EXPECT_EQ(trace->requests[0].timestamp_ms, 1764222714000.0) << date;
+  }
+  for (const std::string date : {"2025-11-27T05:51:54.250Z", "2025-11-27 05:51:54,250"}) {
+    const auto trace = Parse({R"({"messages":[{"role":"user","content":"x"}],"timestamp":")" + date + "\"}"});
+    ASSERT_TRUE(trace.ok()) << date;
+    EXPECT_EQ(trace->requests[0].timestamp_ms, 1764222714250.0) << date;
+  }
+}
+
 TEST(TraceReaderTest, NamesTheCauseOfEveryBadLogLine) {
   const std::string good = R"({"messages":[{"role":"user","content":"x"}]})";
   const auto wrong = [&](const std::string& line, const std::string& cause) {

@@ -95,7 +95,8 @@ Result<std::optional<std::string>> ReplyText(const Json* reply) {
   return Fields::Wrong("response", "is neither text nor a chat reply");
 }
 
-// "Thu, 27 Nov 2025 05:51:54 GMT" or "2025-11-27T05:51:54.123Z" (UTC unless it says otherwise) to ms since 1970.
+// "Thu, 27 Nov 2025 05:51:54 GMT", "2025-11-27T05:51:54.123Z" or "2025-11-27 11:21:54,123+0530" (UTC unless it says
+// otherwise) to ms since 1970.
 std::optional<double> DateMs(const std::string& text) {
   std::tm tm{};
   const char* rest = strptime(text.c_str(), "%a, %d %b %Y %H:%M:%S", &tm);
@@ -107,11 +108,12 @@ std::optional<double> DateMs(const std::string& text) {
   if (rest == nullptr) return std::nullopt;
   double ms = static_cast<double>(timegm(&tm)) * 1000;
   double digit = 100;
-  if (*rest == '.') {
+  if (*rest == '.' || *rest == ',') {
     for (++rest; *rest >= '0' && *rest <= '9'; ++rest, digit /= 10) ms += digit * (*rest - '0');
   }
   int hours = 0, minutes = 0;
-  if ((*rest == '+' || *rest == '-') && std::sscanf(rest + 1, "%2d:%2d", &hours, &minutes) >= 1) {
+  if (*rest == '+' || *rest == '-') {
+    if (std::sscanf(rest + 1, "%2d:%2d", &hours, &minutes) < 2) std::sscanf(rest + 1, "%2d%2d", &hours, &minutes);
     ms -= (*rest == '+' ? 1 : -1) * (hours * 60 + minutes) * 60000.0;
   }
   return ms;
