@@ -127,6 +127,8 @@ class TraceToolsTest(ProgramTest):
             dict(session="s", messages=[dict(role="system", content="You are the cook."), user(say)]),
             dict(agent="teller", prompt="Once upon a time", max_tokens=90, ignored=1),
             dict(session="s", agent="judge", messages=[user("Judge.")], max_tokens=3),
+            dict(session="t", instructions="You are the cook.", input=say),
+            dict(session="u", instructions="You are the cook.", input=[user(say)]),
         ]
         trace = self.path("r.ktr.jsonl.gz")
         with self.daemon() as (endpoint, _):
@@ -135,14 +137,16 @@ class TraceToolsTest(ProgramTest):
             bad = self.path("bad", "{\n")
             bad = self.kvctl("trace", "record", bad, "--endpoint", endpoint, "--out", trace + "2", code=1)
         replies = [json.loads(line) for line in out.splitlines()]
-        self.assertEqual([r["request_id"] for r in replies], ["s/0", "0/0", "s/1"])
+        self.assertEqual([r["request_id"] for r in replies], ["s/0", "0/0", "s/1", "t/0", "u/0"])
         self.assertLessEqual(replies[2]["completion_tokens"], 3)
         self.assertIn("line 1: not JSON", bad[1])
         info = self.json("trace", "info", trace, "--format", "json")
-        self.assertEqual(info["agents"], {"cook": 1, "judge": 1, "teller": 1})
+        self.assertEqual(info["agents"], {"cook": 3, "judge": 1, "teller": 1})
         self.assertEqual(info["prompt_tokens"], sum(r["prompt_tokens"] for r in replies))
         _, got = self.dumped(trace)
         self.assertEqual([len(x["ids"]) for x in got], [r["prompt_tokens"] for r in replies])
+        self.assertEqual(got[3]["ids"], got[0]["ids"])
+        self.assertEqual(got[4]["ids"], got[0]["ids"])
         self.assertEqual([len(x["output_ids"]) for x in got], [max(1, r["completion_tokens"]) for r in replies])
 
     def test_a_report_is_rendered_again(self):

@@ -158,9 +158,15 @@ std::string AgentOf(const std::vector<ChatRow::Message>& messages) {
   return "agent";
 }
 
-Status ReadMessages(const Json& list, ChatRow* row) {
+// `instructions`, or null, is a system message before the list's.
+Status ReadMessages(const Json* instructions, const Json& list, ChatRow* row) {
   if (!list.is_array() || list.empty()) return Fields::Wrong("messages", "is not a list with something in it");
-  for (const Json& message : list) {
+  Json messages = Json::array();
+  if (instructions != nullptr && instructions->is_string()) {
+    messages.push_back({{"role", "system"}, {"content", *instructions}});
+  }
+  messages.insert(messages.end(), list.begin(), list.end());
+  for (const Json& message : messages) {
     const Json* role = Find(&message, "role");
     if (role == nullptr || !role->is_string() || role->get_ref<const std::string&>().empty()) {
       return Fields::Wrong("messages", "holds something that is no message with a role");
@@ -170,7 +176,7 @@ Status ReadMessages(const Json& list, ChatRow* row) {
       return Fields::Wrong("messages", "has the role \"" + name + "\", kept for KTR");
     row->messages.push_back({name, MessageText(message)});
   }
-  row->messages_json = Dump(list);
+  row->messages_json = Dump(messages);
   return OkStatus();
 }
 
@@ -221,17 +227,15 @@ Result<ChatRow> ParseChatRow(const Json& json) {
   const Json* request = RequestOf(json);
   const Json* response = FindFirst({&json}, {"response", "output", "completion", "reply"});
   ChatRow row;
-  if (const Json* instructions = Find(request, "instructions"); instructions != nullptr && instructions->is_string()) {
-    row.messages.push_back({"system", instructions->get<std::string>()});
-  }
+  const Json* instructions = Find(request, "instructions");
   if (const Json* messages = Find(request, "messages")) {
-    KVS_RETURN_IF_ERROR(ReadMessages(*messages, &row));
+    KVS_RETURN_IF_ERROR(ReadMessages(instructions, *messages, &row));
   } else if (const Json* prompt = FindFirst({request}, {"prompt", "ids", "text_input"})) {
     KVS_RETURN_IF_ERROR(ReadPrompt(*prompt, &row));
   } else if (const Json* input = Find(request, "input"); input != nullptr && input->is_array()) {
-    KVS_RETURN_IF_ERROR(ReadMessages(*input, &row));
+    KVS_RETURN_IF_ERROR(ReadMessages(instructions, *input, &row));
   } else if (input != nullptr && input->is_string()) {
-    row.messages.push_back({"user", input->get<std::string>()});
+    KVS_RETURN_IF_ERROR(ReadMessages(instructions, {{{"role", "user"}, {"content", *input}}}, &row));
   } else {
     return InvalidArgument("no \"messages\" and no \"prompt\"");
   }

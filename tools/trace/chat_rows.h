@@ -20,7 +20,7 @@ struct ChatRow {
   };
   std::vector<Message> messages;  // tools, if any, as a first message of role "tools"
   std::vector<TokenId> ids;       // instead of messages: a prompt of token ids
-  std::string messages_json;      // as given, to be sent again; empty for a plain prompt
+  std::string messages_json;      // as given, to be sent again; empty for a prompt that is text or ids
   std::string tools_json;
   std::optional<std::string> output;
   std::string id;  // empty: the log names none
