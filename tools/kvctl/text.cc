@@ -74,7 +74,7 @@ int ForEachLine(const TextOptions& options,
     ++number;
     if (line.find_first_not_of(" \t\r") == line.npos) continue;
     const auto json = line_to_json(source, line);
-    if (!json.ok()) return Fail(json.status().WithContext(options.jsonl_file + " line " + std::to_string(number)));
+    if (!json.ok()) return Fail(json.status().WithContext(options.jsonl_file + ": line " + std::to_string(number)));
     Print(*json);
   }
   return Interrupted() ? kInterrupted : kOk;
