@@ -1,5 +1,5 @@
-// JSON of model files: parsed without exceptions and read with type and range checks. Every error names the field, so
-// that "hidden_size must be an integer" is what a user sees of a broken file.
+// JSON of model files, read with type and range checks. Every error names the field, so that "hidden_size must be an
+// integer" is what a user sees of a broken file.
 #pragma once
 
 #include <cstdint>
